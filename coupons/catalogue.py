@@ -1,0 +1,99 @@
+"""What the door knows without a query: coupons, and the database's time.
+
+An entry is at most a second old, so a change in the admin or by command takes effect within that. Nothing here
+decides about stock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from django.db.models import F
+from django.db.models.functions import Now
+
+from .models import Coupon
+from .policy import Window
+
+_MAX_AGE = 0.8
+_MAX_ENTRIES = 10_000
+
+
+class DatabaseClock:
+    """The database's time, told by this machine's monotonic clock between two looks: no trust in its wall clock."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+
+    def set(self, moment: datetime, asked_at: float) -> None:
+        """``moment`` is what the database told; ``asked_at`` the monotonic seconds when it was asked."""
+        self._offset = moment.timestamp() - asked_at
+
+    def now(self) -> datetime:
+        """The database's time, aware, UTC."""
+        if self._offset is None:
+            raise RuntimeError("the clock is set by the first look into the catalogue")
+        return datetime.fromtimestamp(self._offset + time.monotonic(), UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    coupon_id: int
+    coupon_type: str
+    admission: str
+    window: Window
+    loaded_at: float
+
+
+class Catalogue:
+    """Coupons by id and by type; one per process, shared by its threads."""
+
+    def __init__(self) -> None:
+        self.clock = DatabaseClock()
+        self._lock = threading.Lock()
+        self._entries: dict[int | str, CatalogueEntry] = {}
+
+    def get(self, id_or_type: int | str) -> CatalogueEntry | None:
+        """The coupon of that id (int) or type (str), None if there is none. Raises what the database raises."""
+        entry = self._fresh(id_or_type)
+        if entry is None:
+            with self._lock:
+                # Somebody else may have loaded it while this thread waited for the lock.
+                entry = self._fresh(id_or_type) or self._load(id_or_type)
+        return entry
+
+    def clear(self) -> None:
+        """Forget everything; the next look asks the database."""
+        with self._lock:
+            self._entries.clear()
+
+    def _fresh(self, id_or_type: int | str) -> CatalogueEntry | None:
+        entry = self._entries.get(id_or_type)
+        if entry is not None and time.monotonic() - entry.loaded_at < _MAX_AGE:
+            return entry
+        return None
+
+    def _load(self, id_or_type: int | str) -> CatalogueEntry | None:
+        field = "id" if isinstance(id_or_type, int) else "coupon_type"
+        asked_at = time.monotonic()
+        row = (
+            Coupon.objects.filter(**{field: id_or_type})
+            .annotate(database_time=Now())
+            .values_list("id", "coupon_type", "admission", "opens_at", "closes_at", "paused", F("database_time"))
+            .first()
+        )
+        if row is None:
+            self._entries.pop(id_or_type, None)
+            return None
+        coupon_id, coupon_type, admission, opens_at, closes_at, paused, moment = row
+        self.clock.set(moment, asked_at)
+        entry = CatalogueEntry(coupon_id, coupon_type, admission, Window(opens_at, closes_at, paused), asked_at)
+        if len(self._entries) >= _MAX_ENTRIES:
+            self._entries.clear()
+        self._entries[coupon_id] = self._entries[coupon_type] = entry
+        return entry
+
+
+catalogue = Catalogue()

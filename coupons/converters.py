@@ -1,0 +1,38 @@
+"""Path converters: what cannot be an id is no path of ours, so it reads as 404."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.urls import register_converter
+
+
+class Id64Converter:
+    """A positive 64-bit integer."""
+
+    regex = "[0-9]{1,19}"
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if not 0 < number < 2**63:
+            raise ValueError(value)
+        return number
+
+    def to_url(self, value: int) -> str:
+        return str(value)
+
+
+class AnyCaseUuidConverter:
+    """A UUID in its usual form, in either case."""
+
+    regex = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+
+    def to_python(self, value: str) -> UUID:
+        return UUID(value)
+
+    def to_url(self, value: UUID) -> str:
+        return str(value)
+
+
+register_converter(Id64Converter, "id64")
+register_converter(AnyCaseUuidConverter, "anyuuid")

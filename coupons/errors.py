@@ -1,0 +1,57 @@
+"""Errors that a caller is told about: HTTP status and code stand on the class."""
+
+from __future__ import annotations
+
+
+class DomainError(Exception):
+    """Base of every refusal. ``detail`` is a sentence for the caller, ``retry_after`` seconds."""
+
+    status = 400
+    code = "invalid"
+    title = "The request is not valid"
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        errors: list[dict[str, str]] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.errors = errors
+        self.retry_after = retry_after
+
+
+class InvalidRequest(DomainError):
+    pass
+
+
+class NotYourself(DomainError):
+    status = 403
+    code = "forbidden"
+    title = "You may only act for yourself"
+
+
+class NotFound(DomainError):
+    status = 404
+    code = "not_found"
+    title = "There is no such thing"
+
+
+class CouponNotOpen(DomainError):
+    status = 409
+    code = "not_open"
+    title = "The coupon is not open"
+
+
+class IdempotencyKeyReused(DomainError):
+    status = 422
+    code = "idempotency_key_reused"
+    title = "The idempotency key was used for another request"
+
+
+class Unavailable(DomainError):
+    status = 503
+    code = "unavailable"
+    title = "The service cannot take requests at the moment"

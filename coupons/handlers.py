@@ -1,0 +1,32 @@
+"""What this app does with messages: its consumer groups, registered with the bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from kafka_bridge.registry import ConsumerGroup, register_group, register_undecided
+
+from . import services
+from .events import ISSUE_REQUESTED, read_issue_task
+from .models import IssueRequest
+
+ISSUE = ConsumerGroup(
+    name="issue",
+    event_types=(ISSUE_REQUESTED,),
+    decode=read_issue_task,
+    handle=services.issue_many,
+    on_dead_letters=services.end_rejected,
+)
+
+
+def register() -> None:
+    """Called once, when the app is ready."""
+    register_group(ISSUE)
+    register_undecided(ISSUE_REQUESTED, undecided_requests)
+
+
+def undecided_requests(request_ids: Collection[UUID]) -> set[UUID]:
+    """Those of ``request_ids`` that have no terminal row yet."""
+    decided = IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", flat=True)
+    return set(request_ids) - set(decided)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import logging
+import threading
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.management.worker import WorkerCommand, positive
+from kafka_bridge.registry import ConsumerGroup, groups
+
+logger = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 0.2
+
+
+class Command(WorkerCommand):
+    help = "Runs consumer groups: all that are registered, or those named. Issues coupons (group issue)."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--group", action="append", metavar="G", help="repeatable; default: every group")
+        parser.add_argument(
+            "--concurrency", type=positive, default=1, metavar="N", help="threads per group (default 1)"
+        )
+        parser.add_argument("--batch-size", type=positive, metavar="N", help="default CONSUMER_BATCH_SIZE")
+        parser.add_argument(
+            "--until-idle", action="store_true", help="end once every partition was at its end for a second"
+        )
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        threads = [
+            ConsumerThread(group, number, stop, options["batch_size"], until_idle=options["until_idle"])
+            for group in self._chosen(options["group"])
+            for number in range(options["concurrency"])
+        ]
+        for thread in threads:
+            thread.start()
+        # The main thread only waits: signal handlers run in it.
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(_JOIN_SECONDS)
+            if any(thread.error for thread in threads):
+                stop.request()
+        if failed := next((thread for thread in threads if thread.error), None):
+            raise CommandError(f"{failed.name} died: {failed.error!r}")
+
+    def _chosen(self, names: list[str] | None) -> list[ConsumerGroup]:
+        known = groups()
+        for name in names or ():
+            if name not in known:
+                raise CommandError(f"there is no group {name!r}; known: {', '.join(sorted(known))}")
+        return [known[name] for name in dict.fromkeys(names or sorted(known))]
+
+
+class ConsumerThread(threading.Thread):
+    """One consumer of a group; an error that its loop cannot survive is kept in ``error``."""
+
+    def __init__(
+        self, group: ConsumerGroup, number: int, stop: StopFlag, batch_size: int | None, *, until_idle: bool
+    ) -> None:
+        super().__init__(name=f"{group.name}-{number}")
+        self._consumer = GroupConsumer(group, batch_size=batch_size)
+        self._stop_flag = stop
+        self._until_idle = until_idle
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._consumer.run(self._stop_flag, until_idle=self._until_idle)
+        except Exception as error:
+            logger.exception("%s died", self.name)
+            self.error = error

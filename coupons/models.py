@@ -1,0 +1,138 @@
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from . import policy
+from .policy import Window
+
+
+class Coupon(models.Model):
+    """A limited number of equal coupons, handed out first come, first served."""
+
+    class Admission(models.TextChoices):
+        QUEUE = "queue"
+
+    class DiscountType(models.TextChoices):
+        PERCENT = "PERCENT"
+        FIXED = "FIXED"
+
+    class RefundPolicy(models.TextChoices):
+        RETURN_TO_USER = "RETURN_TO_USER"
+        RETURN_TO_POOL = "RETURN_TO_POOL"
+        BURN = "BURN"
+
+    id = models.BigAutoField(primary_key=True)
+    coupon_type = models.CharField(max_length=64, unique=True)
+    name = models.CharField(max_length=200)
+    admission = models.CharField(max_length=16, choices=Admission, default=Admission.QUEUE)
+    discount_type = models.CharField(max_length=16, choices=DiscountType)
+    discount_value = models.BigIntegerField(help_text="percent, or won")
+    discount_cap = models.BigIntegerField(null=True, blank=True, help_text="won; the most a percentage takes off")
+    min_order_amount = models.BigIntegerField(default=0, help_text="won")
+    total_quantity = models.BigIntegerField()
+    reserved = models.BigIntegerField(default=0, editable=False)
+    issued = models.BigIntegerField(default=0, editable=False)
+    opens_at = models.DateTimeField(db_default=Now())
+    closes_at = models.DateTimeField(null=True, blank=True)
+    paused = models.BooleanField(default=False)
+    valid_days = models.PositiveIntegerField(null=True, blank=True, help_text="empty: never expires")
+    refund_policy = models.CharField(max_length=16, choices=RefundPolicy, default=RefundPolicy.RETURN_TO_USER)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        permissions = [("issue_for_others", "Can request coupons for other users")]
+        constraints = [
+            models.CheckConstraint(
+                name="coupon_stock",
+                condition=Q(issued__gte=0, reserved__gte=0, total_quantity__gte=F("issued") + F("reserved")),
+            ),
+            models.CheckConstraint(
+                name="coupon_discount",
+                condition=Q(discount_type="FIXED", discount_value__gte=1)
+                | Q(discount_type="PERCENT", discount_value__gte=1, discount_value__lte=100),
+            ),
+            models.CheckConstraint(
+                name="coupon_type_letters", condition=Q(coupon_type__regex=r"^[A-Za-z0-9_-]{1,64}$")
+            ),
+            models.CheckConstraint(name="coupon_window", condition=Q(closes_at=None) | Q(closes_at__gte=F("opens_at"))),
+        ]
+
+    def __str__(self) -> str:
+        return self.coupon_type
+
+    @property
+    def window(self) -> Window:
+        return Window(self.opens_at, self.closes_at, self.paused)
+
+    @property
+    def remaining(self) -> int:
+        return self.total_quantity - self.issued - self.reserved
+
+
+class UserCoupon(models.Model):
+    """A coupon that a user has. ``user_id`` comes from the token: users live elsewhere."""
+
+    class Status(models.TextChoices):
+        ISSUED = "ISSUED"
+        HELD = "HELD"
+        USED = "USED"
+        REVOKED = "REVOKED"
+
+    id = models.BigAutoField(primary_key=True)
+    # No database check per row: whoever inserts holds the lock on the coupon, and coupons are never deleted.
+    coupon = models.ForeignKey(
+        Coupon, on_delete=models.PROTECT, db_constraint=False, db_index=False, related_name="user_coupons"
+    )
+    user_id = models.BigIntegerField()
+    status = models.CharField(max_length=16, choices=Status, default=Status.ISSUED)
+    issued_at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True)
+    used_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            # Also the index of a user's own list, hence the user first.
+            models.UniqueConstraint(fields=["user_id", "coupon"], name="one_coupon_per_user"),
+        ]
+
+    def __str__(self) -> str:
+        return f"coupon {self.coupon_id} of user {self.user_id}"
+
+
+class IssueRequest(models.Model):
+    """How a request ended: its terminal answer, the inbox of the issuer and the audit trail in one row.
+
+    It is written once, together with the coupon, and never changed. Until it exists the request is its outbox row.
+    """
+
+    class Status(models.TextChoices):
+        SUCCESS = policy.SUCCESS
+        FAILED = policy.FAILED
+
+    class Reason(models.TextChoices):
+        SOLD_OUT = policy.SOLD_OUT
+        ALREADY_ISSUED = policy.ALREADY_ISSUED
+        NOT_OPEN = policy.NOT_OPEN
+        UNKNOWN_COUPON = policy.UNKNOWN_COUPON
+        ERROR = policy.ERROR
+
+    request_id = models.UUIDField(primary_key=True)
+    # Null for a request that named no coupon of ours, or that nobody could read.
+    coupon = models.ForeignKey(
+        Coupon, on_delete=models.PROTECT, null=True, db_constraint=False, db_index=False, related_name="requests"
+    )
+    coupon_type = models.CharField(max_length=64, default="")
+    user_id = models.BigIntegerField(null=True)
+    status = models.CharField(max_length=16, choices=Status)
+    reason = models.CharField(max_length=16, choices=Reason, null=True)  # noqa: DJ001 - null is "no reason"
+    user_coupon_id = models.BigIntegerField(null=True)
+    source = models.CharField(max_length=16, default="")
+    requested_at = models.DateTimeField(null=True)
+    processed_at = models.DateTimeField()
+    topic = models.CharField(max_length=249)
+    partition = models.IntegerField()
+    offset = models.BigIntegerField()
+    remaining = models.BigIntegerField(null=True, help_text="stock left after the decision")
+
+    def __str__(self) -> str:
+        return f"{self.request_id} {self.status}"

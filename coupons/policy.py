@@ -1,0 +1,121 @@
+"""The rules, free of I/O: the decision of a batch, and what a coupon's state is at a moment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+SUCCESS = "SUCCESS"
+FAILED = "FAILED"
+PENDING = "PENDING"
+
+SOLD_OUT = "SOLD_OUT"
+ALREADY_ISSUED = "ALREADY_ISSUED"
+NOT_OPEN = "NOT_OPEN"
+UNKNOWN_COUPON = "UNKNOWN_COUPON"
+ERROR = "ERROR"
+
+_COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Claim(NamedTuple):
+    """One request of a batch. ``coupon_id`` None: no such coupon; ``in_window`` False: asked outside its window."""
+
+    request_id: UUID
+    user_id: int
+    coupon_id: int | None
+    in_window: bool = True
+
+
+class Decision(NamedTuple):
+    """How one claim ends. ``reason`` None is success; ``remaining`` is what was left of the coupon afterwards."""
+
+    claim: Claim
+    reason: str | None
+    remaining: int | None
+
+    @property
+    def status(self) -> str:
+        return SUCCESS if self.reason is None else FAILED
+
+
+def decide(
+    claims: Sequence[Claim],
+    *,
+    free: Mapping[int, int],
+    decided: Collection[UUID],
+    holders: Collection[tuple[int, int]],
+) -> list[tuple[int, Decision]]:
+    """Decide ``claims`` one after the other, in the order given.
+
+    ``free`` is the stock left by coupon id, ``decided`` the request ids that have their answer, ``holders`` the
+    (coupon id, user id) pairs that have the coupon. Returns (index of the claim, its decision) for the first claim
+    of every request id that is not decided yet; the others keep the answer they have. A duplicate is told so even
+    when the stock is gone.
+    """
+    left = dict(free)
+    seen = set(decided)
+    holding = set(holders)
+    decisions: list[tuple[int, Decision]] = []
+    for index, claim in enumerate(claims):
+        if claim.request_id in seen:
+            continue
+        seen.add(claim.request_id)
+        coupon_id = claim.coupon_id
+        if coupon_id is None or coupon_id not in left:
+            decisions.append((index, Decision(claim, UNKNOWN_COUPON, None)))
+            continue
+        pair = (coupon_id, claim.user_id)
+        reason: str | None = None
+        if not claim.in_window:
+            reason = NOT_OPEN
+        elif pair in holding:
+            reason = ALREADY_ISSUED
+        elif left[coupon_id] <= 0:
+            reason = SOLD_OUT
+        else:
+            left[coupon_id] -= 1
+            holding.add(pair)
+        decisions.append((index, Decision(claim, reason, left[coupon_id])))
+    return decisions
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a coupon takes requests: from ``opens_at`` on, before ``closes_at`` (None: no end), unless paused."""
+
+    opens_at: datetime
+    closes_at: datetime | None
+    paused: bool = False
+
+    def contains(self, moment: datetime) -> bool:
+        """Whether ``moment`` lies between opening and closing; a pause does not count."""
+        return self.opens_at <= moment and (self.closes_at is None or moment < self.closes_at)
+
+    def state(self, moment: datetime, remaining: int) -> str:
+        """``SCHEDULED``, ``OPEN``, ``PAUSED``, ``SOLD_OUT`` or ``CLOSED``."""
+        if self.closes_at is not None and moment >= self.closes_at:
+            return "CLOSED"
+        if moment < self.opens_at:
+            return "SCHEDULED"
+        if self.paused:
+            return "PAUSED"
+        return "OPEN" if remaining > 0 else "SOLD_OUT"
+
+    def refusal(self, moment: datetime) -> str | None:
+        """Why a request at ``moment`` is not taken, as a sentence; None if it is."""
+        state = self.state(moment, remaining=1)
+        return {
+            "SCHEDULED": f"The coupon opens at {self.opens_at.isoformat()}.",
+            "PAUSED": "The coupon is paused. Try again later.",
+            "CLOSED": "The coupon is closed.",
+        }.get(state)
+
+
+def is_coupon_type(text: str) -> bool:
+    """Whether ``text`` can be a coupon type: 1 to 64 of ``A-Z a-z 0-9 _ -``."""
+    return _COUPON_TYPE.fullmatch(text) is not None

@@ -1,0 +1,142 @@
+"""Reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+
+from kafka_bridge.contracts import isoformat_z
+from kafka_bridge.outbox import stored_payload
+
+from . import policy, status_view
+from .events import ISSUE_REQUESTED, IssueRequested
+from .models import Coupon, IssueRequest, UserCoupon
+from .status_view import RequestStatus
+
+
+@dataclass(frozen=True, slots=True)
+class CouponView:
+    """A coupon as the API and the pages tell it; ``state`` and ``server_time`` by the database's clock."""
+
+    coupon_id: int
+    coupon_type: str
+    name: str
+    admission: str
+    discount_type: str
+    discount_value: int
+    total_quantity: int
+    issued_quantity: int
+    remaining: int
+    opens_at: datetime
+    closes_at: datetime | None
+    state: str
+    server_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UserCouponView:
+    user_coupon_id: int
+    coupon_id: int
+    coupon_type: str
+    status: str
+    issued_at: datetime
+    expires_at: datetime | None
+    used_at: datetime | None
+
+
+def coupons() -> QuerySet[Coupon]:
+    """All coupons with the database's time, for ``coupon_view``."""
+    return Coupon.objects.annotate(server_time=Now())
+
+
+def coupon_view(coupon: Any) -> CouponView:
+    """The view of a row of ``coupons()``."""
+    return CouponView(
+        coupon_id=coupon.id,
+        coupon_type=coupon.coupon_type,
+        name=coupon.name,
+        admission=coupon.admission,
+        discount_type=coupon.discount_type,
+        discount_value=coupon.discount_value,
+        total_quantity=coupon.total_quantity,
+        issued_quantity=coupon.issued,
+        remaining=coupon.remaining,
+        opens_at=coupon.opens_at,
+        closes_at=coupon.closes_at,
+        state=coupon.window.state(coupon.server_time, coupon.remaining),
+        server_time=coupon.server_time,
+    )
+
+
+def coupon_list(limit: int) -> Sequence[CouponView]:
+    """The newest ``limit`` coupons."""
+    return [coupon_view(coupon) for coupon in coupons().order_by("-id")[:limit]]
+
+
+def user_coupons(user_id: int) -> QuerySet[UserCoupon]:
+    """The coupons of a user with the database's time, for ``user_coupon_view``."""
+    return UserCoupon.objects.filter(user_id=user_id).select_related("coupon").annotate(server_time=Now())
+
+
+def user_coupon_view(row: Any) -> UserCouponView:
+    """The view of a row of ``user_coupons()``; an unused coupon past its time reads as EXPIRED."""
+    expired = row.status == UserCoupon.Status.ISSUED and row.expires_at and row.expires_at <= row.server_time
+    return UserCouponView(
+        user_coupon_id=row.id,
+        coupon_id=row.coupon_id,
+        coupon_type=row.coupon.coupon_type,
+        status="EXPIRED" if expired else row.status,
+        issued_at=row.issued_at,
+        expires_at=row.expires_at,
+        used_at=row.used_at,
+    )
+
+
+def request_status(request_id: UUID) -> RequestStatus | None:
+    """How a request stands, None if there is no such request.
+
+    Redis first, then the terminal row, then the outbox: a request is PENDING while its outbox row is all there is.
+    """
+    return status_view.load(request_id) or ended_request(request_id) or accepted_request(request_id)
+
+
+def ended_request(request_id: UUID) -> RequestStatus | None:
+    """The terminal answer of a request, from PostgreSQL."""
+    row = IssueRequest.objects.filter(request_id=request_id).first()
+    if row is None:
+        return None
+    return RequestStatus(
+        request_id=request_id,
+        coupon_type=row.coupon_type,
+        user_id=row.user_id,
+        status=row.status,
+        reason=row.reason,
+        user_coupon_id=row.user_coupon_id,
+        requested_at=isoformat_z(row.requested_at) if row.requested_at else None,
+        processed_at=isoformat_z(row.processed_at),
+    )
+
+
+def accepted_request(request_id: UUID) -> RequestStatus | None:
+    """A request as it was accepted, from its outbox row."""
+    payload = stored_payload(ISSUE_REQUESTED, request_id)
+    if payload is None:
+        return None
+    request = msgspec.json.decode(payload, type=IssueRequested)
+    return RequestStatus(
+        request_id=request_id,
+        coupon_type=request.coupon_type or "",
+        user_id=request.user_id,
+        status=policy.PENDING,
+        reason=None,
+        user_coupon_id=None,
+        requested_at=isoformat_z(request.requested_at) if request.requested_at else None,
+        processed_at=None,
+    )

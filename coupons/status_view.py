@@ -1,0 +1,62 @@
+"""The read side of results in Redis: terminal answers only, so that nothing in it can become wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from django_redis import get_redis_connection
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+TTL_SECONDS = 24 * 3600
+
+
+class RequestStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """A request's status as the API tells it; times are ISO 8601 in UTC."""
+
+    request_id: UUID
+    coupon_type: str
+    user_id: int | None
+    status: str
+    reason: str | None
+    user_coupon_id: int | None
+    requested_at: str | None
+    processed_at: str | None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(RequestStatus)
+
+
+def store(statuses: Iterable[RequestStatus]) -> None:
+    """Make terminal statuses readable from Redis. Best effort: PostgreSQL stands behind."""
+    try:
+        pipeline = _redis().pipeline(transaction=False)
+        for status in statuses:
+            pipeline.set(_key(status.request_id), _encoder.encode(status), ex=TTL_SECONDS)
+        pipeline.execute()
+    except RedisError as error:
+        logger.warning("status view not written, reads fall back to PostgreSQL: %s", error)
+
+
+def load(request_id: UUID) -> RequestStatus | None:
+    """The terminal status, None if it is not here (or Redis is away): ask PostgreSQL then."""
+    try:
+        raw = _redis().get(_key(request_id))
+    except RedisError as error:
+        logger.warning("status view not read: %s", error)
+        return None
+    return _decoder.decode(raw) if raw else None
+
+
+def _redis() -> Any:
+    return get_redis_connection("default")
+
+
+def _key(request_id: UUID) -> str:
+    return f"status:{request_id}"

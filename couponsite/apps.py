@@ -1,0 +1,16 @@
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.signals import request_started
+
+
+class CouponsiteConfig(AppConfig):
+    name = "couponsite"
+
+    def ready(self) -> None:
+        # Imported for what they register.
+        from couponsite import checks, openapi, openapi_coupons  # noqa: F401
+        from couponsite.connections import begin_request
+        from couponsite.logging import configure_structlog
+
+        configure_structlog(debug=settings.DEBUG)
+        request_started.connect(begin_request, dispatch_uid="couponsite.begin_request")

@@ -1,0 +1,82 @@
+"""Structured logs: one JSON line per event on stderr, or coloured text while debugging.
+
+Loggers of the standard library go through the same formatter, so a line of Django looks like one of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from structlog.types import EventDict, Processor, WrappedLogger
+
+# A second line of defence: nothing of ours logs these, and a library's log call shall not either.
+_HIDDEN = frozenset({"access", "authorization", "body", "cookie", "password", "payload", "refresh", "secret", "token"})
+
+
+def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replaces values under names that hold payloads or credentials."""
+    for name in _HIDDEN & event.keys():
+        event[name] = "[hidden]"
+    return event
+
+
+def _shared_processors(*, debug: bool) -> list[Processor]:
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        hide_secrets,
+    ]
+    if not debug:
+        # Plain text: the structured variant prints local variables, and with them payloads.
+        processors.append(structlog.processors.format_exc_info)
+    return processors
+
+
+def logging_config(*, debug: bool) -> dict[str, Any]:
+    """The value of Django's ``LOGGING``."""
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if debug
+        else structlog.processors.JSONRenderer()
+    )
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "structured": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": [
+                    structlog.stdlib.PositionalArgumentsFormatter(),
+                    structlog.stdlib.ExtraAdder(allow=()),
+                    *_shared_processors(debug=debug),
+                ],
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            }
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured"}},
+        "root": {"handlers": ["stderr"], "level": "INFO"},
+        "loggers": {
+            # Django brings handlers of its own; ours is enough.
+            "django": {"handlers": [], "level": "INFO", "propagate": True},
+            # A refused request is an answer, not an event: thousands of 409 a second are the normal case.
+            "django.request": {"level": "ERROR"},
+            "django.security": {"level": "CRITICAL"},
+        },
+    }
+
+
+def configure_structlog(*, debug: bool) -> None:
+    """Sends structlog's loggers through the standard library's handlers, once per process."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared_processors(debug=debug),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )

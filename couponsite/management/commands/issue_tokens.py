@@ -1,0 +1,46 @@
+"""Tokens for load generators and demonstrations."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from couponsite.tokens import issue_access_token
+
+_MAX_ID = 2**63 - 1
+_MAX_HOURS = 24 * 366
+
+
+def user_range(text: str) -> range:
+    """``7`` or ``1-1000``, both ends included."""
+    first, _, last = text.partition("-")
+    last = last or first
+    if not all(end.isascii() and end.isdigit() and len(end) <= 19 for end in (first, last)):
+        raise ArgumentTypeError(f"{text!r} is neither a user id nor a range like 1-1000")
+    if not 0 < int(first) <= int(last) <= _MAX_ID:
+        raise ArgumentTypeError(f"{text!r} is not a range of positive 64-bit user ids")
+    return range(int(first), int(last) + 1)
+
+
+def hours(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= _MAX_HOURS):
+        raise ArgumentTypeError(f"{text!r} is not a number of hours from 1 to {_MAX_HOURS}")
+    return int(text)
+
+
+class Command(BaseCommand):
+    help = "Prints one access token per user, one a line, in order. No user rows are needed."
+    requires_system_checks = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--users", type=user_range, required=True, metavar="1-1000")
+        parser.add_argument("--scope", default="", help="scopes, separated by spaces")
+        parser.add_argument("--hours", type=hours, default=24, help="lifetime (default 24)")
+
+    def handle(self, *args: Any, users: range, scope: str, hours: int, **options: Any) -> None:
+        lifetime = timedelta(hours=hours)
+        for user_id in users:
+            self.stdout.write(issue_access_token(user_id, scope, lifetime))

@@ -1,0 +1,25 @@
+"""The pages of the site."""
+
+from __future__ import annotations
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_safe
+
+from coupons import selectors
+from couponsite.problems import is_outage, report_outage
+
+_SHOWN = 100
+
+
+@require_safe
+def start(request: HttpRequest) -> HttpResponse:
+    """The coupons and their state; a page that says so, with 503, while the database is away."""
+    try:
+        coupons = selectors.coupon_list(limit=_SHOWN)
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        report_outage(error)
+        return render(request, "start.html", {"unavailable": True}, status=503)
+    return render(request, "start.html", {"coupons": coupons})

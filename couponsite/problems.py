@@ -1,0 +1,233 @@
+"""Every refusal of the API as an RFC 9457 problem, from an app, DRF, Django or a dead server."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.core.signals import got_request_exception
+from django.db import InterfaceError, InternalError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.csrf import csrf_exempt
+from django_redis.exceptions import ConnectionInterrupted
+from redis.exceptions import RedisError
+from rest_framework import exceptions as drf
+
+from coupons.errors import DomainError
+from couponsite.connections import drop_connections
+
+logger = structlog.get_logger(__name__)
+
+_API_PREFIXES = ("/api/", "/coupons/")
+_READ_ONLY_SQL_TRANSACTION = "25006"
+
+
+class Kind(NamedTuple):
+    status: int
+    title: str
+
+
+KINDS = {
+    "invalid": Kind(400, "The request is invalid"),
+    "unauthenticated": Kind(401, "Authentication is missing or not valid"),
+    "forbidden": Kind(403, "Not allowed"),
+    "not_found": Kind(404, "Not found"),
+    "method_not_allowed": Kind(405, "Method not allowed"),
+    "too_large": Kind(413, "The body is too large"),
+    "unsupported_media_type": Kind(415, "The body is not application/json"),
+    "throttled": Kind(429, "Too many requests"),
+    "error": Kind(500, "Internal error"),
+    "unavailable": Kind(503, "Temporarily unavailable"),
+}
+
+
+class BodyTooLarge(drf.APIException):
+    """The body is larger than the API takes."""
+
+    status_code = 413
+    default_code = "too_large"
+    default_detail = "The body is too large."
+
+
+def is_api_path(path: str) -> bool:
+    """Whether ``path`` answers problems instead of pages: the API and the seeds' doors without prefix."""
+    return path.startswith(_API_PREFIXES)
+
+
+def problem(
+    request: HttpRequest,
+    code: str,
+    detail: str,
+    *,
+    kind: Kind | None = None,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponse:
+    """An ``application/problem+json`` answer; ``kind`` is for codes that are not in KINDS."""
+    status, title = kind or KINDS[code]
+    body: dict[str, Any] = {
+        "type": f"urn:coupon-service:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.path,
+        "code": code,
+    }
+    if errors:
+        body["errors"] = errors
+    response = HttpResponse(
+        msgspec.json.encode(body), status=status, content_type="application/problem+json", headers=headers
+    )
+    # Django would log each refusal once more; what deserves a line has had it.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpResponse:
+    """DRF's ``EXCEPTION_HANDLER``: the problem that tells the client about ``error``."""
+    request: HttpRequest = context["request"]._request
+    match error:
+        case DomainError():
+            headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+            kind = Kind(error.status, error.title)
+            return problem(request, error.code, error.detail, kind=kind, errors=error.errors, headers=headers)
+        case msgspec.ValidationError():
+            field, message = _locate(str(error))
+            errors = [{"field": field, "message": message}]
+            return problem(request, "invalid", f"{field}: {message}" if field else message, errors=errors)
+        case drf.NotAuthenticated() | drf.AuthenticationFailed():
+            return problem(request, "unauthenticated", str(error.detail), headers={"WWW-Authenticate": "Bearer"})
+        case drf.MethodNotAllowed():
+            # OPTIONS has a method in every DRF view, and is refused there.
+            allowed = [method for method in context["view"].allowed_methods if method != "OPTIONS"]
+            context["view"].headers["Allow"] = ", ".join(allowed)
+            return problem(request, "method_not_allowed", str(error.detail))
+        case drf.Throttled():
+            wait: float | None = getattr(error, "wait", None)
+            headers = {} if wait is None else {"Retry-After": str(max(1, round(wait)))}
+            return problem(request, "throttled", "Try again later.", headers=headers)
+        case drf.UnsupportedMediaType():
+            return problem(request, "unsupported_media_type", "Send the body as application/json.")
+        case BodyTooLarge():
+            return problem(request, "too_large", str(error.detail))
+        case drf.ValidationError():
+            return problem(request, "invalid", "The request is invalid.", errors=_flatten(error.detail))
+        case drf.ParseError():
+            return problem(request, "invalid", str(error.detail))
+        case drf.PermissionDenied():
+            return problem(request, "forbidden", str(error.detail))
+        case drf.NotFound() | Http404():
+            return problem(request, "not_found", "There is nothing here for you.")
+        case PermissionDenied():
+            return problem(request, "forbidden", "This is not for you.")
+        case SuspiciousOperation():
+            return problem(request, "invalid", "The request is malformed.")
+    return _failure(request, error)
+
+
+def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
+    """503 while a server we need is away, else 500; the cause is in the log, never in the answer."""
+    if is_outage(error):
+        report_outage(error)
+        return problem(request, "unavailable", "The service is unavailable for a moment.", headers={"Retry-After": "1"})
+    logger.error("request failed", path=request.path, exc_info=error)
+    got_request_exception.send(sender=None, request=request)
+    return problem(request, "error", "Something went wrong on our side.")
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether PostgreSQL or Redis could not answer: gone, overloaded, or a replica that takes no writes."""
+    if isinstance(error, InternalError):
+        return getattr(error.__cause__, "pgcode", None) == _READ_ONLY_SQL_TRANSACTION
+    return isinstance(
+        error,
+        OperationalError | InterfaceError | RedisError | ConnectionInterrupted,
+    )
+
+
+_reported_at = 0.0
+
+
+def report_outage(error: BaseException | None) -> None:
+    """Drops this thread's database connections and logs the outage, at most one line a second per process."""
+    global _reported_at
+    drop_connections()
+    now = time.monotonic()
+    if now - _reported_at >= 1:
+        _reported_at = now
+        logger.warning("a server did not answer", error=type(error).__name__, message=str(error).strip()[:300])
+
+
+_FIELD = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_NAMED = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
+
+
+def _locate(message: str) -> tuple[str, str]:
+    """Splits a message of msgspec into the path of the field it complains about and the complaint."""
+    field = ""
+    if place := _FIELD.search(message):
+        field, message = place[1], message[: place.start()]
+    if named := _NAMED.fullmatch(message):
+        field = f"{field}.{named[1]}" if field else named[1]
+        message = "unknown field" if "unknown" in message[:25] else "missing"
+    return field, message
+
+
+def _flatten(detail: Any, field: str = "") -> list[dict[str, str]]:
+    if isinstance(detail, Mapping):
+        nested = ((f"{field}.{name}" if field else str(name), value) for name, value in detail.items())
+        return [error for name, value in nested for error in _flatten(value, name)]
+    if isinstance(detail, list | tuple):
+        return [error for value in detail for error in _flatten(value, field)]
+    return [{"field": field, "message": str(detail)}]
+
+
+# Django's own handlers: what no DRF view has seen.
+
+
+def _answer(request: HttpRequest, code: str, detail: str) -> HttpResponse:
+    if is_api_path(request.path):
+        return problem(request, code, detail)
+    status, title = KINDS[code]
+    return render(request, "error.html", {"title": title, "detail": detail}, status=status)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _answer(request, "invalid", "The request is malformed.")
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _answer(request, "forbidden", "This is not for you.")
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    return _answer(request, "forbidden", "The CSRF check failed: reload the page and try again.")
+
+
+def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _answer(request, "not_found", "There is nothing at this address.")
+
+
+@csrf_exempt
+def no_such_endpoint(request: HttpRequest) -> HttpResponse:
+    """The view behind every API path that is none; with DEBUG on, Django would answer those with a page."""
+    return problem(request, "not_found", "There is nothing at this address.")
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    error = sys.exc_info()[1]
+    if is_api_path(request.path):
+        return _failure(request, error)
+    if is_outage(error):
+        report_outage(error)
+        response = _answer(request, "unavailable", "The service is unavailable for a moment: try again.")
+        response["Retry-After"] = "1"
+        return response
+    return _answer(request, "error", "Something went wrong on our side.")

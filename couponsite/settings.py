@@ -1,0 +1,303 @@
+"""All settings of the service. What an operator may change comes from the environment: see .env.example."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from couponsite.environment import Environment
+from couponsite.logging import logging_config
+from couponsite.processes import process_name
+from kafka_bridge.contracts import Route, overlay_groups, overlay_routes
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = Environment(os.environ)
+
+DEBUG = env.flag("DEBUG", default=False)
+
+
+def only_in_debug(value: str) -> str | None:
+    """A default that exists while debugging; elsewhere the variable is required."""
+    return value if DEBUG else None
+
+
+# Security
+
+SECRET_KEY = env.secret(
+    "SECRET_KEY",
+    only_in_debug("debug-only-secret-that-signs-nothing-of-value"),
+    # The key signs tokens with HS256, which wants as many bytes as its hash has (RFC 7518, 3.2).
+    at_least=1 if DEBUG else 32,
+)
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", default=[])
+
+# How many proxies stand in front and are believed: with 0 no X-Forwarded-* header counts.
+TRUSTED_PROXY_COUNT = env.whole("TRUSTED_PROXY_COUNT", default=0)
+if TRUSTED_PROXY_COUNT:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+# Django's own redirect knows no exception for loopback, where plain http is safe: couponsite.middleware does.
+HTTPS_REDIRECT = env.flag("SECURE_SSL_REDIRECT", default=not DEBUG)
+SECURE_SSL_REDIRECT = False
+SILENCED_SYSTEM_CHECKS = ["security.W008"]
+SECURE_HSTS_SECONDS = 0 if DEBUG else int(timedelta(days=365).total_seconds())
+SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+SECURE_HSTS_PRELOAD = True
+SESSION_COOKIE_SECURE = HTTPS_REDIRECT
+CSRF_COOKIE_SECURE = HTTPS_REDIRECT
+SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())
+SESSION_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
+X_FRAME_OPTIONS = "DENY"
+CSRF_FAILURE_VIEW = "couponsite.problems.csrf_failure"
+# The admin's forms and nothing else may be larger than an API body (couponsite.middleware refuses those).
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+
+ACCESS_TOKEN_LIFETIME = timedelta(minutes=15)
+REFRESH_TOKEN_LIFETIME = timedelta(days=1)
+# Guesses of a password from one address, and at one account.
+AUTH_TOKEN_THROTTLE = env.rate("AUTH_TOKEN_THROTTLE", default="10/min")
+
+# Application
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "couponsite",
+    "kafka_bridge",
+    "coupons",
+    "orders",
+]
+# The first answers probes before anything can refuse them. Sessions and messages are left out for API calls
+# that bring a token, which use neither.
+MIDDLEWARE = [
+    "couponsite.health.answer_probes",
+    "couponsite.middleware.https_outside_loopback",
+    "django.middleware.security.SecurityMiddleware",
+    "couponsite.middleware.StaticFilesMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "couponsite.middleware.limit_api_body",
+    "couponsite.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "couponsite.middleware.AuthenticationMiddleware",
+    "couponsite.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "couponsite.urls"
+WSGI_APPLICATION = "couponsite.wsgi.application"
+APPEND_SLASH = False
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+LOGGING = logging_config(debug=DEBUG)
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+BUSINESS_TIME_ZONE = env.time_zone("BUSINESS_TIME_ZONE", default="Asia/Seoul")
+
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+# Without `collectstatic` the files are served from the apps, so that a fresh checkout needs no build step.
+WHITENOISE_USE_FINDERS = DEBUG or not (STATIC_ROOT / "staticfiles.json").exists()
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
+        if WHITENOISE_USE_FINDERS
+        else "whitenoise.storage.CompressedManifestStaticFilesStorage"
+    },
+}
+
+# PostgreSQL and Redis
+
+_database = env.database("DATABASE_URL", only_in_debug("postgres://postgres@localhost:5432/coupons"))
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": {
+        **_database,
+        "CONN_MAX_AGE": 60,
+        # A SELECT 1 per request is a round trip; couponsite.connections looks at the socket instead.
+        "CONN_HEALTH_CHECKS": False,
+        "OPTIONS": {
+            "connect_timeout": 3,
+            "application_name": process_name(),
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+            **_database.get("OPTIONS", {}),
+        },
+    }
+}
+
+REDIS_URL = env.url("REDIS_URL", only_in_debug("redis://localhost:6379/0"), schemes=("redis", "rediss", "unix"))
+CACHES: dict[str, dict[str, Any]] = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "site",
+        "OPTIONS": {
+            "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
+            "SOCKET_CONNECT_TIMEOUT": 0.5,
+            "SOCKET_TIMEOUT": 1.0,
+            # One more try for a pooled connection whose server went away; no timeout is waited for twice.
+            "CONNECTION_POOL_KWARGS": {
+                "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+            },
+        },
+    },
+    # Stands in for counters of this process while Redis is away.
+    "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "process"},
+}
+
+# API
+
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "couponsite.authentication.BearerAuthentication",
+        "couponsite.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["couponsite.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["couponsite.parsers.StrictJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "couponsite.parsers.JSONOnly",
+    "DEFAULT_METADATA_CLASS": None,
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "couponsite.problems.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "NUM_PROXIES": TRUSTED_PROXY_COUNT,
+    "URL_FORMAT_OVERRIDE": None,
+}
+API_MAX_BODY_BYTES = 16 * 1024
+
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "Flash coupons",
+    "DESCRIPTION": "First come, first served coupons. Errors are RFC 9457 problems.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SCHEMA_PATH_PREFIX": r"/api/v1",
+    "PREPROCESSING_HOOKS": ["couponsite.openapi.one_address_per_door"],
+    "POSTPROCESSING_HOOKS": ["couponsite.openapi.describe_problems"],
+}
+
+# Kafka
+
+KAFKA_BOOTSTRAP_SERVERS = env.servers("KAFKA_BOOTSTRAP_SERVERS", only_in_debug("localhost:9092"))
+KAFKA_TOPIC_PREFIX = env.text("KAFKA_TOPIC_PREFIX", default="")
+KAFKA_REPLICATION_FACTOR = env.whole("KAFKA_REPLICATION_FACTOR", default=1, minimum=1)
+
+KAFKA_ROUTES: dict[str, Route] = env.overlay(
+    "KAFKA_ROUTES",
+    partial(
+        overlay_routes,
+        {
+            "coupon.issue.requested.v1": Route("coupon-issue-request", key="couponType", partitions=5),
+            "coupon.issue.succeeded.v1": Route("coupon-issue-response", key="couponType", partitions=5),
+            "coupon.issue.failed.v1": Route("coupon-issue-response", key="couponType", partitions=5),
+            "order.completed.v1": Route("order-completed", key="orderId", partitions=3),
+            "order.cancelled.v1": Route("order-cancelled", key="orderId", partitions=3),
+        },
+    ),
+)
+KAFKA_GROUPS: dict[str, str] = env.overlay(
+    "KAFKA_GROUPS",
+    partial(
+        overlay_groups,
+        {
+            "issue": "coupon-issue-consumer-group",
+            "results": "coupon-result-group",
+            "notification": "order-notification-group",
+            "data-platform": "order-data-platform-group",
+            "ranking": "order-ranking-group",
+            "monitoring": "order-monitoring-group",
+            "dead-letters": "dead-letter-monitor-group",
+        },
+    ),
+)
+KAFKA_PRODUCER_CONFIG = env.client_options(
+    "KAFKA_PRODUCER_CONFIG",
+    fixed=frozenset(
+        {
+            "acks",
+            "request.required.acks",
+            "enable.idempotence",
+            "enable.gapless.guarantee",
+            "message.timeout.ms",
+            "delivery.timeout.ms",
+            "retries",
+            "message.send.max.retries",
+            "max.in.flight",
+            "max.in.flight.requests.per.connection",
+            "partitioner",
+            "queuing.strategy",
+            "transactional.id",
+            "bootstrap.servers",
+            "metadata.broker.list",
+        }
+    ),
+)
+KAFKA_CONSUMER_CONFIG = env.client_options(
+    "KAFKA_CONSUMER_CONFIG",
+    fixed=frozenset(
+        {
+            "enable.auto.commit",
+            "auto.commit.enable",
+            "enable.auto.offset.store",
+            "auto.offset.reset",
+            "isolation.level",
+            "partition.assignment.strategy",
+            "group.id",
+            "group.instance.id",
+            "group.protocol",
+            "bootstrap.servers",
+            "metadata.broker.list",
+        }
+    ),
+)
+
+CONSUMER_BATCH_SIZE = env.whole("CONSUMER_BATCH_SIZE", default=1000, minimum=1)
+CONSUMER_MAX_ATTEMPTS = env.whole("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1)
+CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0)
+
+OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72)
+OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1)
+OUTBOX_MAX_DEPTH = env.whole("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1)
+REQUEST_DEADLINE_SECONDS = env.whole("REQUEST_DEADLINE_SECONDS", default=300, minimum=1)
+ORDER_PAYMENT_MINUTES = env.whole("ORDER_PAYMENT_MINUTES", default=30, minimum=1)

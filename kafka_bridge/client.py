@@ -1,0 +1,203 @@
+"""The only place that talks to librdkafka: clients with the settings that safety fixes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from django.conf import settings
+
+from .contracts import Route
+from .errors import ServiceUnavailable
+from .registry import prefixed
+
+__all__ = [
+    "Consumer",
+    "KafkaError",
+    "KafkaException",
+    "Message",
+    "Producer",
+    "TopicPartition",
+    "check_kafka",
+    "ensure_topics",
+    "group_lag",
+    "make_consumer",
+    "make_producer",
+]
+
+logger = logging.getLogger(__name__)
+
+_ADMIN_TIMEOUT = 10.0
+_DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+
+# Errors by which the broker refuses a message for good: sending it again is of no use.
+REFUSED_FOR_GOOD = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError._KEY_SERIALIZATION,
+        KafkaError._VALUE_SERIALIZATION,
+    }
+)
+PARTITION_EOF = KafkaError._PARTITION_EOF
+
+
+def _base_config() -> dict[str, Any]:
+    return {
+        "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
+        "error_cb": _log_client_error,
+        "logger": logging.getLogger("librdkafka"),
+        "reconnect.backoff.max.ms": 1000,
+    }
+
+
+def _log_client_error(error: KafkaError) -> None:
+    logger.warning("kafka client: %s", error.str())
+
+
+def make_producer() -> Producer:
+    """A producer that never lets a message overtake an earlier one of its key.
+
+    ``message.timeout.ms`` 0 means that no message gives up alone while later ones go on: see ``relay``.
+    Create it after any fork.
+    """
+    return Producer(
+        {
+            **_base_config(),
+            "linger.ms": 5,
+            "batch.num.messages": 10000,
+            "queue.buffering.max.messages": 100000,
+            "compression.type": "lz4",
+            "message.max.bytes": _DEAD_LETTER_MAX_BYTES,
+            **settings.KAFKA_PRODUCER_CONFIG,
+            "acks": "all",
+            "enable.idempotence": True,
+            "message.timeout.ms": 0,
+            # The partitioner of the Java client, so that its producers put a key on the same partition.
+            "partitioner": "murmur2_random",
+            "delivery.report.only.error": True,
+        }
+    )
+
+
+def make_consumer(group_id: str, *, end_events: bool = False) -> Consumer:
+    """A consumer whose offsets move only by an explicit commit; ``end_events`` reports the end of a partition."""
+    return Consumer(
+        {
+            **_base_config(),
+            "session.timeout.ms": 10000,
+            "heartbeat.interval.ms": 2000,
+            "fetch.wait.max.ms": 50,
+            "queued.min.messages": 10000,
+            **settings.KAFKA_CONSUMER_CONFIG,
+            "group.id": group_id,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": end_events,
+            "partition.assignment.strategy": "cooperative-sticky",
+        }
+    )
+
+
+def _make_admin() -> AdminClient:
+    return AdminClient(_base_config())
+
+
+def check_kafka() -> None:
+    """Raise ServiceUnavailable unless a broker answers."""
+    try:
+        _make_admin().list_topics(timeout=2)
+    except KafkaException as error:
+        raise ServiceUnavailable(
+            f"Kafka at {settings.KAFKA_BOOTSTRAP_SERVERS} does not answer: {error.args[0].str()}"
+        ) from error
+
+
+def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
+    """Create what is missing of the topics of ``routes``; returns (created, complaints).
+
+    Names are with the prefix. A complaint tells of a topic that exists with fewer partitions than its route says
+    (more are fine: somebody scaled). Raises ServiceUnavailable if Kafka does not answer.
+    """
+    admin = _make_admin()
+    wanted = _wanted_topics(routes)
+    try:
+        existing = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
+        missing = [topic for name, topic in wanted.items() if name not in existing]
+        created = []
+        futures = admin.create_topics(missing, operation_timeout=_ADMIN_TIMEOUT) if missing else {}
+        for name, future in futures.items():
+            try:
+                future.result()
+                created.append(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+    except KafkaException as error:
+        raise ServiceUnavailable(f"Kafka refused to create topics: {error.args[0].str()}") from error
+    complaints = [
+        f"{name} has {len(existing[name].partitions)} partitions, its route says {topic.num_partitions}"
+        for name, topic in wanted.items()
+        if name in existing and len(existing[name].partitions) < topic.num_partitions
+    ]
+    return sorted(created), sorted(complaints)
+
+
+def _wanted_topics(routes: Mapping[str, Route]) -> dict[str, NewTopic]:
+    topics: dict[str, NewTopic] = {}
+    for route in routes.values():
+        replicas = route.replicas or settings.KAFKA_REPLICATION_FACTOR
+        topics[prefixed(route.topic)] = _new_topic(
+            route.topic, route.partitions, replicas, {"retention.ms": str(route.retention_ms)}
+        )
+        topics[prefixed(route.dead_letter_topic)] = _new_topic(
+            route.dead_letter_topic,
+            1,
+            replicas,
+            {"retention.ms": "-1", "max.message.bytes": str(_DEAD_LETTER_MAX_BYTES)},
+        )
+    return topics
+
+
+def _new_topic(name: str, partitions: int, replicas: int, config: dict[str, str]) -> NewTopic:
+    # With three replicas one broker may be away and every acknowledged message is still on two.
+    config = {**config, "min.insync.replicas": "2" if replicas >= 3 else "1"}
+    return NewTopic(prefixed(name), num_partitions=partitions, replication_factor=replicas, config=config)
+
+
+def group_lag(group_id: str, topics: list[str]) -> int:
+    """How many messages of ``topics`` (with prefix) the group has not committed; ServiceUnavailable if unknown."""
+    consumer = make_consumer(group_id)
+    try:
+        metadata = consumer.list_topics(timeout=_ADMIN_TIMEOUT).topics
+        partitions = [
+            TopicPartition(topic, partition)
+            for topic in topics
+            if topic in metadata
+            for partition in metadata[topic].partitions
+        ]
+        lag = 0
+        for committed in consumer.committed(partitions, timeout=_ADMIN_TIMEOUT):
+            low, high = consumer.get_watermark_offsets(committed, timeout=_ADMIN_TIMEOUT)
+            lag += high - (low if committed.offset < 0 else max(low, committed.offset))
+        return lag
+    except KafkaException as error:
+        raise ServiceUnavailable(f"Kafka does not tell the lag of {group_id}: {error.args[0].str()}") from error
+    finally:
+        consumer.close()

@@ -1,0 +1,157 @@
+"""The shape of what goes over the wire: routes, CloudEvents headers, and events as frozen values."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+SOURCE = b"/coupon-service"
+
+KEY_FIELDS = frozenset({"couponType", "couponId", "orderId"})
+
+_OVERLAY_FIELDS = {
+    "topic": "topic",
+    "key": "key",
+    "partitions": "partitions",
+    "replicas": "replicas",
+    "retentionMs": "retention_ms",
+    "deadLetterTopic": "dead_letter_topic",
+}
+_TEXT_FIELDS = frozenset({"topic", "key", "deadLetterTopic"})
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the events of one type go.
+
+    ``topic`` and ``dead_letter_topic`` are names without ``KAFKA_TOPIC_PREFIX``; ``key`` names the body field
+    whose value is the message key; ``replicas`` None means ``KAFKA_REPLICATION_FACTOR``; ``retention_ms`` -1
+    keeps everything.
+    """
+
+    topic: str
+    key: str
+    partitions: int
+    replicas: int | None = None
+    retention_ms: int = -1
+    dead_letter_topic: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.dead_letter_topic:
+            object.__setattr__(self, "dead_letter_topic", f"{self.topic}.DLT")
+
+
+def overlay_routes(defaults: Mapping[str, Route], overlay: object) -> dict[str, Route]:
+    """The routes with the ``KAFKA_ROUTES`` setting laid over them.
+
+    ``overlay`` has the shape ``{"<ce_type>": {"topic", "key", "partitions", "replicas", "retentionMs",
+    "deadLetterTopic"}}``, each optional. Raises ValueError with a message for the operator.
+    """
+    if not isinstance(overlay, dict):
+        raise ValueError("must be a JSON object of event types")
+    routes = dict(defaults)
+    for event_type, changes in overlay.items():
+        if event_type not in routes:
+            raise ValueError(f"unknown event type {event_type!r}; known: {', '.join(sorted(routes))}")
+        if not isinstance(changes, dict):
+            raise ValueError(f"{event_type}: must be a JSON object")
+        routes[event_type] = _overlay_route(event_type, routes[event_type], changes)
+    _refuse_disagreement(routes)
+    return routes
+
+
+def _overlay_route(event_type: str, route: Route, changes: dict[str, Any]) -> Route:
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name not in _OVERLAY_FIELDS:
+            raise ValueError(f"{event_type}: unknown field {name!r}; known: {', '.join(_OVERLAY_FIELDS)}")
+        wanted = str if name in _TEXT_FIELDS else int
+        if not isinstance(value, wanted) or isinstance(value, bool) or value in ("", 0):
+            raise ValueError(f"{event_type}: {name} must be a {'text' if wanted is str else 'number'}")
+        values[_OVERLAY_FIELDS[name]] = value
+    if values.get("key", route.key) not in KEY_FIELDS:
+        raise ValueError(f"{event_type}: key must be one of {', '.join(sorted(KEY_FIELDS))}")
+    if values.get("partitions", 1) < 1 or values.get("replicas", 1) < 1:
+        raise ValueError(f"{event_type}: partitions and replicas must be at least 1")
+    # A dead-letter topic that was only derived from the old name follows the new one.
+    if route.dead_letter_topic == f"{route.topic}.DLT":
+        values.setdefault("dead_letter_topic", "")
+    return replace(route, **values)
+
+
+def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
+    """Event types may share a topic, but a topic has one number of partitions, replicas and one retention."""
+    by_topic: dict[str, tuple[str, Route]] = {}
+    for event_type, route in routes.items():
+        other_type, other = by_topic.setdefault(route.topic, (event_type, route))
+        if (route.partitions, route.replicas, route.retention_ms) != (
+            other.partitions,
+            other.replicas,
+            other.retention_ms,
+        ):
+            raise ValueError(
+                f"{other_type} and {event_type} share the topic {route.topic!r} but differ in partitions, "
+                "replicas or retentionMs"
+            )
+
+
+def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, str]:
+    """Consumer group ids by group name with the ``KAFKA_GROUPS`` setting laid over them; ValueError if bad."""
+    if not isinstance(overlay, dict):
+        raise ValueError("must be a JSON object of group names")
+    for name, group_id in overlay.items():
+        if name not in defaults:
+            raise ValueError(f"unknown group {name!r}; known: {', '.join(sorted(defaults))}")
+        if not isinstance(group_id, str) or not group_id:
+            raise ValueError(f"{name}: the group id must be a text")
+    groups = {**defaults, **overlay}
+    if len(set(groups.values())) < len(groups):
+        raise ValueError("two groups share one id: each effect needs offsets of its own")
+    return groups
+
+
+def encode_body(body: Mapping[str, Any]) -> bytes:
+    """The bytes of a message body: compact UTF-8 JSON in the order given."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+def encode_headers(headers: Headers) -> bytes:
+    """Message headers as ASCII JSON ``[[name, base64 or null], ...]``: any bytes survive the way."""
+    return json.dumps(
+        [[name, None if value is None else b64encode(value).decode()] for name, value in headers]
+    ).encode()
+
+
+def decode_headers(stored: bytes) -> Headers:
+    """What ``encode_headers`` stored."""
+    return tuple((name, None if value is None else b64decode(value)) for name, value in json.loads(stored))
+
+
+def cloud_event_headers(
+    *, event_id: UUID, event_type: str, created_at: datetime, traceparent: str
+) -> list[tuple[str, bytes]]:
+    """The headers of an event in CloudEvents' binary mode (CloudEvents 1.0, Kafka protocol binding 3.2)."""
+    headers = [
+        ("ce_id", str(event_id).encode()),
+        ("ce_type", event_type.encode()),
+        ("ce_source", SOURCE),
+        ("ce_specversion", b"1.0"),
+        ("ce_time", isoformat_z(created_at).encode()),
+        ("content-type", b"application/json"),
+    ]
+    if traceparent:
+        headers.append(("traceparent", traceparent.encode()))
+    return headers
+
+
+def isoformat_z(moment: datetime) -> str:
+    """ISO 8601 in UTC with ``Z``; ``moment`` must be aware."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,77 @@
+"""The errors of the bridge, and the sorting of everybody else's: transient, poison or unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import redis.exceptions
+from django.db import DataError, InterfaceError, OperationalError
+from django.db.utils import Error as DatabaseError
+
+
+class BridgeError(Exception):
+    """Base of what kafka_bridge raises."""
+
+
+class PoisonMessage(BridgeError):
+    """A message that can never be handled, however often it is tried."""
+
+
+class PayloadTooLarge(BridgeError):
+    """An event's body is past what the topics are sure to take."""
+
+
+class PublishOutsideTransaction(BridgeError):
+    """publish() was called outside transaction.atomic: the event would not be part of any change."""
+
+
+class ServiceUnavailable(BridgeError):
+    """A service that the process needs does not answer."""
+
+
+class PoisonFlood(BridgeError):
+    """So many messages in a row fail that the fault is more likely here than in them."""
+
+
+# read_only_sql_transaction: a primary that became a standby. Comes as InternalError.
+# serialization_failure, deadlock_detected: come as OperationalError, named for their own sake.
+_TRANSIENT_SQLSTATES = frozenset({"25006", "25P03", "40001", "40P01", "55P03"})
+# Classes: connection exception, insufficient resources, operator intervention, system error.
+_TRANSIENT_SQLSTATE_CLASSES = frozenset({"08", "53", "57", "58"})
+
+_TRANSIENT = (
+    OperationalError,
+    InterfaceError,
+    redis.exceptions.ConnectionError,  # LOADING is a subclass
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    ServiceUnavailable,
+)
+_POISON = (PoisonMessage, DataError, ValueError, UnicodeError, RecursionError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether ``error`` is the fault of a service rather than of the message: try again without limit."""
+    return any(_is_transient_link(link) for link in _chain(error))
+
+
+def _is_transient_link(error: BaseException) -> bool:
+    sqlstate = getattr(error, "pgcode", None) or ""
+    if sqlstate:
+        return sqlstate in _TRANSIENT_SQLSTATES or sqlstate[:2] in _TRANSIENT_SQLSTATE_CLASSES
+    # Django's wrapper knows no SQLSTATE: the driver's error behind it decides where it has one.
+    if isinstance(error, DatabaseError) and getattr(error.__cause__, "pgcode", None):
+        return False
+    return isinstance(error, _TRANSIENT)
+
+
+def is_poison(error: BaseException) -> bool:
+    """Whether ``error`` proves the message bad: trying again is of no use."""
+    return isinstance(error, _POISON)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__

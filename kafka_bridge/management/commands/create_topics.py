@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import CommandError
+
+from ...client import check_kafka, ensure_topics
+from ...errors import ServiceUnavailable
+from ...lifecycle import StopFlag
+from ..worker import WorkerCommand
+
+
+class Command(WorkerCommand):
+    help = "Creates the topics of the route table that are missing, and checks the others."
+
+    needs = (check_kafka,)
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        try:
+            created, complaints = ensure_topics(settings.KAFKA_ROUTES)
+        except ServiceUnavailable as error:
+            raise CommandError(str(error)) from error
+        for name in created:
+            self.stdout.write(f"created {name}")
+        if complaints:
+            raise CommandError("; ".join(complaints) + ": add partitions, or mend KAFKA_ROUTES")
+        if not created:
+            self.stdout.write("every topic is there")

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+
+from ...lifecycle import StopFlag, check_database
+from ...pruning import prune
+from ..worker import WorkerCommand
+
+
+class Command(WorkerCommand):
+    help = "Deletes published outbox rows past OUTBOX_RETENTION_HOURS; never a request without a result."
+
+    needs = (check_database,)
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        deleted = prune(timedelta(hours=settings.OUTBOX_RETENTION_HOURS), stop)
+        self.stdout.write(f"deleted {deleted} rows")

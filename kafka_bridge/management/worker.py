@@ -1,0 +1,50 @@
+"""What every long-running command shares: waiting for its services, signals, and one line when it cannot start."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from ..client import check_kafka
+from ..errors import ServiceUnavailable
+from ..lifecycle import StopFlag, check_database, stop_on_signals, wait_for
+
+
+class WorkerCommand(BaseCommand):
+    """A command that is a process: subclasses name the services they need and write ``work``."""
+
+    needs: tuple[Callable[[], None], ...] = (check_database, check_kafka)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--wait",
+            type=float,
+            default=30.0,
+            metavar="SECONDS",
+            help="how long to wait for PostgreSQL and Kafka at the start (default 30)",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        with stop_on_signals() as stop:
+            try:
+                for check in self.needs:
+                    wait_for(check, options["wait"], stop)
+            except ServiceUnavailable as error:
+                if stop:
+                    return
+                raise CommandError(f"{error} (waited {options['wait']:g} s; start it or mend its address)") from error
+            self.work(stop, **options)
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        raise NotImplementedError
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number

@@ -1,0 +1,87 @@
+from django.db import models
+from django.db.models.functions import Now
+
+SHARDS = 64
+
+
+class OutboxMessage(models.Model):
+    """A message that is to be published: written in the transaction of the change it tells about.
+
+    ``key`` and ``payload`` are the exact bytes sent. ``headers`` is null for an event, whose CloudEvents headers
+    follow from the columns; a dead letter brings its own (JSON, see ``contracts.encode_headers``).
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.UUIDField(unique=True)
+    event_type = models.CharField(max_length=128)
+    topic = models.CharField(max_length=249)
+    key = models.BinaryField(null=True)
+    payload = models.BinaryField(null=True)
+    headers = models.BinaryField(null=True)
+    traceparent = models.CharField(max_length=64, default="", db_default="")
+    shard = models.PositiveSmallIntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+    published_at = models.DateTimeField(null=True)
+
+    class Meta:
+        indexes = [
+            # The relay's only read: its unpublished rows in id order. Published rows must not be in it, or the
+            # relay slows down with everything that was ever sent.
+            models.Index(fields=["id"], name="outbox_unpublished", condition=models.Q(published_at=None)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_type} {self.event_id}"
+
+
+class RelayLease(models.Model):
+    """Which relay publishes a shard of the outbox, and until when (by the database's clock)."""
+
+    shard = models.PositiveSmallIntegerField(primary_key=True)
+    owner = models.UUIDField(null=True)
+    expires_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"shard {self.shard}"
+
+
+class RelayMember(models.Model):
+    """A running relay, so that the others know among how many the shards are to be shared."""
+
+    owner = models.UUIDField(primary_key=True)
+    expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return str(self.owner)
+
+
+class DeadLetter(models.Model):
+    """A message that one consumer group could not handle, with its original bytes and the error."""
+
+    id = models.BigAutoField(primary_key=True)
+    consumer_group = models.CharField(max_length=64)
+    topic = models.CharField(max_length=249)
+    partition = models.IntegerField()
+    offset = models.BigIntegerField()
+    message_timestamp = models.BigIntegerField(help_text="milliseconds since 1970, as Kafka has it")
+    event_type = models.CharField(max_length=128)
+    event_id = models.UUIDField(null=True)
+    key = models.BinaryField(null=True)
+    payload = models.BinaryField(null=True)
+    headers = models.BinaryField(help_text="JSON: [[name, base64 or null], ...]")
+    error_class = models.CharField(max_length=200)
+    error_message = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            # A redelivered message is the same dead letter. The timestamp tells apart two messages at one offset
+            # of a topic that was deleted and made anew.
+            models.UniqueConstraint(
+                fields=["consumer_group", "topic", "partition", "offset", "message_timestamp"],
+                name="dead_letter_once",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.consumer_group}: {self.topic}[{self.partition}]@{self.offset}"

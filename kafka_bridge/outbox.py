@@ -1,0 +1,146 @@
+"""Writing the outbox: the only way an event leaves the service."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import connection, transaction
+from uuid_utils.compat import uuid7
+
+from .contracts import Route, encode_body
+from .errors import PayloadTooLarge, PublishOutsideTransaction
+from .models import SHARDS, OutboxMessage
+
+# Topics take 1 MiB by default; the rest is room for headers and the batch around the record.
+MAX_PAYLOAD_BYTES = 900_000
+
+
+def new_event_id() -> UUID:
+    """A UUIDv7: ids of one time lie together in the index, random ones cost many times the WAL."""
+    return uuid7()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, on its way out. ``body`` must hold the field that the type's route names as key."""
+
+    event_type: str
+    body: Mapping[str, Any]
+    event_id: UUID = field(default_factory=new_event_id)
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter."""
+
+    event_id: UUID
+    event_type: str
+    topic: str
+    key: bytes | None
+    payload: bytes | None
+    headers: bytes | None = None
+    traceparent: str = ""
+
+    @property
+    def shard(self) -> int:
+        return zlib.crc32(self.key or b"") % SHARDS
+
+
+_COLUMNS = "event_id, event_type, topic, key, payload, headers, traceparent, shard"
+_INSERT_ONE = (
+    f"INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+    " ON CONFLICT (event_id) DO NOTHING"
+)
+# Ordinality keeps ids, and with them the order of publishing, in the order of the list.
+_INSERT_MANY = f"""
+    INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS})
+    SELECT {_COLUMNS}
+    FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::bytea[], %s::text[], %s::int[])
+         WITH ORDINALITY AS row ({_COLUMNS}, position)
+    ORDER BY position
+"""
+
+
+def publish(events: Iterable[Event]) -> None:
+    """Write ``events`` to the outbox, in order, within the caller's transaction.
+
+    Raises PublishOutsideTransaction outside ``transaction.atomic``, PayloadTooLarge for a body past
+    ``MAX_PAYLOAD_BYTES``, KeyError for a type without a route or a body without its key.
+    """
+    insert_rows([outbox_row(event) for event in events])
+
+
+def publish_once(event: Event) -> bool:
+    """Write ``event`` unless its id is there already; returns whether it was written. Raises like ``publish``."""
+    _require_transaction()
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_ONE, _values(outbox_row(event)))
+        return bool(cursor.rowcount)
+
+
+def insert_rows(rows: Sequence[OutboxRow]) -> None:
+    """Insert ready rows, in order, within the caller's transaction."""
+    _require_transaction()
+    if not rows:
+        return
+    columns = zip(*(_values(row) for row in rows), strict=True)
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_MANY, [list(column) for column in columns])
+
+
+def outbox_row(event: Event) -> OutboxRow:
+    """The row of an event: topic and key by the route of its type."""
+    route: Route = settings.KAFKA_ROUTES[event.event_type]
+    payload = encode_body(event.body)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"{event.event_type}: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; send a reference instead"
+        )
+    return OutboxRow(
+        event_id=event.event_id,
+        event_type=event.event_type,
+        topic=route.topic,
+        key=str(event.body[route.key] or "").encode(),
+        payload=payload,
+        traceparent=event.traceparent,
+    )
+
+
+def _values(row: OutboxRow) -> tuple[Any, ...]:
+    return (
+        row.event_id,
+        row.event_type,
+        row.topic,
+        row.key,
+        row.payload,
+        row.headers,
+        row.traceparent,
+        row.shard,
+    )
+
+
+def _require_transaction() -> None:
+    if not transaction.get_connection().in_atomic_block:
+        raise PublishOutsideTransaction("publish() needs transaction.atomic: call it where the change is made")
+
+
+def stored_payload(event_type: str, event_id: UUID) -> bytes | None:
+    """The body of an event that is still in the outbox, published or not."""
+    return stored_payloads(event_type, [event_id]).get(event_id)
+
+
+def stored_payloads(event_type: str, event_ids: Collection[UUID]) -> dict[UUID, bytes]:
+    """Like ``stored_payload`` for many; ids that are not in the outbox are not in the result."""
+    rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type)
+    return {event_id: bytes(payload or b"") for event_id, payload in rows.values_list("event_id", "payload")}
+
+
+def anything_unpublished() -> bool:
+    """Whether any row, of whatever shard, still waits for the relay."""
+    return OutboxMessage.objects.filter(published_at=None).exists()

@@ -1,0 +1,62 @@
+"""Deleting published outbox rows past their retention, a little at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from datetime import timedelta
+from uuid import UUID
+
+from django.db import connection
+
+from .lifecycle import StopFlag
+from .registry import undecided
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 1000
+_PAUSE = 0.05
+
+# By id rather than by time: the primary key is there anyway, and ids rise with time.
+_CANDIDATES = """
+    SELECT id, event_type, event_id, published_at < statement_timestamp() - %s * interval '1 second'
+    FROM kafka_bridge_outboxmessage
+    WHERE id > %s
+    ORDER BY id LIMIT %s
+"""
+_DELETE = "DELETE FROM kafka_bridge_outboxmessage WHERE id = ANY(%s) AND published_at IS NOT NULL"
+
+
+def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE) -> int:
+    """Delete published rows older than ``retention``, but none that is still waited for; returns how many.
+
+    Each batch is a transaction of its own with a pause behind it, so that the relay and autovacuum keep up.
+    """
+    deleted = 0
+    last_id = 0
+    while not stop:
+        with connection.cursor() as cursor:
+            cursor.execute(_CANDIDATES, [retention.total_seconds(), last_id, batch_size])
+            rows = cursor.fetchall()
+        if not rows:
+            break
+        last_id = rows[-1][0]
+        expired = [(row_id, event_type, event_id) for row_id, event_type, event_id, past in rows if past]
+        if not expired:
+            # Ids rise with time: a whole batch within the retention means that the rest is too.
+            break
+        deleted += _delete(expired)
+        stop.wait(_PAUSE)
+    return deleted
+
+
+def _delete(expired: list[tuple[int, str, UUID]]) -> int:
+    by_type: dict[str, list[UUID]] = defaultdict(list)
+    for _, event_type, event_id in expired:
+        by_type[event_type].append(event_id)
+    kept = {event_id for event_type, ids in by_type.items() for event_id in undecided(event_type, ids)}
+    if kept:
+        logger.warning("%d rows past retention are kept: nobody has decided them yet", len(kept))
+    with connection.cursor() as cursor:
+        cursor.execute(_DELETE, [[row_id for row_id, _, event_id in expired if event_id not in kept]])
+        return int(cursor.rowcount)
