@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponsePermanentRedirect
 from django.http.request import split_domain_port
 from django.http.response import HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
-from whitenoise.middleware import WhiteNoiseMiddleware
+from whitenoise.middleware import WhiteNoiseMiddleware  # type: ignore[import-untyped]
 
 from couponsite.problems import is_api_path, problem
 
@@ -24,22 +24,22 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def https_outside_loopback(get_response: GetResponse) -> GetResponse:
-    """Redirects plain http to https, unless the client addressed its own machine.
+    """Redirects plain http to https where ``HTTPS_REDIRECT`` says so, unless the client addressed its own machine.
 
     The Host header may be forged, but whoever forges it only takes the redirect from themself. On loopback
     cookies lose their Secure flag, or a login would not survive the next request there.
     """
-    if not settings.HTTPS_REDIRECT:
-        return get_response
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         if request.is_secure():
             return get_response(request)
-        if split_domain_port(request.META.get("HTTP_HOST", "").lower())[0] not in _LOOPBACK:
+        on_loopback = split_domain_port(request.META.get("HTTP_HOST", "").lower())[0] in _LOOPBACK
+        if settings.HTTPS_REDIRECT and not on_loopback:
             return HttpResponsePermanentRedirect(f"https://{request.get_host()}{request.get_full_path()}")
         response = get_response(request)
-        for cookie in response.cookies.values():
-            cookie["secure"] = ""
+        if on_loopback:
+            for cookie in response.cookies.values():
+                cookie["secure"] = ""
         return response
 
     return middleware
@@ -62,7 +62,7 @@ def limit_api_body(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-class StaticFilesMiddleware(WhiteNoiseMiddleware):
+class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
     """WhiteNoise without the warning about a folder that only ``collectstatic`` makes."""
 
     def add_files(self, root: Path | str, prefix: str | None = None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
 from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.plumbing import ResolvedComponent
 
 Endpoint = tuple[str, str, str, Any]
 
@@ -59,31 +59,27 @@ class StructSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
         return str(self.target.__name__)
 
     def map_serializer(self, auto_schema: AutoSchema, direction: str) -> dict[str, Any]:
-        _, schemas = msgspec.json.schema_components([self.target], ref_template="#/components/schemas/{name}")
-        own = _openapi(schemas.pop(self.target.__name__))
-        for name, schema in schemas.items():
-            component = ResolvedComponent(  # type: ignore[no-untyped-call]
-                name, ResolvedComponent.SCHEMA, _openapi(schema), name
-            )
-            auto_schema.registry.register_on_missing(component)
-        return cast(dict[str, Any], own)
+        _, schemas = msgspec.json.schema_components([self.target], ref_template="{name}")
+        return cast(dict[str, Any], _openapi(schemas[self.target.__name__], schemas))
 
 
-def _openapi(schema: Any) -> Any:
-    """A JSON Schema as OpenAPI 3.0 writes it: nullable is an attribute there, not one of several types."""
+def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
+    """A JSON Schema as OpenAPI 3.0 writes it: Structs in place, and nullable an attribute instead of a type."""
     if isinstance(schema, list):
-        return [_openapi(item) for item in schema]
+        return [_openapi(item, named) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    translated = {name: _openapi(value) for name, value in schema.items()}
+    if "$ref" in schema:
+        return _openapi(named[schema["$ref"]], named)
+    translated = {name: _openapi(value, named) for name, value in schema.items() if value != []}
     choices = translated.get("anyOf", [])
     if {"type": "null"} in choices:
         choices.remove({"type": "null"})
         translated["nullable"] = True
         if len(choices) == 1:
-            # A reference takes no siblings in OpenAPI 3.0, so it stays wrapped.
-            only = translated.pop("anyOf")[0]
-            translated |= {"allOf": [only]} if "$ref" in only else only
+            translated |= translated.pop("anyOf")[0]
+        if "enum" in translated:
+            translated |= {"type": "string", "enum": [*translated["enum"], None]}
     return translated
 
 

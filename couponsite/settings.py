@@ -45,15 +45,16 @@ TRUSTED_PROXY_COUNT = env.whole("TRUSTED_PROXY_COUNT", default=0)
 if TRUSTED_PROXY_COUNT:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-# Django's own redirect knows no exception for loopback, where plain http is safe: couponsite.middleware does.
-HTTPS_REDIRECT = env.flag("SECURE_SSL_REDIRECT", default=not DEBUG)
+# The web process speaks plain http: only behind a proxy that ends TLS, and says so, does a redirect lead anywhere.
+# Django's own knows no exception for loopback; ours does (couponsite.middleware), hence the silenced check.
+HTTPS_REDIRECT = env.flag("SECURE_SSL_REDIRECT", default=TRUSTED_PROXY_COUNT > 0)
 SECURE_SSL_REDIRECT = False
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
 SECURE_HSTS_SECONDS = 0 if DEBUG else int(timedelta(days=365).total_seconds())
 SECURE_HSTS_INCLUDE_SUBDOMAINS = True
 SECURE_HSTS_PRELOAD = True
-SESSION_COOKIE_SECURE = HTTPS_REDIRECT
-CSRF_COOKIE_SECURE = HTTPS_REDIRECT
+SESSION_COOKIE_SECURE = not DEBUG
+CSRF_COOKIE_SECURE = not DEBUG
 SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())
 SESSION_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
 X_FRAME_OPTIONS = "DENY"

@@ -13,14 +13,12 @@ from types import TracebackType
 from typing import Self
 
 from devstack import watcher
-from devstack.procinfo import Identity, group_members, identify
+from devstack.procinfo import Identity, group_members, read_stat
 
 _GROUP_DEATH_SECONDS = 10.0
 
 
-def wait_until(
-    condition: Callable[[], object], timeout: float, message: str, interval: float = 0.05
-) -> None:
+def wait_until(condition: Callable[[], object], timeout: float, message: str, interval: float = 0.05) -> None:
     """Call ``condition`` every ``interval`` seconds until it is true.
 
     Raises TimeoutError with ``message`` when it was not true within ``timeout`` seconds; it is called at
@@ -103,8 +101,10 @@ class ManagedProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        # None only for a program that ended at once and left nobody in its group.
-        self._group = identify(self._process.pid) or Identity(self._process.pid, 0)
+        # Not reaped yet, so even a program that ended at once is still listed.
+        stat = read_stat(self._process.pid)
+        assert stat is not None
+        self._group = stat.identity
         _watcher.add(self._group)
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_ENDED = "ZX"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class ProcessStat:
-    """The fields of /proc/<pid>/stat that matter here; ``state`` is the kernel's letter (T is stopped)."""
+    """The fields of /proc/<pid>/stat that matter here; ``state`` is the kernel's letter (T stopped, Z ended)."""
 
     pid: int
     state: str
@@ -38,30 +39,27 @@ class ProcessStat:
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """Return a process's fields, or None when it has ended (a zombie has ended too)."""
+    """Return a process's fields, a zombie's too, or None when there is no such process."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field is the program's name in parentheses and may itself hold spaces and parentheses.
     fields = text[text.rindex(")") + 2 :].split()
-    if fields[0] in "ZX":
-        _reap(pid)
-        return None
     return ProcessStat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]))
 
 
 def all_stats() -> Iterator[ProcessStat]:
-    """Yield every process that has not ended."""
+    """Yield every process that has not ended; a zombie has."""
     for entry in os.listdir(_PROC):
-        if entry.isdecimal() and (stat := read_stat(int(entry))):
+        if entry.isdecimal() and (stat := read_stat(int(entry))) and stat.state not in _ENDED:
             yield stat
 
 
 def identify(pid: int) -> Identity | None:
     """Return the identity of a process, or None when it has ended."""
     stat = read_stat(pid)
-    return stat.identity if stat else None
+    return stat.identity if stat and stat.state not in _ENDED else None
 
 
 def is_alive(process: Identity) -> bool:
@@ -129,7 +127,10 @@ def group_members(group: Identity) -> list[Identity]:
     return members
 
 
-def _reap(pid: int) -> None:
-    # A server that this program started and that has ended stays a zombie until its parent looks.
+def reap(process: Identity) -> None:
+    """Forget an ended child of this program, which the kernel keeps as a zombie until then.
+
+    Only for children that nothing else waits for; does nothing for another program's child.
+    """
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        os.waitpid(process.pid, os.WNOHANG)

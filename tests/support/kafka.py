@@ -1,0 +1,69 @@
+"""The other side of the topics: a producer and a reader that are not ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from confluent_kafka import Consumer, Message, Producer
+from django.conf import settings
+
+from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.registry import ConsumerGroup, prefixed
+from kafka_bridge.relay import Relay
+
+
+def produce(
+    topic: str, values: Sequence[bytes | None], *, key: bytes = b"K", headers: Mapping[str, bytes] = {}
+) -> None:
+    """Puts values on a topic (named without prefix), all under one key, and waits until they are there."""
+    producer = Producer({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS, "partitioner": "murmur2_random"})
+    for value in values:
+        producer.produce(prefixed(topic), value=value, key=key, headers=list(headers.items()))
+    assert producer.flush(30) == 0
+
+
+def read_topic(topic: str, count: int, *, timeout: float = 30) -> list[Message]:
+    """The first ``count`` messages of a topic (named without prefix), in order per partition."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
+            "group.id": prefixed(f"reader-{time.monotonic_ns()}"),
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([prefixed(topic)])
+    messages: list[Message] = []
+    deadline = time.monotonic() + timeout
+    try:
+        while len(messages) < count:
+            assert time.monotonic() < deadline, f"{topic}: {len(messages)} of {count} messages came"
+            message = consumer.poll(0.5)
+            if message is not None and message.error() is None:
+                messages.append(message)
+    finally:
+        consumer.close()
+    return messages
+
+
+def header(message: Message, name: str) -> str:
+    """A header's text, empty if there is none."""
+    pairs = cast(list[tuple[str, bytes]], message.headers() or [])
+    return next((value.decode() for header_name, value in pairs if header_name == name), "")
+
+
+def relay_everything(batch_size: int = 500) -> int:
+    """Publishes the whole outbox with a relay in this thread; returns the number of rows."""
+    relay, stop, total = Relay(batch_size=batch_size), StopFlag(), 0
+    while published := relay.relay_batch(stop):
+        total += published
+    relay.close()
+    return total
+
+
+def consume_everything(group: ConsumerGroup, batch_size: int | None = None) -> None:
+    """Runs a consumer of the group in this thread until every partition was at its end for a second."""
+    GroupConsumer(group, batch_size=batch_size).run(StopFlag(), until_idle=True)
