@@ -18,7 +18,7 @@ _FOLLOW_SECONDS = 0.2
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; not an Exception, so that only the top handles it."""
+    """SIGTERM or SIGHUP arrived; not an Exception, so that only the top handles it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("devstack: runs on Linux only: set the three addresses in the environment", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGHUP, _terminate)
     try:
         code: int = options.action(options)
     except DevstackError as error:
@@ -60,11 +61,8 @@ def _down(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     parts = Stack(options.name).status()
     for part in parts:
-        if part.variable:
-            where = f"named by {part.variable}"
-        else:
-            where = f"pid {part.pid or '-':<9} port {part.port or '-'}"
-        print(f"{part.name:<10} {part.condition:<9} {where}")
+        process = f"pid {part.pid or '-':<9} port {part.port or '-'}"
+        print(f"{part.name:<10} {part.condition:<9} {f'named by {part.variable}' if part.variable else process}")
     return 0 if all(part.condition in {"running", "external"} for part in parts) else 1
 
 

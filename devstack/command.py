@@ -17,7 +17,7 @@ def run_in_foreground(argv: Sequence[str], environment: Mapping[str, str]) -> in
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     try:
         pid = os.posix_spawnp(
-            argv[0], list(argv), environment, setsigmask=before, setsigdef=[signal.SIGINT, signal.SIGPIPE]
+            argv[0], list(argv), environment, setsigmask=before, setsigdef=[*_PASSED_ON, signal.SIGPIPE]
         )
         while True:
             received = signal.sigwaitinfo(waited_for)

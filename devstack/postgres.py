@@ -102,10 +102,10 @@ class PostgresServer(Server):
         with tempfile.NamedTemporaryFile("w", dir=self.folder.parent, prefix="pw-") as password_file:
             password_file.write(self.password)
             password_file.flush()
-            options = ["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--no-instructions"]
+            options = ["-U", USER, f"--pwfile={password_file.name}", "--auth=scram-sha-256"]
+            options += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
             result = subprocess.run(
-                [*self.wrapper(), _program("initdb"), "-D", str(unfinished), "-U", USER, *options]
-                + [f"--pwfile={password_file.name}"],
+                [*self.wrapper(), _program("initdb"), "-D", str(unfinished), *options],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

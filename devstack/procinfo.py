@@ -24,7 +24,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class ProcessStat:
-    """The fields of /proc/<pid>/stat that matter here; ``state`` is the kernel's letter (T stopped, Z ended)."""
+    """The fields of /proc/<pid>/stat that matter here; ``state`` is the kernel's letter: T stopped, Z ended."""
 
     pid: int
     state: str

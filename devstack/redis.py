@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from devstack.packages import package_folder
 from devstack.ports import LOOPBACK
@@ -39,7 +41,7 @@ class RedisServer(Server):
         """Say whether it answers PING."""
         try:
             with redis.Redis(
-                host=LOOPBACK, port=self.port, socket_timeout=_ANSWER_SECONDS, retry=None
+                host=LOOPBACK, port=self.port, socket_timeout=_ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
             ) as client:
                 return bool(client.ping())
         except redis.RedisError:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from devstack import procinfo
 from devstack.errors import DevstackError
-from devstack.procinfo import Identity
 from devstack.processes import last_lines, wait_until
+from devstack.procinfo import Identity
 
 START_SECONDS = 60.0
 _KILL_SECONDS = 10.0
@@ -133,7 +133,7 @@ class Server(ABC):
             wait_until(
                 lambda: not any(map(procinfo.is_alive, family)),
                 _KILL_SECONDS,
-                f"{self.name} (pid {process.pid}) does not end on SIGKILL; see what it waits for in the kernel",
+                f"{self.name} (pid {process.pid}) does not end on SIGKILL; see /proc/{process.pid}/stack",
                 interval=0.01,
             )
         except TimeoutError as error:

@@ -17,8 +17,8 @@ from devstack.errors import DevstackError
 from devstack.kafka.broker import BrokerPorts, KafkaBroker
 from devstack.ports import LOOPBACK, free_port, is_free
 from devstack.postgres import PostgresServer, postgres_url
-from devstack.procinfo import Identity
 from devstack.processes import last_lines, wait_until
+from devstack.procinfo import Identity
 from devstack.redis import RedisServer, redis_url
 from devstack.server import START_SECONDS, Server
 from devstack.state import PartRecord, StackState, StateFile
@@ -103,9 +103,7 @@ class Stack:
                 self._forget_ended_users(state)
                 if fresh:
                     if state.keep or state.users:
-                        raise DevstackError(
-                            f"stack {self.name!r} is up: `down` it first, or leave out --fresh"
-                        )
+                        raise DevstackError(f"stack {self.name!r} is up: `down` it first, or leave out --fresh")
                     self._down(state, wipe=True)
                 state.users.append(me)
                 # Before anything starts, so that a killed starter is known to be gone.
@@ -125,12 +123,8 @@ class Stack:
         """Return each part's status, PostgreSQL first and the brokers last."""
         state = self._file.load()
         external = self._external(state)
-        names = [
-            POSTGRES,
-            REDIS,
-            *([KAFKA_BOOTSTRAP_SERVERS] if _kafka_given(external) else _broker_names(state)),
-        ]
-        return [self._part_status(state, external, name) for name in names]
+        kafka = ["kafka"] if KAFKA_BOOTSTRAP_SERVERS in external else _broker_names(state)
+        return [self._part_status(state, external, name) for name in (POSTGRES, REDIS, *kafka)]
 
     def log_paths(self) -> dict[str, Path]:
         """Return each part's log file, which exists once the part was started."""
@@ -144,9 +138,8 @@ class Stack:
         """
         state = self._file.load()
         if name not in state.parts:
-            raise DevstackError(
-                f"stack {self.name!r} has no part {name!r}: {', '.join(state.parts) or 'none yet'}"
-            )
+            known = ", ".join(state.parts) or "none before it was up"
+            raise DevstackError(f"stack {self.name!r} has no part {name!r}: choose one of {known}")
         if variable := _variable_of(name, self._external(state)):
             raise DevstackError(f"{name} is the one that {variable} names: unset it to have one of our own")
         return Part(self, name)
@@ -212,7 +205,7 @@ class Stack:
             return PostgresServer(name, self.folder, port, state.password)
         if name == REDIS:
             return RedisServer(name, self.folder, port)
-        records = [state.parts[broker] for broker in _broker_names(state)]
+        records = [state.parts.get(broker, PartRecord()) for broker in _broker_names(state)]
         ports = [BrokerPorts(record.port, record.controller_port) for record in records]
         number = int(name.removeprefix("kafka-"))
         return KafkaBroker(name, self.folder, number, ports, state.cluster_id, self._report)
@@ -249,9 +242,7 @@ class Stack:
             if not record.port or not is_free(record.port):
                 record.port = free_port(taken)
                 moved = True
-            if name.startswith("kafka-") and (
-                not record.controller_port or not is_free(record.controller_port)
-            ):
+            if name.startswith("kafka-") and (not record.controller_port or not is_free(record.controller_port)):
                 record.controller_port = free_port({*taken, record.port})
                 moved = True
         brokers = [name for name in names if name.startswith("kafka-")]
@@ -269,14 +260,12 @@ class Stack:
         """
         own = _own_addresses(state).environment()
         return {
-            variable: value
-            for variable in own
-            if (value := self._environ.get(variable)) and value != own[variable]
+            variable: value for variable in own if (value := self._environ.get(variable)) and value != own[variable]
         }
 
     def _part_status(self, state: StackState, external: Mapping[str, str], name: str) -> PartStatus:
         if variable := _variable_of(name, external):
-            return PartStatus("kafka" if variable == name else name, "external", variable=variable)
+            return PartStatus(name, "external", variable=variable)
         if name not in state.parts:
             return PartStatus(name, "stopped")
         record = state.parts[name]
@@ -294,9 +283,7 @@ class Stack:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[StackState]:
-        with self._file.locked(
-            lambda: self._report(f"waiting for another command on stack {self.name!r}")
-        ) as state:
+        with self._file.locked(lambda: self._report(f"waiting for another command on stack {self.name!r}")) as state:
             yield state
 
 
@@ -378,10 +365,6 @@ def _own_addresses(state: StackState) -> Addresses:
 def _addresses(state: StackState, external: Mapping[str, str]) -> Addresses:
     values = {**_own_addresses(state).environment(), **external}
     return Addresses(values[DATABASE_URL], values[REDIS_URL], values[KAFKA_BOOTSTRAP_SERVERS])
-
-
-def _kafka_given(external: Mapping[str, str]) -> bool:
-    return KAFKA_BOOTSTRAP_SERVERS in external
 
 
 def _variable_of(name: str, external: Mapping[str, str]) -> str | None:

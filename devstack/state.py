@@ -97,9 +97,7 @@ class StateFile:
 def check_name(name: str) -> None:
     """Raise DevstackError for a name that cannot be a stack's."""
     if not _NAME.fullmatch(name) or name in _RESERVED_NAMES:
-        raise DevstackError(
-            f"{name!r} cannot name a stack: use small letters, digits, '-' and '_', and not 'cache'"
-        )
+        raise DevstackError(f"{name!r} cannot name a stack: use small letters, digits, '-' and '_', and not 'cache'")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ def produce(
     """Puts values on a topic (named without prefix), all under one key, and waits until they are there."""
     producer = Producer({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS, "partitioner": "murmur2_random"})
     for value in values:
-        producer.produce(prefixed(topic), value=value, key=key, headers=list(headers.items()))
+        producer.produce(prefixed(topic), value=value, key=key, headers=list((headers or {}).items()))
     assert producer.flush(30) == 0
 
 
