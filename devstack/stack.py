@@ -21,7 +21,7 @@ from devstack.processes import last_lines, wait_until
 from devstack.procinfo import Identity
 from devstack.redis import RedisServer, redis_url
 from devstack.server import START_SECONDS, Server
-from devstack.state import PartRecord, StackState, StateFile
+from devstack.state import PartRecord, StackState, StateFile, check_name
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 POSTGRES = "postgres"
@@ -67,6 +67,8 @@ class Stack:
         """
         if brokers is not None and not 1 <= brokers <= MOST_BROKERS:
             raise DevstackError(f"a stack has 1 to {MOST_BROKERS} brokers, not {brokers}")
+        # Before it becomes part of a path.
+        check_name(name)
         self.name = name
         self.folder = root.resolve() / ".devstack" / name
         self._brokers = brokers

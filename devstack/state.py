@@ -49,7 +49,6 @@ class StateFile:
 
     def __init__(self, folder: Path) -> None:
         """``folder`` is the stack's own; the lock lies beside it, as it must outlive a wiped folder."""
-        check_name(folder.name)
         self.path = folder / "state.json"
         self._lock_path = folder.parent / f"{folder.name}.lock"
         self._mutex = threading.Lock()

@@ -1,0 +1,1 @@
+"""Tests of the development servers and of the processes beside them."""

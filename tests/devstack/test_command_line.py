@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from devstack import wait_until
@@ -136,10 +134,8 @@ def test_mistakes_get_one_line(stack: Stack, arguments: tuple[str, ...], message
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
-    stack.up()
 
 
 def test_status_names_the_given_services() -> None:
     lines = devstack("status").stdout.splitlines()
-    assert Path(GIVEN["DATABASE_URL"]).name not in "".join(lines)
     assert lines[0].split() == ["postgres", "external", "named", "by", "DATABASE_URL"]

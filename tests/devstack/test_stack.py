@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import redis
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from devstack import Addresses, DevstackError, Stack, wait_until
 from devstack.procinfo import find_command, identify, running_in

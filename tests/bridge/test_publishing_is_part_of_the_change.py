@@ -1,0 +1,43 @@
+"""The outbox row belongs to the transaction of the change, or to none."""
+
+import pytest
+from django.db import transaction
+
+from kafka_bridge.errors import PayloadTooLarge, PublishOutsideTransaction
+from kafka_bridge.models import OutboxMessage
+from kafka_bridge.outbox import Event, publish, publish_once
+from tests.support.outbox import EVENT, publish_orders
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_publishing_outside_a_transaction_is_refused() -> None:
+    with pytest.raises(PublishOutsideTransaction):
+        publish([Event(EVENT, {"orderId": 1})])
+    with pytest.raises(PublishOutsideTransaction):
+        publish_once(Event(EVENT, {"orderId": 1}))
+
+
+def test_a_change_that_is_rolled_back_is_told_to_nobody() -> None:
+    with transaction.atomic():
+        publish([Event(EVENT, {"orderId": 1})])
+        transaction.set_rollback(True)
+    assert OutboxMessage.objects.count() == 0
+
+
+def test_events_keep_the_order_in_which_they_were_published() -> None:
+    publish_orders([3, 1, 2])
+    assert [bytes(row.key or b"") for row in OutboxMessage.objects.order_by("id")] == [b"3", b"1", b"2"]
+
+
+def test_an_event_past_what_topics_take_is_refused_before_it_is_stored() -> None:
+    with pytest.raises(PayloadTooLarge, match="at most 900000"), transaction.atomic():
+        publish([Event(EVENT, {"orderId": 1, "text": "x" * 900_000})])
+
+
+def test_an_event_published_once_more_under_its_id_is_not_stored_twice() -> None:
+    event = Event(EVENT, {"orderId": 1})
+    with transaction.atomic():
+        assert publish_once(event)
+        assert not publish_once(event)
+    assert OutboxMessage.objects.count() == 1

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_probe_may_call_us_by_any_name(db: None, client: Client, path: str) -> None:
+    response = client.get(path, HTTP_HOST="10.0.0.7:8000")
+    assert response.status_code == 200
+    assert response.json()["status"] == "ok"
+
+
+def test_liveness_asks_nobody(client: Client) -> None:
+    # Without the db fixture a query is an error.
+    assert client.get("/livez").status_code == 200
+
+
+def test_readiness_reports_its_servers(db: None, client: Client) -> None:
+    assert client.get("/readyz").json() == {"status": "ok", "postgresql": "ok", "redis": "ok"}
+
+
+def test_a_probe_is_only_read(db: None, client: Client) -> None:
+    assert client.post("/livez").status_code == 405

@@ -1,0 +1,126 @@
+"""The database or Redis away: 503 with Retry-After, and service again as soon as they are back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from django.db import connection
+from django.test import Client
+
+from coupons.models import Coupon
+
+from .conftest import Call, assert_problem
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def summer(transactional_db: None) -> Coupon:
+    return Coupon.objects.create(
+        coupon_type="SUMMER", name="Summer", discount_type="FIXED", discount_value=1000, total_quantity=5
+    )
+
+
+@pytest.fixture
+def no_database(summer: Coupon) -> Iterator[None]:
+    """The next connection goes to a port where nobody listens."""
+    port = connection.settings_dict["PORT"]
+    connection.close()
+    connection.settings_dict["PORT"] = "1"
+    yield
+    connection.close()
+    connection.settings_dict["PORT"] = port
+
+
+def end_session_of_this_thread() -> None:
+    connection.ensure_connection()
+    pid = connection.connection.info.backend_pid
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            assert cursor.fetchone() == (True,)
+    finally:
+        other.close()
+
+
+@pytest.mark.usefixtures("no_database")
+def test_the_api_answers_503_while_the_database_is_away(call: Call) -> None:
+    for method, path in [("GET", "/api/v1/coupons"), ("POST", "/api/v1/coupons/issue-async")]:
+        response = call(method, path, {"couponType": "SUMMER"} if method == "POST" else b"")
+        assert_problem(response, 503, "unavailable")
+        assert response["Retry-After"] == "1"
+
+
+@pytest.mark.usefixtures("no_database")
+def test_logins_and_sessions_answer_503_while_the_database_is_away(call: Call, client: Client) -> None:
+    body = {"username": "carol", "password": "x"}
+    assert_problem(call("POST", "/api/v1/auth/token", body, user=None), 503, "unavailable")
+    client.cookies["sessionid"] = "a" * 32
+    assert_problem(client.get("/api/v1/coupons"), 503, "unavailable")
+
+
+@pytest.mark.usefixtures("no_database")
+def test_the_start_page_says_so_while_the_database_is_away(client: Client) -> None:
+    response = client.get("/")
+    assert (response.status_code, response["Content-Type"]) == (503, "text/html; charset=utf-8")
+    assert "Back in a moment" in response.content.decode()
+
+
+@pytest.mark.usefixtures("no_database")
+def test_an_admin_page_says_so_while_the_database_is_away() -> None:
+    client = Client(raise_request_exception=False)
+    client.cookies["sessionid"] = "a" * 32
+    response = client.get("/admin/")
+    assert (response.status_code, response["Retry-After"]) == (503, "1")
+
+
+@pytest.mark.usefixtures("no_database")
+def test_only_readiness_fails_while_the_database_is_away(client: Client) -> None:
+    assert client.get("/livez").status_code == 200
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["postgresql"] == "unavailable"
+
+
+def test_a_session_that_the_server_ended_between_requests_fails_nobody(summer: Coupon, call: Call) -> None:
+    end_session_of_this_thread()
+    assert call("GET", "/api/v1/coupons").status_code == 200
+
+
+def test_a_session_that_ends_within_a_request_fails_that_request_only(
+    summer: Coupon, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coupons import selectors
+
+    coupons = selectors.coupons
+    monkeypatch.setattr(selectors, "coupons", lambda: (end_session_of_this_thread(), coupons())[1])
+    assert_problem(call("GET", "/api/v1/coupons"), 503, "unavailable")
+    monkeypatch.undo()
+    assert call("GET", "/api/v1/coupons").status_code == 200
+
+
+def test_a_replica_that_takes_no_writes_is_503(summer: Coupon, call: Call) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    assert_problem(call("POST", "/api/v1/coupons/issue-async", {"couponType": "SUMMER"}), 503, "unavailable")
+    # The connection was dropped with its setting, as one to a demoted primary would be.
+    assert call("POST", "/api/v1/coupons/issue-async", {"couponType": "SUMMER"}).status_code == 202
+
+
+def test_an_error_of_ours_is_500_without_its_cause(
+    summer: Coupon, call: Call, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("the secret plan")
+
+    monkeypatch.setattr("coupons.selectors.coupons", broken)
+    client.raise_request_exception = False
+    response = call("GET", "/api/v1/coupons")
+    assert_problem(response, 500, "error")
+    assert "secret plan" not in response.content.decode()
+    line = json.loads(capsys.readouterr().err.strip().splitlines()[-1])
+    assert line["level"] == "error"
+    assert "the secret plan" in line["exception"]

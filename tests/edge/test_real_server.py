@@ -1,0 +1,93 @@
+"""Bodies without Content-Length on the server we deploy: Django alone would take them for empty."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from couponsite.tokens import issue_access_token
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The port of a granian worker; it serves refusals, which need no database."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        number: int = probe.getsockname()[1]
+    command = [sys.executable, "-m", "granian", "--interface", "wsgi", "--port", str(number)]
+    process = subprocess.Popen(
+        [*command, "couponsite.wsgi:application"],
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert any("Started worker" in line for line in process.stdout), "granian did not start"
+        yield number
+        process.terminate()
+
+
+def post(port: int, headers: str, body: bytes, version: str = "1.1") -> str:
+    head = (
+        f"POST /api/v1/coupons/issue-async HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Authorization: Bearer {issue_access_token(1)}\r\nContent-Type: application/json\r\n{headers}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(head.encode() + body)
+        with client.makefile("rb") as stream:
+            return stream.read().decode()
+
+
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+WRONG_TYPE = b'{"couponType":5}'
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (f"Content-Length: {len(WRONG_TYPE)}\r\n", WRONG_TYPE),
+        ("Transfer-Encoding: chunked\r\n", chunked(WRONG_TYPE)),
+        ("Transfer-Encoding: chunked\r\n", chunked(WRONG_TYPE[:5], WRONG_TYPE[5:])),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 1\r\n", chunked(WRONG_TYPE)),
+    ],
+)
+def test_a_body_is_read_however_it_is_framed(port: int, headers: str, body: bytes) -> None:
+    answer = post(port, headers, body)
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert "Expected `str`, got `int`" in answer
+
+
+@pytest.mark.parametrize(("headers", "body"), [("", b""), ("Transfer-Encoding: chunked\r\n", chunked())])
+def test_an_empty_body_is_an_empty_object_however_it_is_framed(port: int, headers: str, body: bytes) -> None:
+    assert "couponType: missing" in post(port, headers, body)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ("Transfer-Encoding: chunked\r\n", chunked(b" " * 16_385)),
+        ("Transfer-Encoding: chunked\r\n", chunked(*[b" " * 10_000] * 2)),
+        ("Content-Length: 1000000000\r\n", b""),
+    ],
+)
+def test_a_large_body_is_413_however_it_is_framed(port: int, headers: str, body: bytes) -> None:
+    answer = post(port, headers, body)
+    assert answer.startswith("HTTP/1.1 413 ")
+    assert "application/problem+json" in answer
+
+
+def test_a_broken_chunk_is_400(port: int) -> None:
+    assert post(port, "Transfer-Encoding: chunked\r\n", b"zz\r\n").startswith("HTTP/1.1 400 ")
