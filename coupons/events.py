@@ -21,7 +21,7 @@ ISSUE_FAILED = "coupon.issue.failed.v1"
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-CouponType = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$", max_length=64)]
+CouponType = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 

@@ -72,6 +72,9 @@ def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
     if "$ref" in schema:
         return _openapi(named[schema["$ref"]], named)
     translated = {name: _openapi(value, named) for name, value in schema.items() if value != []}
+    if isinstance(pattern := translated.get("pattern"), str):
+        # The end of the text, in the regular expressions of JSON Schema.
+        translated["pattern"] = pattern.replace(r"\Z", "$")
     choices = translated.get("anyOf", [])
     if {"type": "null"} in choices:
         choices.remove({"type": "null"})

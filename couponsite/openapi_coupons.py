@@ -6,7 +6,6 @@ description only; tests/edge/test_openapi.py holds them against what the views a
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from drf_spectacular.extensions import OpenApiViewExtension
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 
 from coupons.api import IssueById, IssueByType, Nothing
+from coupons.events import AwareTime
 
 State = Literal["SCHEDULED", "OPEN", "PAUSED", "SOLD_OUT", "CLOSED"]
 Reason = Literal["SOLD_OUT", "ALREADY_ISSUED", "NOT_OPEN", "UNKNOWN_COUPON", "ERROR"]
@@ -36,8 +36,8 @@ class RequestStatus(msgspec.Struct, rename="camel"):
     status: Literal["PENDING", "SUCCESS", "FAILED"]
     reason: Reason | None
     user_coupon_id: int | None
-    requested_at: datetime | None
-    processed_at: datetime | None
+    requested_at: AwareTime | None
+    processed_at: AwareTime | None
 
 
 class Coupon(msgspec.Struct, rename="camel"):
@@ -50,10 +50,10 @@ class Coupon(msgspec.Struct, rename="camel"):
     total_quantity: int
     issued_quantity: int
     remaining: int
-    opens_at: datetime
-    closes_at: datetime | None
+    opens_at: AwareTime
+    closes_at: AwareTime | None
     state: State
-    server_time: datetime
+    server_time: AwareTime
 
 
 class CouponPage(msgspec.Struct):
@@ -66,9 +66,9 @@ class UserCoupon(msgspec.Struct, rename="camel"):
     coupon_id: int
     coupon_type: str
     status: Literal["ISSUED", "HELD", "USED", "EXPIRED", "REVOKED"]
-    issued_at: datetime
-    expires_at: datetime | None
-    used_at: datetime | None
+    issued_at: AwareTime
+    expires_at: AwareTime | None
+    used_at: AwareTime | None
 
 
 class UserCouponPage(msgspec.Struct):

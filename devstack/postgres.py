@@ -2,14 +2,13 @@
 
 import functools
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 
 from devstack import procinfo
 from devstack.errors import DevstackError
+from devstack.folders import appearing_whole
 from devstack.packages import package_folder
 from devstack.ports import LOOPBACK
 from devstack.processes import wait_until
@@ -95,14 +94,10 @@ class PostgresServer(Server):
         return result.stdout.strip() if result.returncode == 0 else None
 
     def _initialise(self) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        # Under its final name only when complete, so an interrupted initdb does no harm.
-        unfinished = self.folder.with_name(f"{self.folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder.parent, prefix="pw-") as password_file:
-            password_file.write(self.password)
-            password_file.flush()
-            options = ["-U", USER, f"--pwfile={password_file.name}", "--auth=scram-sha-256"]
+        with appearing_whole(self.folder) as unfinished:
+            password_file = unfinished.with_name("password")
+            password_file.write_text(self.password)
+            options = ["-U", USER, f"--pwfile={password_file}", "--auth=scram-sha-256"]
             options += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
             result = subprocess.run(
                 [*self.wrapper(), _program("initdb"), "-D", str(unfinished), *options],
@@ -111,10 +106,9 @@ class PostgresServer(Server):
                 text=True,
                 check=False,
             )
-        if result.returncode != 0:
-            reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
-            raise DevstackError(f"initdb failed in {self.folder.parent}: {reason}")
-        unfinished.rename(self.folder)
+            if result.returncode != 0:
+                reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
+                raise DevstackError(f"initdb failed for {self.folder}: {reason}")
 
     def _end_orphans(self) -> None:
         """End the workers of a killed server: while one lives, a new server may not use the folder."""

@@ -63,7 +63,8 @@ class StateFile:
             state = self.load()
             # Secrets must not change once a data folder was made with them.
             state.password = state.password or secrets.token_urlsafe(18)
-            state.cluster_id = state.cluster_id or secrets.token_urlsafe(16)
+            # Kafka's form is 16 bytes in base64; a leading "-" would look like an option to its tools.
+            state.cluster_id = state.cluster_id or "k" + secrets.token_urlsafe(16)[1:]
             try:
                 yield state
             finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import (
@@ -30,6 +30,7 @@ __all__ = [
     "Producer",
     "TopicPartition",
     "check_kafka",
+    "delete_topics",
     "ensure_topics",
     "group_lag",
     "make_consumer",
@@ -157,6 +158,15 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
         if name in existing and len(existing[name].partitions) < topic.num_partitions
     ]
     return sorted(created), sorted(complaints)
+
+
+def delete_topics(names: Iterable[str]) -> None:
+    """Delete topics, named with the prefix, and all that is in them. Raises ServiceUnavailable if Kafka refuses."""
+    try:
+        for future in _make_admin().delete_topics(list(names), operation_timeout=_ADMIN_TIMEOUT).values():
+            future.result()
+    except KafkaException as error:
+        raise ServiceUnavailable(f"Kafka refused to delete topics: {error.args[0].str()}") from error
 
 
 def _wanted_topics(routes: Mapping[str, Route]) -> dict[str, NewTopic]:

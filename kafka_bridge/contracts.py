@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 SOURCE = b"/coupon-service"
 
 KEY_FIELDS = frozenset({"couponType", "couponId", "orderId"})
@@ -117,7 +119,7 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
 
 def encode_body(body: Mapping[str, Any]) -> bytes:
     """The bytes of a message body: compact UTF-8 JSON in the order given."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return msgspec.json.encode(body)
 
 
 Headers = tuple[tuple[str, bytes | None], ...]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
 from django.conf import settings
 from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
+from . import arrays
 from .contracts import Route, encode_body
 from .errors import PayloadTooLarge, PublishOutsideTransaction
 from .models import SHARDS, OutboxMessage
@@ -25,18 +26,16 @@ def new_event_id() -> UUID:
     return uuid7()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something that happened, on its way out. ``body`` must hold the field that the type's route names as key."""
 
     event_type: str
     body: Mapping[str, Any]
-    event_id: UUID = field(default_factory=new_event_id)
+    event_id: UUID = msgspec.field(default_factory=new_event_id)
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxRow:
+class OutboxRow(NamedTuple):
     """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter."""
 
     event_id: UUID
@@ -73,14 +72,16 @@ def publish(events: Iterable[Event]) -> None:
     Raises PublishOutsideTransaction outside ``transaction.atomic``, PayloadTooLarge for a body past
     ``MAX_PAYLOAD_BYTES``, KeyError for a type without a route or a body without its key.
     """
-    insert_rows([outbox_row(event) for event in events])
+    routes: Mapping[str, Route] = settings.KAFKA_ROUTES
+    insert_rows([_row(event, routes[event.event_type]) for event in events])
 
 
 def publish_once(event: Event) -> bool:
     """Write ``event`` unless its id is there already; returns whether it was written. Raises like ``publish``."""
     _require_transaction()
     with connection.cursor() as cursor:
-        cursor.execute(_INSERT_ONE, _values(outbox_row(event)))
+        row = outbox_row(event)
+        cursor.execute(_INSERT_ONE, [*row, row.shard])
         return bool(cursor.rowcount)
 
 
@@ -89,14 +90,26 @@ def insert_rows(rows: Sequence[OutboxRow]) -> None:
     _require_transaction()
     if not rows:
         return
-    columns = zip(*(_values(row) for row in rows), strict=True)
+    columns = [
+        arrays.uuids([row.event_id for row in rows]),
+        arrays.texts([row.event_type for row in rows]),
+        arrays.texts([row.topic for row in rows]),
+        arrays.blobs([row.key for row in rows]),
+        arrays.blobs([row.payload for row in rows]),
+        arrays.blobs([row.headers for row in rows]),
+        arrays.texts([row.traceparent for row in rows]),
+        arrays.numbers([row.shard for row in rows]),
+    ]
     with connection.cursor() as cursor:
-        cursor.execute(_INSERT_MANY, [list(column) for column in columns])
+        cursor.execute(_INSERT_MANY, columns)
 
 
 def outbox_row(event: Event) -> OutboxRow:
     """The row of an event: topic and key by the route of its type."""
-    route: Route = settings.KAFKA_ROUTES[event.event_type]
+    return _row(event, settings.KAFKA_ROUTES[event.event_type])
+
+
+def _row(event: Event, route: Route) -> OutboxRow:
     payload = encode_body(event.body)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(
@@ -109,19 +122,6 @@ def outbox_row(event: Event) -> OutboxRow:
         key=str(event.body[route.key] or "").encode(),
         payload=payload,
         traceparent=event.traceparent,
-    )
-
-
-def _values(row: OutboxRow) -> tuple[Any, ...]:
-    return (
-        row.event_id,
-        row.event_type,
-        row.topic,
-        row.key,
-        row.payload,
-        row.headers,
-        row.traceparent,
-        row.shard,
     )
 
 

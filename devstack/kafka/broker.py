@@ -1,7 +1,6 @@
 """One Kafka broker, which is a controller of its cluster too."""
 
 import logging
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from devstack.errors import DevstackError
+from devstack.folders import appearing_whole
 from devstack.kafka.jars import fetched_jars
 from devstack.kafka.java import find_java
 from devstack.ports import LOOPBACK
@@ -100,23 +100,20 @@ class KafkaBroker(Server):
         return [str(java), *_JAVA_OPTIONS, logging_option, "-cp", f"{jars}/*"]
 
     def _format(self) -> None:
-        # Under its final name only when complete, so an interrupted format does no harm.
-        unfinished = self.folder / "logs.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        configuration = self.folder / "format.properties"
-        self._write_configuration(configuration, unfinished)
-        format_command = ["kafka.tools.StorageTool", "format", "--config", str(configuration)]
-        result = subprocess.run(
-            [*self._java(), *format_command, "--cluster-id", self.cluster_id],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode != 0:
-            reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
-            raise DevstackError(f"Kafka could not format {unfinished}: {reason}")
-        unfinished.rename(self._log_folder)
+        with appearing_whole(self._log_folder) as unfinished:
+            configuration = unfinished.with_name("format.properties")
+            self._write_configuration(configuration, unfinished)
+            arguments = ["format", "--config", str(configuration), "--cluster-id", self.cluster_id]
+            result = subprocess.run(
+                [*self._java(), "kafka.tools.StorageTool", *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if result.returncode != 0:
+                reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
+                raise DevstackError(f"Kafka could not format {self._log_folder}: {reason}")
 
     def _write_configuration(self, path: Path, log_folder: Path) -> None:
         replicas = min(len(self.ports), _MOST_REPLICAS)

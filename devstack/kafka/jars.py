@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from devstack.errors import DevstackError
+from devstack.folders import appearing_whole
 from devstack.state import exclusive
 
 POM = Path(__file__).with_name("pom.xml")
@@ -44,24 +45,23 @@ def _fetch(folder: Path, java: Path) -> None:
             "Maven is missing and fetches Kafka's jars once: install `mvn` (Debian: apt-get install maven), "
             "or set KAFKA_BOOTSTRAP_SERVERS"
         )
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"]
-    result = subprocess.run(
-        [maven, "-q", "-B", "-f", str(POM), *goal],
-        env={"JAVA_HOME": str(java.resolve().parents[1]), **os.environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        errors = [line for line in result.stdout.splitlines() if line.startswith("[ERROR]")]
-        reason = errors[0].removeprefix("[ERROR]").strip() if errors else result.stderr.strip()[-200:]
-        raise DevstackError(f"Maven could not fetch Kafka's jars; try again when it can: {reason}")
-    shutil.copy(POM, unfinished)
+    # Jars of another pom; a broker that still uses them has them open.
     shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with appearing_whole(folder) as unfinished:
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"]
+        result = subprocess.run(
+            [maven, "-q", "-B", "-f", str(POM), *goal],
+            env={"JAVA_HOME": str(java.resolve().parents[1]), **os.environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode != 0:
+            errors = [line for line in result.stdout.splitlines() if line.startswith("[ERROR]")]
+            reason = errors[0].removeprefix("[ERROR]").strip() if errors else result.stderr.strip()[-200:]
+            raise DevstackError(f"Maven could not fetch Kafka's jars; try again when it can: {reason}")
+        shutil.copy(POM, unfinished)
 
 
 def _kafka_version() -> str:

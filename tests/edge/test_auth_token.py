@@ -11,7 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.core.cache import caches
 from django_redis.pool import ConnectionFactory
-from pytest_django.fixtures import SettingsWrapper
+from pytest_django.fixtures import Settings
 
 from couponsite.environment import Rate
 from couponsite.tokens import issue_access_token, issue_refresh_token, read_access_token
@@ -24,7 +24,7 @@ PASSWORD = "correct horse battery staple"
 
 
 @pytest.fixture(autouse=True)
-def quick_hashes(settings: SettingsWrapper) -> None:
+def quick_hashes(settings: Settings) -> None:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
@@ -123,9 +123,7 @@ def test_what_is_no_refresh_token_of_a_user_is_401(carol: User, call: Call, toke
     assert_problem(call("POST", REFRESH, {"refresh": token}, user=None), 401, "unauthenticated")
 
 
-def test_guesses_at_one_account_are_throttled_from_every_address(
-    carol: User, call: Call, settings: SettingsWrapper
-) -> None:
+def test_guesses_at_one_account_are_throttled_from_every_address(carol: User, call: Call, settings: Settings) -> None:
     settings.AUTH_TOKEN_THROTTLE = Rate(3, 86_400)
     for n in range(3):
         assert login(call, password="wrong", REMOTE_ADDR=f"192.0.2.{n}").status_code == 401
@@ -135,9 +133,7 @@ def test_guesses_at_one_account_are_throttled_from_every_address(
     assert login(call, "dave", REMOTE_ADDR="192.0.2.9").status_code == 401
 
 
-def test_guesses_from_one_address_are_throttled_for_every_account(
-    carol: User, call: Call, settings: SettingsWrapper
-) -> None:
+def test_guesses_from_one_address_are_throttled_for_every_account(carol: User, call: Call, settings: Settings) -> None:
     settings.AUTH_TOKEN_THROTTLE = Rate(3, 86_400)
     for n in range(3):
         # Without a trusted proxy anyone can write this header, so it moves nobody to another address.
@@ -146,7 +142,7 @@ def test_guesses_from_one_address_are_throttled_for_every_account(
     assert login(call, REMOTE_ADDR="192.0.2.9").status_code == 200
 
 
-def test_nothing_else_is_throttled(carol: User, call: Call, settings: SettingsWrapper) -> None:
+def test_nothing_else_is_throttled(carol: User, call: Call, settings: Settings) -> None:
     settings.AUTH_TOKEN_THROTTLE = Rate(1, 86_400)
     refresh = login(call).json()["refresh"]
     for _ in range(3):
@@ -155,7 +151,7 @@ def test_nothing_else_is_throttled(carol: User, call: Call, settings: SettingsWr
 
 
 @pytest.fixture
-def no_redis(settings: SettingsWrapper) -> Iterator[None]:
+def no_redis(settings: Settings) -> Iterator[None]:
     """The cache points at a port where nobody listens."""
     pools, ConnectionFactory._pools = ConnectionFactory._pools, {}
     location = {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}
@@ -165,9 +161,7 @@ def no_redis(settings: SettingsWrapper) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_redis")
-def test_without_redis_logins_go_on_and_are_throttled_per_process(
-    carol: User, call: Call, settings: SettingsWrapper
-) -> None:
+def test_without_redis_logins_go_on_and_are_throttled_per_process(carol: User, call: Call, settings: Settings) -> None:
     settings.AUTH_TOKEN_THROTTLE = Rate(2, 86_400)
     caches["process"].clear()
     assert [login(call).status_code for _ in range(3)] == [200, 200, 429]

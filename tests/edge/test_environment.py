@@ -53,27 +53,28 @@ def test_a_good_value_is_read(raw: str, how: Read, value: Any) -> None:
         *[(raw, lambda env: env.real("X", 1.0)) for raw in ("-0.1", "nan", "inf", "1,5", "soon")],
         *[(raw, lambda env: env.json("X", {})) for raw in ("{", "{'a': 1}", "[" * 100_000)],
         *[(raw, lambda env: env.rate("X", "1/day")) for raw in ("10", "0/min", "-1/min", "10/m", "x/min", "10/")],
-        *[
-            (raw, lambda env: env.servers("X", None))
-            for raw in ("kafka", "a:", ":9092", "a:1,,b:2", "a:0", "a:70000")
-        ],
-        *[
-            (raw, lambda env: env.time_zone("X", "UTC"))
-            for raw in ("Mars", "../etc/hosts", "/etc/hosts", "Asia", "..")
-        ],
+        *[(raw, lambda env: env.servers("X", None)) for raw in ("kafka", "a:", ":9092", "a:1,,b:2", "a:0", "a:70000")],
+        *[(raw, lambda env: env.time_zone("X", "UTC")) for raw in ("Mars", "../etc/hosts", "/etc/hosts", "Asia", "..")],
         *[
             (raw, lambda env: env.database("X", None))
-            for raw in ("db", "mysql://h/db", "postgres://h:port/db", "postgres://", "postgres://h", "postgres://h:1/")
+            for raw in (
+                "db",
+                "mysql://h/db",
+                "postgres://u:hunter2@h:port/db",
+                "postgres://",
+                "postgres://h",
+                "postgres://h:1/",
+            )
         ],
         *[
             (raw, lambda env: env.url("X", None, schemes=("redis", "unix")))
-            for raw in ("redis", "http://h", "redis://", "redis://h:x", "redis://[h", "redis://h:99999")
+            for raw in ("redis", "http://h", "redis://", "redis://:hunter2@h:x", "redis://[h", "redis://h:99999")
         ],
         *[
             (raw, lambda env: env.client_options("X", fixed=frozenset({"acks"})))
             for raw in ('{"acks": 1}', "[]", "1", '{"a": null}', '{"a": {}}')
         ],
-        ("ä" * 15, lambda env: env.secret("X", None, at_least=32)),
+        ("hunter2", lambda env: env.secret("X", None, at_least=32)),
         ("", lambda env: env.text("X")),
     ],
 )
@@ -83,7 +84,7 @@ def test_a_bad_value_is_refused_in_one_line_with_its_name(raw: str, how: Read) -
     message = str(refusal.value)
     assert message.startswith("X: ")
     assert "\n" not in message
-    assert not raw or len(raw) < 6 or raw not in message
+    assert "hunter2" not in message
 
 
 REQUIRED = ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")

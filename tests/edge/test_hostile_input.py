@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import jwt
 import pytest
@@ -191,6 +193,19 @@ def test_another_method_is_405_and_names_the_right_one(coupon: Coupon, call: Cal
 )
 def test_a_path_to_nothing_is_404(db: None, call: Call, path: str) -> None:
     assert_problem(call("GET", path), 404, "not_found")
+
+
+@pytest.mark.parametrize("name", ["limit", "cursor"])
+@pytest.mark.parametrize("path", ["/api/v1/coupons", f"/api/v1/users/{ALICE}/coupons"])
+@pytest.mark.parametrize(
+    "value",
+    ["", "0", "-1", "201", "1.5", "x", "\x00", "\ud800", "9" * 5000, "\u0665"]
+    + [base64.b64encode(cursor).decode() for cursor in (b"p=abc", b"p=\x00", b"p=1e9", b"p=nan", b"\xff")]
+    + [base64.b64encode(cursor).decode() for cursor in (b"o=-1", b"o=" + b"9" * 30, b"r=1&p=" + b"9" * 5000)],
+)
+def test_a_bad_page_is_no_error_of_ours(db: None, call: Call, path: str, name: str, value: str) -> None:
+    response = call("GET", path, QUERY_STRING=f"{name}={quote(value, errors='surrogatepass')}")
+    assert response.status_code in (200, 400, 404), response.content
 
 
 def test_a_host_that_is_not_ours_is_400(db: None, call: Call) -> None:

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from couponsite.tokens import read_access_token
+from couponsite.tokens import AccessClaims, read_access_token
 
 
 def tokens(*arguments: str) -> list[str]:
@@ -20,7 +20,7 @@ def test_one_token_a_line_in_order() -> None:
 
 def test_one_user() -> None:
     (token,) = tokens("--users", "7", "--scope", "a b", "--hours", "1")
-    assert read_access_token(token) == (7, {"a", "b"})
+    assert read_access_token(token) == AccessClaims(7, frozenset({"a", "b"}))
 
 
 @pytest.mark.parametrize("users", ["0", "5-1", "a", "1-", "-5", "1-9223372036854775808", "1-2-3", ""])

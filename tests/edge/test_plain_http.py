@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 from django.test import Client
-from pytest_django.fixtures import SettingsWrapper
+from pytest_django.fixtures import Settings
 
 
 @pytest.fixture(autouse=True)
-def behind_a_proxy(settings: SettingsWrapper) -> None:
+def behind_a_proxy(settings: Settings) -> None:
     settings.HTTPS_REDIRECT = True
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     settings.ALLOWED_HOSTS = ["shop.example", "localhost", "127.0.0.1", "[::1]"]

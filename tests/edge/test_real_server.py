@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +34,20 @@ def port() -> Iterator[int]:
     with process:
         assert process.stdout is not None
         assert any("Started worker" in line for line in process.stdout), "granian did not start"
+        wait_for(number)
         yield number
         process.terminate()
+
+
+def wait_for(port: int) -> None:
+    """The worker listens a moment after it says so."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "granian does not listen"
 
 
 def post(port: int, headers: str, body: bytes, version: str = "1.1") -> str:

@@ -37,8 +37,13 @@ def test_a_session_without_csrf_token_is_403(coupon: Coupon, browser: Client, to
     assert_problem(response, 403, "forbidden")
 
 
-def test_a_form_from_another_site_cannot_post(coupon: Coupon, browser: Client) -> None:
-    assert_problem(browser.post(DOOR, {"couponType": "SUMMER"}), 403, "forbidden")
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"]
+)
+def test_a_form_on_another_site_cannot_post(coupon: Coupon, browser: Client, content_type: str) -> None:
+    path = f"/api/v1/coupons/{coupon.pk}/issue-async"
+    assert_problem(browser.generic("POST", path, b"", content_type), 403, "forbidden")
+    assert_problem(browser.generic("POST", path, b"{}", content_type), 415, "unsupported_media_type")
 
 
 def test_reading_needs_no_csrf_token(db: None, browser: Client) -> None:
@@ -54,9 +59,7 @@ def test_acting_for_another_user_needs_the_permission(coupon: Coupon, browser: C
     assert response.status_code == 202
 
 
-def test_a_token_does_not_inherit_the_permissions_of_a_row_with_its_id(
-    coupon: Coupon, carol: User, call: object
-) -> None:
+def test_a_token_does_not_inherit_the_permissions_of_a_row_with_its_id(coupon: Coupon, carol: User, call: Call) -> None:
     User.objects.update(is_superuser=True)
     response = call("POST", DOOR, {"couponType": "SUMMER", "userId": BOB}, user=carol.pk)
     assert_problem(response, 403, "forbidden")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 from django.conf import settings
 
 from kafka_bridge.consumer import GroupConsumer
@@ -30,12 +30,12 @@ def read_topic(topic: str, count: int, *, timeout: float = 30) -> list[Message]:
     consumer = Consumer(
         {
             "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
-            "group.id": prefixed(f"reader-{time.monotonic_ns()}"),
-            "auto.offset.reset": "earliest",
+            "group.id": prefixed("reader"),
             "enable.auto.commit": False,
         }
     )
-    consumer.subscribe([prefixed(topic)])
+    partitions = consumer.list_topics(prefixed(topic), timeout=10).topics[prefixed(topic)].partitions
+    consumer.assign([TopicPartition(prefixed(topic), partition, OFFSET_BEGINNING) for partition in partitions])
     messages: list[Message] = []
     deadline = time.monotonic() + timeout
     try:

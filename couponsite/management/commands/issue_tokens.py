@@ -16,8 +16,9 @@ _MAX_HOURS = 24 * 366
 
 def user_range(text: str) -> range:
     """``7`` or ``1-1000``, both ends included."""
-    first, _, last = text.partition("-")
-    last = last or first
+    first, dash, last = text.partition("-")
+    if not dash:
+        last = first
     if not all(end.isascii() and end.isdigit() and len(end) <= 19 for end in (first, last)):
         raise ArgumentTypeError(f"{text!r} is neither a user id nor a range like 1-1000")
     if not 0 < int(first) <= int(last) <= _MAX_ID:

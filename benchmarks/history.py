@@ -1,0 +1,35 @@
+"""Rows of long ago: what a service has after a season, and what must not slow it down."""
+
+from __future__ import annotations
+
+from django.db import connection
+
+from coupons.models import Coupon
+
+_OUTBOX = """
+    INSERT INTO kafka_bridge_outboxmessage
+        (event_id, event_type, topic, key, payload, traceparent, shard, created_at, published_at)
+    SELECT uuidv7(interval '-1 day'), 'coupon.issue.succeeded.v1', 'coupon-issue-response', %(type)s::bytea,
+           convert_to(repeat('x', 250), 'UTF8'), '', n %% 64, now() - interval '1 day', now() - interval '1 day'
+    FROM generate_series(1, %(rows)s) AS n
+"""
+_USER_COUPONS = """
+    INSERT INTO coupons_usercoupon (coupon_id, user_id, status, issued_at)
+    SELECT %(id)s, 1000000000 + n, 'ISSUED', now() - interval '1 day' FROM generate_series(1, %(rows)s) AS n
+"""
+_REQUESTS = """
+    INSERT INTO coupons_issuerequest
+        (request_id, coupon_id, coupon_type, user_id, status, source, processed_at, topic, partition, "offset")
+    SELECT uuidv7(interval '-1 day'), %(id)s, %(type)s, 1000000000 + n, 'SUCCESS', 'API', now() - interval '1 day',
+           'coupon-issue-request', 0, n
+    FROM generate_series(1, %(rows)s) AS n
+"""
+
+
+def add(coupon: Coupon, rows: int) -> None:
+    """Put ``rows`` published outbox rows, coupons of users and answered requests into the database."""
+    values = {"id": coupon.id, "type": coupon.coupon_type, "rows": rows}
+    with connection.cursor() as cursor:
+        for statement in (_OUTBOX, _USER_COUPONS, _REQUESTS):
+            cursor.execute(statement, values)
+        cursor.execute("ANALYZE")

@@ -1,0 +1,90 @@
+"""How fast one hot coupon is issued: the consumer's way of a batch against one ORM transaction per message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+
+from coupons.events import ISSUE_REQUESTED, issue_requested
+from coupons.handlers import ISSUE
+from coupons.models import Coupon, UserCoupon
+from coupons.services import new_traceparent
+from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.contracts import cloud_event_headers, encode_body
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.outbox import new_event_id
+from kafka_bridge.registry import ReceivedMessage
+
+from . import naive
+from .rounds import Prepare, alternate
+
+BATCH_SIZES = (1000, 500)
+ONE_BY_ONE = "one by one"
+_BATCHED_MESSAGES = 10_000
+_SINGLE_MESSAGES = 300
+
+_numbers = count(1)
+
+
+def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
+    """Coupons issued per second: by ``"one by one"``, and by the number of messages in a batch."""
+    contestants: dict[str, Prepare] = {ONE_BY_ONE: partial(_turn, coupon, _SINGLE_MESSAGES, _issue_one_by_one)}
+    for size in BATCH_SIZES:
+        contestants[str(size)] = partial(_turn, coupon, _BATCHED_MESSAGES, partial(_issue_in_batches, size))
+    before, asked = UserCoupon.objects.count(), next(_numbers)
+    rates = alternate(contestants, rounds=rounds)
+    issued, wanted = UserCoupon.objects.count() - before, next(_numbers) - asked - 1
+    if issued != wanted:
+        raise AssertionError(f"{issued} coupons were issued to {wanted} users")
+    return rates
+
+
+def _turn(coupon: Coupon, quantity: int, issue: Callable[[Sequence[ReceivedMessage]], None]) -> Callable[[], int]:
+    messages = [_message(coupon) for _ in range(quantity)]
+
+    def work() -> int:
+        issue(messages)
+        return quantity
+
+    return work
+
+
+def _issue_one_by_one(messages: Sequence[ReceivedMessage]) -> None:
+    for message in messages:
+        naive.issue_one(message)
+
+
+def _issue_in_batches(size: int, messages: Sequence[ReceivedMessage]) -> None:
+    consumer, stop = GroupConsumer(ISSUE, batch_size=size), StopFlag()
+    for start in range(0, len(messages), size):
+        consumer.handle_batch(messages[start : start + size], stop)
+
+
+def _message(coupon: Coupon) -> ReceivedMessage:
+    """A request of a new user, as the consumer gets it."""
+    number = next(_numbers)
+    now = datetime.now(UTC)
+    event = issue_requested(
+        request_id=new_event_id(),
+        user_id=number,
+        coupon_id=coupon.id,
+        coupon_type=coupon.coupon_type,
+        requested_at=now,
+        source="API",
+        admission=coupon.admission,
+        traceparent=new_traceparent(),
+    )
+    headers = cloud_event_headers(
+        event_id=event.event_id, event_type=ISSUE_REQUESTED, created_at=now, traceparent=event.traceparent
+    )
+    return ReceivedMessage(
+        topic="coupon-issue-request",
+        partition=0,
+        offset=number,
+        timestamp=int(now.timestamp() * 1000),
+        key=coupon.coupon_type.encode(),
+        value=encode_body(event.body),
+        headers=tuple(headers),
+    )

@@ -1,0 +1,42 @@
+"""What the numbers were measured on: without it a rate says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from confluent_kafka import libversion
+from confluent_kafka.admin import AdminClient
+from django.conf import settings
+from django.db import connection
+from django_redis import get_redis_connection
+
+
+def machine() -> str:
+    """One line: processor, cores, and the versions of what took part."""
+    brokers = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS}).list_topics(timeout=10).brokers
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_version")
+        (postgresql,) = cursor.fetchone() or ("?",)
+    redis = get_redis_connection("default").info("server")["redis_version"]
+    return ", ".join(
+        (
+            f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+            f"Python {platform.python_version()}",
+            f"PostgreSQL {postgresql.split()[0]}",
+            f"Redis {redis}",
+            # The protocol does not tell the broker's version.
+            f"Kafka with {len(brokers)} broker{'s' if len(brokers) > 1 else ''}",
+            f"librdkafka {libversion()[0]}",
+        )
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,96 @@
+"""How much of a bare producer's pace the relay keeps, with reading and marking the outbox on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from django.db import connection, transaction
+
+from coupons.events import issue_ended
+from coupons.models import Coupon
+from coupons.services import new_traceparent
+from kafka_bridge.client import Producer, make_producer
+from kafka_bridge.contracts import cloud_event_headers
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.outbox import Event, new_event_id, outbox_row, publish
+from kafka_bridge.registry import prefixed
+from kafka_bridge.relay import Relay
+
+from .rounds import alternate
+
+BARE = "bare producer"
+RELAY = "relay"
+_MESSAGES = 30_000
+_ROWS_PER_TRANSACTION = 1000
+
+
+def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
+    """Messages per second that Kafka acknowledged, of the relay and of the bare producer."""
+    _settle_earlier_rows()
+    producer, relay = make_producer(), Relay()
+    try:
+        return alternate(
+            {RELAY: lambda: _relay_turn(coupon, relay), BARE: lambda: _bare_turn(coupon, producer)}, rounds=rounds
+        )
+    finally:
+        relay.close()
+
+
+def _settle_earlier_rows() -> None:
+    """Make what is in the outbox look as if it had been published for a while."""
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kafka_bridge_outboxmessage SET published_at = now() WHERE published_at IS NULL")
+        cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
+
+
+def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
+    for _ in range(0, _MESSAGES, _ROWS_PER_TRANSACTION):
+        with transaction.atomic():
+            publish(_event(coupon) for _ in range(_ROWS_PER_TRANSACTION))
+
+    def work() -> int:
+        sent = 0
+        while published := relay.relay_batch(StopFlag()):
+            sent += published
+        if sent != _MESSAGES:
+            raise AssertionError(f"{sent} of {_MESSAGES} rows were published")
+        return sent
+
+    return work
+
+
+def _bare_turn(coupon: Coupon, producer: Producer) -> Callable[[], int]:
+    messages = []
+    for _ in range(_MESSAGES):
+        event = _event(coupon)
+        row = outbox_row(event)
+        headers = cloud_event_headers(
+            event_id=event.event_id,
+            event_type=event.event_type,
+            created_at=datetime.now(UTC),
+            traceparent=event.traceparent,
+        )
+        messages.append((prefixed(row.topic), row.key, row.payload, headers))
+
+    def work() -> int:
+        for topic, key, payload, headers in messages:
+            producer.produce(topic, value=payload, key=key, headers=headers)
+        if waiting := producer.flush(30):
+            raise AssertionError(f"{waiting} messages were not acknowledged")
+        return len(messages)
+
+    return work
+
+
+def _event(coupon: Coupon) -> Event:
+    return issue_ended(
+        request_id=new_event_id(),
+        user_id=1_000_000,
+        coupon_id=coupon.id,
+        coupon_type=coupon.coupon_type,
+        reason=None,
+        user_coupon_id=1_000_000,
+        processed_at=datetime.now(UTC),
+        traceparent=new_traceparent(),
+    )

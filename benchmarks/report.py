@@ -1,0 +1,62 @@
+"""The table: every line a ratio of two rates that were measured side by side."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from rich.console import Console
+from rich.table import Table
+
+from coupons.events import ISSUE_SUCCEEDED
+from coupons.models import Coupon
+
+from . import history, issuing, relaying
+from .machine import machine
+from .scratch import forget_answers, scratch_database, scratch_topics
+
+
+def report(*, rounds: int, old_rows: int) -> None:
+    """Measure in a database and topics of its own and print the table; with ``old_rows`` once more on top of them."""
+    # While debugging Django keeps the text of every query, which costs more than many a query.
+    settings.DEBUG = False
+    table = _table()
+    with scratch_database(), scratch_topics(ISSUE_SUCCEEDED):
+        coupon = Coupon.objects.create(
+            coupon_type="HOT", name="HOT", discount_type="PERCENT", discount_value=10, total_quantity=10**9
+        )
+        try:
+            _measure(table, coupon, rounds=rounds, condition="")
+            if old_rows:
+                history.add(coupon, old_rows)
+                _measure(table, coupon, rounds=rounds, condition=f" over {old_rows:,} old rows")
+        finally:
+            forget_answers()
+        table.caption = machine()
+    Console().print(table)
+
+
+def _table() -> Table:
+    table = Table(title="Pieces per second, medians of alternating rounds", title_justify="left", caption_justify="left")
+    table.add_column("measured")
+    table.add_column("per second", justify="right")
+    table.add_column("against")
+    table.add_column("per second", justify="right")
+    table.add_column("ratio", justify="right")
+    return table
+
+
+def _measure(table: Table, coupon: Coupon, *, rounds: int, condition: str) -> None:
+    issued = issuing.measure(coupon, rounds=rounds)
+    for size in issuing.BATCH_SIZES:
+        _line(
+            table, f"issue, {size:,} a batch{condition}", issued[str(size)],
+            "one ORM transaction per message", issued[issuing.ONE_BY_ONE], decimals=0,
+        )  # fmt: skip
+    relayed = relaying.measure(coupon, rounds=rounds)
+    _line(
+        table, f"relay, outbox to Kafka{condition}", relayed[relaying.RELAY],
+        "bare producer, same messages", relayed[relaying.BARE], decimals=2,
+    )  # fmt: skip
+
+
+def _line(table: Table, measured: str, rate: float, against: str, other: float, *, decimals: int) -> None:
+    table.add_row(measured, f"{rate:,.0f}", against, f"{other:,.0f}", f"{rate / other:.{decimals}f}x")

@@ -1,0 +1,177 @@
+"""A crowd that asks for coupons over HTTP, and asks again under the same key until it has an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+_ATTEMPT_SECONDS = 10.0
+_LONGEST_PAUSE = 0.5
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One wish of one user. ``door`` is a number: which of the addresses for the same thing is used."""
+
+    key: str
+    user_id: int
+    coupon_id: int
+    coupon_type: str
+    door: int
+
+    def target(self) -> tuple[str, dict[str, str]]:
+        """The path and the JSON body: the contract's three doors, and the two that the seeds had."""
+        by_type = {"couponType": self.coupon_type}
+        doors: tuple[tuple[str, dict[str, str]], ...] = (
+            ("/api/v1/coupons/issue-async", by_type),
+            (f"/api/v1/coupons/{self.coupon_id}/issue-async", {}),
+            (f"/api/v1/users/{self.user_id}/coupons/{self.coupon_id}/issue", {}),
+            ("/coupons/issue-async", by_type),
+            (f"/coupons/{self.coupon_id}/issue-async", {}),
+        )
+        return doors[self.door % len(doors)]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of an ask. ``request_id`` is set for a 202; ``latency`` in seconds, from the first attempt on."""
+
+    ask: Ask
+    status: int
+    request_id: UUID | None
+    attempts: int
+    latency: float
+
+
+class Crowd:
+    """Sends asks over ``connections`` kept-alive connections; no more of them are under way at once.
+
+    HTTP by hand on asyncio's streams: a client library takes several times the processor time per request, which
+    is missing to the service when both share two cores.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        tokens: Mapping[int, str],
+        *,
+        connections: int = 32,
+        on_answer: Callable[[Answer], None] = lambda answer: None,
+    ) -> None:
+        """``tokens`` holds a bearer token for every user of the asks; ``on_answer`` is called with each answer."""
+        self.answers: list[Answer] = []
+        # Why asks were sent again.
+        self.retries: Counter[str] = Counter()
+        self._port = port
+        self._tokens = tokens
+        self._connections = connections
+        self._on_answer = on_answer
+
+    async def ask_all(self, asks: Sequence[Ask]) -> None:
+        """Ask until every ask has an answer. Never gives up: cancel it to end it earlier."""
+        waiting = iter(asks)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._connections, len(asks))):
+                group.create_task(self._work_off(waiting))
+
+    async def _work_off(self, waiting: Iterator[Ask]) -> None:
+        connection = Connection(self._port)
+        try:
+            for ask in waiting:
+                answer = await self._ask(connection, ask)
+                self.answers.append(answer)
+                self._on_answer(answer)
+        finally:
+            connection.close()
+
+    async def _ask(self, connection: Connection, ask: Ask) -> Answer:
+        path, body = ask.target()
+        message = encode_request(
+            "POST", path, self._port, {"authorization": self._tokens[ask.user_id], "idempotency-key": ask.key}, body
+        )
+        started = time.perf_counter()
+        status, raw, attempts = await connection.insist(message, self.retries)
+        request_id = UUID(json.loads(raw)["requestId"]) if status == 202 else None
+        return Answer(ask, status, request_id, attempts, time.perf_counter() - started)
+
+
+class Connection:
+    """One HTTP/1.1 connection to this machine, opened when needed and anew after a failure."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def insist(self, message: bytes, failures: Counter[str]) -> tuple[int, bytes, int]:
+        """Send a request again and again until it has an answer of its own.
+
+        Returns its status, its body and the number of attempts. ``failures`` counts what the other attempts met:
+        statuses of 500 and more, ``in_progress``, or the name of the connection's error.
+        """
+        for attempt in itertools.count(1):
+            try:
+                status, body = await self.exchange(message)
+            except (OSError, EOFError, TimeoutError) as error:
+                failures[type(error).__name__] += 1
+            else:
+                under_way = status == 409 and b'"in_progress"' in body
+                if status < 500 and not under_way:
+                    return status, body, attempt
+                failures["in_progress" if under_way else str(status)] += 1
+            await asyncio.sleep(min(0.02 * 2 ** min(attempt, 10), _LONGEST_PAUSE))
+        raise AssertionError("unreachable")
+
+    async def exchange(self, message: bytes) -> tuple[int, bytes]:
+        """Send a request and return the status and the body of its answer.
+
+        Raises OSError, EOFError or TimeoutError: the request may have had its effect or not.
+        """
+        try:
+            async with asyncio.timeout(_ATTEMPT_SECONDS):
+                return await self._exchange(message)
+        except BaseException:
+            self.close()
+            raise
+
+    async def _exchange(self, message: bytes) -> tuple[int, bytes]:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(message)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = _CONTENT_LENGTH.search(head)
+        if length is None:
+            raise ConnectionError(f"an answer without Content-Length: {head!r}")
+        body = await reader.readexactly(int(length[1]))
+        if b"\r\nconnection: close\r\n" in head.lower():
+            self.close()
+        return int(head[9:12]), body
+
+    def close(self) -> None:
+        """Drop the connection; the next exchange opens another."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+def encode_request(
+    method: str, path: str, port: int, headers: Mapping[str, str], body: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes of a request with a JSON body, or without one."""
+    content = b"" if body is None else json.dumps(body).encode()
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        f"host: 127.0.0.1:{port}",
+        "content-type: application/json",
+        f"content-length: {len(content)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + content

@@ -1,0 +1,156 @@
+"""The whole demo: prepares the services, starts the processes, runs the sale and keeps the pages up."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from rich.console import Console
+
+from couponsite.demo.processes import Supervisor, procfile_process, wait_until_ready
+from couponsite.demo.report import print_outcome, progress_bar
+from couponsite.demo.sale import FlashSale, Outcome, Size
+from devstack.ports import free_port, is_free
+from kafka_bridge.client import check_kafka, delete_topics, ensure_topics
+from kafka_bridge.errors import ServiceUnavailable
+from kafka_bridge.lifecycle import StopFlag, check_database, first_line, wait_for
+
+_ADMIN_NAME = "demo-admin"
+_SERVICE_SECONDS = 30.0
+_SAMPLE = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    name: str
+    password: str
+
+
+class Demo:
+    """Everything from the empty database to the verdict, cleaned up at the end however that comes."""
+
+    def __init__(self, *, size: Size, issuers: int, log_folder: Path, console: Console) -> None:
+        self._size = size
+        self._issuers = issuers
+        self._log_folder = log_folder
+        self._console = console
+
+    def run(self, *, stay: bool) -> bool:
+        """Run it and return whether everything held; with ``stay`` keep the pages up until interrupted.
+
+        Raises ServiceUnavailable when a service does not answer and TimeoutError when the web process does not.
+        """
+        port = _web_port()
+        login = self._prepare()
+        with self._topics(), self._running(port):
+            outcome = FlashSale(self._size, port).run(
+                progress_bar(self._console, "answered", self._size.requests),
+                progress_bar(self._console, "results", self._size.requests),
+                sample=_SAMPLE,
+            )
+            print_outcome(self._console, outcome)
+            held = self._verdict(outcome)
+            if stay:
+                self._show_addresses(port, login)
+                with suppress(KeyboardInterrupt):
+                    while True:
+                        time.sleep(1)
+        return held
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _prepare(self) -> Login:
+        self._say("migrating the database")
+        wait_for(check_database, _SERVICE_SECONDS, StopFlag())
+        call_command("migrate", verbosity=0, interactive=False)
+        return _make_admin_login()
+
+    @contextmanager
+    def _topics(self) -> Iterator[None]:
+        """The topics; those that were not there before go again."""
+        self._say("creating the topics")
+        wait_for(check_kafka, _SERVICE_SECONDS, StopFlag())
+        created, complaints = ensure_topics(settings.KAFKA_ROUTES)
+        try:
+            if complaints:
+                raise ServiceUnavailable("; ".join(complaints))
+            yield
+        finally:
+            try:
+                delete_topics(created)
+            except ServiceUnavailable as error:
+                self._say(first_line(error))
+
+    @contextmanager
+    def _running(self, port: int) -> Iterator[None]:
+        env = {"PORT": str(port), "HOST": "127.0.0.1"}
+        web = procfile_process("web", env, self._log("web"))
+        relay = procfile_process("relay", env, self._log("relay"))
+        issuers = [
+            procfile_process("issuer", env, self._log(f"issuer-{number}"), name=f"issuer-{number}")
+            for number in range(1, self._issuers + 1)
+        ]
+        self._say(f"starting web, relay and {self._issuers} issuers; their logs are in {self._log_folder}")
+        with Supervisor([web, relay, *issuers], self._say):
+            wait_until_ready(web, port)
+            yield
+            self._say("stopping")
+
+    def _log(self, name: str) -> Path:
+        path = self._log_folder / f"{name}.log"
+        path.unlink(missing_ok=True)
+        return path
+
+    def _verdict(self, outcome: Outcome) -> bool:
+        self._say(f"{outcome.sampled} statuses were read back through the API and compared with PostgreSQL")
+        for line in outcome.complaints:
+            self._say(f"FAIL {line}")
+        if not outcome.complaints:
+            self._say("ok   every accepted request has one result, the stock went out to the last piece, nobody has two")
+        try:
+            output = StringIO()
+            call_command("check_invariants", stdout=output)
+        except CommandError as error:
+            self._say(output.getvalue().rstrip())
+            self._say(f"verdict: {error}")
+            return False
+        self._say(output.getvalue().rstrip())
+        self._say("verdict: " + ("something does not hold" if outcome.complaints else "everything holds"))
+        return not outcome.complaints
+
+    def _show_addresses(self, port: int, login: Login) -> None:
+        site = f"http://localhost:{port}"
+        self._say(f"shopper's page  {site}/")
+        self._say(f"admin           {site}/admin/    name {login.name}, password {login.password}")
+        self._say(f"API             {site}/api/docs")
+        self._say("Ctrl-C ends it; until then, end any of the processes by `kill -9` and see it come back")
+
+
+def _web_port() -> int:
+    wanted = os.environ.get("PORT", "")
+    if not wanted:
+        return free_port()
+    if not (wanted.isascii() and wanted.isdigit() and is_free(int(wanted))):
+        raise ServiceUnavailable(f"PORT {wanted} is taken or no port: choose another, or leave it unset")
+    return int(wanted)
+
+
+def _make_admin_login() -> Login:
+    # On a database that is used again: the same name with a new password.
+    login = Login(_ADMIN_NAME, secrets.token_urlsafe(9))
+    user, _ = get_user_model().objects.get_or_create(username=login.name)
+    user.is_staff = user.is_superuser = True
+    user.set_password(login.password)
+    user.save()
+    return login

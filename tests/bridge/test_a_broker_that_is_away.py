@@ -1,0 +1,146 @@
+"""A broker that does not answer for longer than the client's timeouts: nothing is lost, nothing overtakes."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, Message, Producer
+
+from devstack import Stack
+from devstack.processes import wait_until
+from devstack.stack import Part
+from kafka_bridge import client
+from kafka_bridge.client import ensure_topics, make_producer
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage
+from kafka_bridge.registry import prefixed
+from kafka_bridge.relay import Relay
+from tests.support.kafka import read_topic
+from tests.support.outbox import TOPIC, publish_numbers
+from tests.support.threads import in_another_session
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# The client gives up on a request after this; the broker stays away for several of them.
+TIMEOUT_MS = 1000
+
+
+@pytest.fixture
+def broker(tmp_path: Path, settings: Any) -> Iterator[Part]:
+    """A Kafka of the test's own, with its topics."""
+    shared = {"DATABASE_URL": "elsewhere", "REDIS_URL": "elsewhere"}
+    stack = Stack("own", root=tmp_path, environ=shared, report=lambda line: None)
+    settings.KAFKA_BOOTSTRAP_SERVERS = stack.up().kafka_bootstrap_servers
+    settings.KAFKA_PRODUCER_CONFIG = {"socket.timeout.ms": TIMEOUT_MS, "request.timeout.ms": TIMEOUT_MS}
+    ensure_topics(settings.KAFKA_ROUTES)
+    yield stack.part("kafka-1")
+    stack.down(wipe=True)
+
+
+def unpublished() -> int:
+    return OutboxMessage.objects.filter(published_at=None).count()
+
+
+class Complaints:
+    """What librdkafka says about the broker."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+        caplog.set_level(logging.WARNING)
+
+    def wait_for(self, count: int, producer: Producer | None = None) -> None:
+        """Waits for that many more complaints: as many timeouts, or refused connections, have passed."""
+        start = len(self._caplog.records)
+
+        def complained() -> bool:
+            if producer is not None:
+                producer.poll(0)
+            return len(self._caplog.records) >= start + count
+
+        wait_until(complained, 30, "the client does not notice that the broker is away")
+
+
+@pytest.fixture
+def complaints(caplog: pytest.LogCaptureFixture) -> Complaints:
+    return Complaints(caplog)
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+def test_events_written_before_during_and_after_arrive_in_order(
+    how: str, broker: Part, complaints: Complaints
+) -> None:
+    stop = StopFlag()
+    running = in_another_session(lambda: Relay(batch_size=10).run(stop))
+    publish_numbers(range(30))
+    wait_until(lambda: unpublished() == 0, 20, "the relay does not publish")
+
+    broker.freeze() if how == "frozen" else broker.kill()
+    publish_numbers(range(30, 60))
+    complaints.wait_for(3)
+    assert unpublished() == 30
+    broker.thaw() if how == "frozen" else broker.start()
+    publish_numbers(range(60, 90))
+    wait_until(lambda: unpublished() == 0, 60, "the relay does not go on")
+
+    stop.request()
+    running.result(20)
+    assert first_copies(90) == list(range(90))
+
+
+def first_copies(count: int) -> list[int]:
+    sent = [json.loads(message.value() or b"")["number"] for message in read_topic(TOPIC, count)]
+    return list(dict.fromkeys(sent))
+
+
+def test_a_message_waits_for_the_broker_however_long_it_takes(broker: Part, complaints: Complaints) -> None:
+    sender = Sender(make_producer())
+    broker.kill()
+    sender.send(0)
+    complaints.wait_for(3, sender.producer)
+    broker.start()
+    sender.send(1)
+    sender.send_again_what_failed()
+    assert first_copies(2) == [0, 1]
+
+
+def test_with_a_finite_timeout_a_later_message_would_overtake(broker: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    finite = {"message.timeout.ms": TIMEOUT_MS}
+    monkeypatch.setattr(client, "Producer", lambda config: Producer(config | finite))
+    sender = Sender(make_producer())
+    broker.kill()
+    sender.send(0)
+    wait_until(sender.has_failed, 30, "the message does not time out")
+    broker.start()
+    sender.send(1)
+    sender.send_again_what_failed()
+    assert first_copies(2) == [1, 0]
+
+
+class Sender:
+    """Sends numbered messages of one key, and at the end those that failed once more, as a relay would."""
+
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.failed: list[int] = []
+        producer.list_topics(timeout=10)
+
+    def send(self, number: int) -> None:
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                self.failed.append(number)
+
+        body = json.dumps({"number": number}).encode()
+        self.producer.produce(prefixed(TOPIC), value=body, key=b"1", on_delivery=on_delivery)
+
+    def has_failed(self) -> bool:
+        self.producer.poll(0)
+        return bool(self.failed)
+
+    def send_again_what_failed(self) -> None:
+        assert self.producer.flush(30) == 0
+        for number in self.failed:
+            self.send(number)
+        assert self.producer.flush(30) == 0
