@@ -1,18 +1,51 @@
-# `make help` says what there is. Needs Python 3.11 or newer, and Java 17 or newer with Maven for a Kafka of its own;
-# services that DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS name are used instead of being started.
+# `make help` says what there is. Needs Python 3.11 or newer, and for a Kafka of its own Java 17 or newer with Maven.
+# What DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS name is used instead of being started.
 
 SHELL := /bin/sh
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+PYTHONS := python3.11 python3.12 python3.13 python3 python
+WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Settings of commands that connect to nothing.
+OFFLINE := SECRET_KEY=for-checks-only-which-sign-nothing-of-value DEBUG= \
+	DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
 
-.PHONY: help demo test lint up down
 .DEFAULT_GOAL := help
+.PHONY: help demo test lint up down
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) ## a flash sale on real processes, with its verdict; DEMO_EXIT=1 ends it after that
-	@SECRET_KEY="$${SECRET_KEY:-$$(openssl rand -hex 32)}" \
-	  exec python -m devstack run --name demo --fresh -- python manage.py demo
+demo: $(INSTALLED) ## a flash sale on real processes and its verdict; stays up until Ctrl-C unless DEMO_EXIT=1
+	@export $(WITH_VENV) SECRET_KEY="$${SECRET_KEY:-$$($(VENV)/bin/python -c 'import secrets; print(secrets.token_hex())')}"; \
+	exec python -m devstack run --name demo --fresh -- python manage.py demo $(ARGS)
 
+test: $(INSTALLED) ## every test, on real services; ARGS="tests/edge -k token" for some
+	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
+	exec python -m devstack run --name test -- python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## style, types, layers, migrations, API schema, deployment checks
+	@export $(WITH_VENV) $(OFFLINE); set -e; \
+	ruff check .; \
+	ruff format --check .; \
+	mypy .; \
+	lint-imports; \
+	python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run; \
+	python manage.py spectacular --validate --fail-on-warn --file /dev/null; \
+	python manage.py check --deploy --fail-level WARNING
+
+up: $(INSTALLED) ## PostgreSQL, Redis and Kafka; prints their addresses as shell exports
+	@$(WITH_VENV) python -m devstack up
+
+down: $(INSTALLED) ## ends what `make up` started
+	@$(WITH_VENV) python -m devstack down
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then echo "make: Python 3.11 or newer is missing: install it" >&2; exit 1; fi; \
+	echo "installing what requirements-dev.txt names into $(VENV)" >&2; \
+	if ! "$$found" -m venv $(VENV); then echo "make: $$found cannot make $(VENV): install its venv module" >&2; exit 1; fi; \
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

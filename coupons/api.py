@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 from uuid import UUID
 
 import msgspec
+from rest_framework.exceptions import NotFound as NotAPage
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -112,6 +113,17 @@ class Cursor(CursorPagination):
     page_size_query_param = "limit"
     max_page_size = _MAX_LIMIT
     invalid_cursor_message = "The cursor is not one that this list gave out."
+
+    def decode_cursor(self, request: Request) -> Any:
+        try:
+            cursor = super().decode_cursor(request)
+        except NotAPage as error:
+            raise InvalidRequest(self.invalid_cursor_message) from error
+        # The position goes into the query as it is, and anybody can make a cursor.
+        position = None if cursor is None else cursor.position
+        if position is not None and not (position.isascii() and position.isdigit() and int(position[:20]) < 2**63):
+            raise InvalidRequest(self.invalid_cursor_message)
+        return cursor
 
     def get_page_size(self, request: Request) -> int:
         raw = request.query_params.get("limit", str(self.page_size))

@@ -17,6 +17,7 @@ import msgspec
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
 
+from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import new_event_id, publish, publish_once, stored_payload, stored_payloads
@@ -150,7 +151,10 @@ _LOCK_COUPONS = """
     FOR NO KEY UPDATE
 """
 _READ_DECIDED = "SELECT request_id FROM coupons_issuerequest WHERE request_id = ANY(%s::uuid[])"
-_READ_HOLDERS = "SELECT coupon_id, user_id FROM coupons_usercoupon WHERE user_id = ANY(%s) AND coupon_id = ANY(%s)"
+_READ_HOLDERS = """
+    SELECT coupon_id, user_id FROM coupons_usercoupon
+    WHERE user_id = ANY(%s::bigint[]) AND coupon_id = ANY(%s::bigint[])
+"""
 _INSERT_COUPONS = """
     INSERT INTO coupons_usercoupon (coupon_id, user_id, status, issued_at, expires_at)
     SELECT coupon_id, user_id, 'ISSUED', %s, expires_at
@@ -203,7 +207,7 @@ def issue_many(tasks: Sequence[IssueTask]) -> None:
 
 
 class _Terminal(NamedTuple):
-    """A row of IssueRequest, in the order of ``_REQUEST_COLUMNS``, and what only the event needs."""
+    """A row of IssueRequest, and what only the event needs. ``requested_at`` is ISO 8601 in UTC."""
 
     request_id: UUID
     coupon_id: int | None
@@ -213,7 +217,7 @@ class _Terminal(NamedTuple):
     reason: str | None
     user_coupon_id: int | None
     source: str
-    requested_at: datetime | None
+    requested_at: str | None
     processed_at: datetime
     topic: str
     partition: int
@@ -272,7 +276,7 @@ def _claims(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon], now: d
 
 def _decided(request_ids: Sequence[UUID]) -> set[UUID]:
     with connection.cursor() as cursor:
-        cursor.execute(_READ_DECIDED, [[str(request_id) for request_id in request_ids]])
+        cursor.execute(_READ_DECIDED, [arrays.uuids(request_ids)])
         return {request_id for (request_id,) in cursor.fetchall()}
 
 
@@ -280,16 +284,16 @@ def _holders(claims: Sequence[Claim]) -> set[tuple[int, int]]:
     users = {claim.user_id for claim in claims}
     coupon_ids = {claim.coupon_id for claim in claims if claim.coupon_id is not None}
     with connection.cursor() as cursor:
-        cursor.execute(_READ_HOLDERS, [list(users), list(coupon_ids)])
+        cursor.execute(_READ_HOLDERS, [arrays.numbers(users), arrays.numbers(coupon_ids)])
         return {(coupon_id, user_id) for coupon_id, user_id in cursor.fetchall()}
 
 
-def _expires_at(coupon: _LockedCoupon, now: datetime) -> datetime | None:
-    return None if coupon.valid_days is None else now + timedelta(days=coupon.valid_days)
+def _expires_at(coupon: _LockedCoupon, now: datetime) -> str | None:
+    return None if coupon.valid_days is None else isoformat_z(now + timedelta(days=coupon.valid_days))
 
 
 def _insert_coupons(
-    won: Sequence[Claim], expiry: dict[int, datetime | None], now: datetime
+    won: Sequence[Claim], expiry: dict[int, str | None], now: datetime
 ) -> dict[tuple[int, int], int]:
     if not won:
         return {}
@@ -297,7 +301,12 @@ def _insert_coupons(
     with connection.cursor() as cursor:
         cursor.execute(
             _INSERT_COUPONS,
-            [now, coupon_ids, [claim.user_id for claim in won], [expiry[coupon_id] for coupon_id in coupon_ids]],
+            [
+                now,
+                arrays.numbers(coupon_ids),
+                arrays.numbers([claim.user_id for claim in won]),
+                arrays.texts([expiry[coupon_id] for coupon_id in coupon_ids]),
+            ],
         )
         return {(coupon_id, user_id): row_id for coupon_id, user_id, row_id in cursor.fetchall()}
 
@@ -329,7 +338,7 @@ def _terminal(
         reason=decision.reason,
         user_coupon_id=user_coupon_id,
         source=request.source,
-        requested_at=request.requested_at,
+        requested_at=isoformat_z(request.requested_at) if request.requested_at else None,
         processed_at=now,
         topic=task.topic,
         partition=task.partition,
@@ -341,7 +350,22 @@ def _terminal(
 
 def _end_requests(rows: Sequence[_Terminal]) -> None:
     """Write terminal rows and their events; once that is committed, the status views."""
-    columns = [list(column) for column in zip(*(row[:-1] for row in rows), strict=True)]
+    columns = [
+        arrays.uuids([row.request_id for row in rows]),
+        arrays.numbers([row.coupon_id for row in rows]),
+        arrays.texts([row.coupon_type for row in rows]),
+        arrays.numbers([row.user_id for row in rows]),
+        arrays.texts([row.status for row in rows]),
+        arrays.texts([row.reason for row in rows]),
+        arrays.numbers([row.user_coupon_id for row in rows]),
+        arrays.texts([row.source for row in rows]),
+        arrays.texts([row.requested_at for row in rows]),
+        arrays.texts([isoformat_z(row.processed_at) for row in rows]),
+        arrays.texts([row.topic for row in rows]),
+        arrays.numbers([row.partition for row in rows]),
+        arrays.numbers([row.offset for row in rows]),
+        arrays.numbers([row.remaining for row in rows]),
+    ]
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_REQUESTS, columns)
     publish(
@@ -369,7 +393,7 @@ def _store_views(rows: Sequence[_Terminal]) -> None:
             status=row.status,
             reason=row.reason,
             user_coupon_id=row.user_coupon_id,
-            requested_at=isoformat_z(row.requested_at) if row.requested_at else None,
+            requested_at=row.requested_at,
             processed_at=isoformat_z(row.processed_at),
         )
         for row in rows

@@ -162,8 +162,12 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
 
 def delete_topics(names: Iterable[str]) -> None:
     """Delete topics, named with the prefix, and all that is in them. Raises ServiceUnavailable if Kafka refuses."""
+    # Kept until the futures are done: they die with their client.
+    admin = _make_admin()
+    topics = list(names)
     try:
-        for future in _make_admin().delete_topics(list(names), operation_timeout=_ADMIN_TIMEOUT).values():
+        futures = admin.delete_topics(topics, operation_timeout=_ADMIN_TIMEOUT) if topics else {}
+        for future in futures.values():
             future.result()
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka refused to delete topics: {error.args[0].str()}") from error

@@ -7,6 +7,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -154,6 +155,8 @@ def cloud_event_headers(
     return headers
 
 
+# A batch has one time of processing, and rows of one transaction one time of creation.
+@lru_cache(maxsize=16)
 def isoformat_z(moment: datetime) -> str:
     """ISO 8601 in UTC with ``Z``; ``moment`` must be aware."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -29,13 +29,13 @@ def make_coupon(db: None) -> Callable[..., Coupon]:
 
 
 @pytest.fixture
-def token() -> Callable[..., str]:
-    """A bearer token's header for a user id: ``client.post(..., headers=token(7))``."""
+def token() -> Callable[..., dict[str, str]]:
+    """The header of a user's bearer token: ``client.post(..., headers=token(7))``."""
 
     def header(user_id: int, scope: str = "") -> dict[str, str]:
-        return {"Authorization": f"Bearer {issue_access_token(user_id, scope=scope, hours=1)}"}
+        return {"Authorization": f"Bearer {issue_access_token(user_id, scope)}"}
 
-    return header  # type: ignore[return-value]
+    return header
 
 
 @pytest.fixture

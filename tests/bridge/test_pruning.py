@@ -1,0 +1,56 @@
+"""Published rows go when their time is over; what somebody waits for stays."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+
+from coupons.handlers import ISSUE
+from coupons.models import Coupon
+from coupons.selectors import request_status
+from coupons.services import request_accept
+from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage
+from kafka_bridge.pruning import prune
+from tests.support.messages import message
+from tests.support.outbox import publish_orders
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+RETENTION = timedelta(hours=1)
+
+
+def published(hours_ago: float) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE kafka_bridge_outboxmessage SET published_at = now() - %s * interval '1 hour'"
+            " WHERE published_at IS NULL",
+            [hours_ago],
+        )
+
+
+def test_only_published_rows_past_retention_are_deleted() -> None:
+    publish_orders([1, 2, 3])
+    published(hours_ago=2)
+    publish_orders([4])
+    published(hours_ago=0.5)
+    publish_orders([5])
+    assert prune(RETENTION, StopFlag(), batch_size=2) == 3
+    assert sorted(bytes(row.key or b"") for row in OutboxMessage.objects.all()) == [b"4", b"5"]
+
+
+def test_a_request_without_a_result_is_never_deleted(make_coupon: Callable[..., Coupon]) -> None:
+    coupon = make_coupon()
+    accepted = request_accept(id_or_type=coupon.id, user_id=1, caller_id=1)
+    published(hours_ago=1000)
+    assert prune(RETENTION, StopFlag()) == 0
+
+    row = OutboxMessage.objects.get()
+    GroupConsumer(ISSUE).handle_batch([message(bytes(row.payload or b""))], StopFlag())
+    published(hours_ago=1000)
+    assert prune(RETENTION, StopFlag()) == 2
+    status = request_status(accepted.request_id)
+    assert status is not None
+    assert status.status == "SUCCESS"
