@@ -21,17 +21,21 @@ from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import new_event_id, publish, publish_once, stored_payload, stored_payloads
+from kafka_bridge.pressure import outbox_pressure
 from kafka_bridge.registry import Rejected
 
 from . import policy, status_view
 from .catalogue import CatalogueEntry, catalogue
-from .errors import CouponNotOpen, IdempotencyKeyReused, InvalidRequest, NotFound
+from .errors import CouponNotOpen, IdempotencyKeyReused, InvalidRequest, NotFound, Unavailable
 from .events import ISSUE_REQUESTED, IssueRequested, IssueTask, issue_ended, issue_requested, read_traceparent
 from .models import Coupon, IssueRequest
 from .policy import Claim, Decision, Window
 from .status_view import RequestStatus
 
 # -- the door -----------------------------------------------------------------------------------------------------
+
+# Seconds after which a client may try again when the outbox is far behind: minutes of backlog do not go in seconds.
+_RETRY_WHEN_BEHIND = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,11 @@ def request_accept(
     """Accept a request for a coupon (by id or type); its outbox row is all that is written.
 
     With an idempotency key, the caller's earlier request under it is answered again. Raises NotFound,
-    CouponNotOpen, IdempotencyKeyReused, and what the database raises: after a lost connection it is unknown
+    CouponNotOpen, IdempotencyKeyReused, Unavailable, and what the database raises: after a lost connection it is unknown
     whether the request was accepted.
     """
+    if behind := outbox_pressure.refusal():
+        raise Unavailable(behind, retry_after=_RETRY_WHEN_BEHIND)
     coupon = catalogue.get(id_or_type)
     if coupon is None:
         raise NotFound(f"There is no coupon {id_or_type!r}.")

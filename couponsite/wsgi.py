@@ -44,6 +44,9 @@ def measured(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterab
 
 try:
     application = measured(get_wsgi_application())
+    from kafka_bridge.pressure import outbox_pressure
+
+    outbox_pressure.start()
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 

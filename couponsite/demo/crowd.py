@@ -64,9 +64,9 @@ class Crowd:
         tokens: Mapping[int, str],
         *,
         connections: int = 32,
-        on_answer: Callable[[Answer], None] = lambda answer: None,
+        on_answer: Callable[[int], None] = lambda answers: None,
     ) -> None:
-        """``tokens`` holds a bearer token for every user of the asks; ``on_answer`` is called with each answer."""
+        """``tokens`` holds the Authorization header of every user; ``on_answer`` gets the number of answers so far."""
         self.answers: list[Answer] = []
         # Why asks were sent again.
         self.retries: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class Crowd:
             for ask in waiting:
                 answer = await self._ask(connection, ask)
                 self.answers.append(answer)
-                self._on_answer(answer)
+                self._on_answer(len(self.answers))
         finally:
             connection.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from django.db import connection
@@ -29,14 +29,11 @@ _ISSUED = """
 class Undecided:
     """The accepted requests that have no result yet, looked up by primary key and a thousand at a time."""
 
-    def __init__(self) -> None:
-        self._request_ids: deque[UUID] = deque()
+    def __init__(self, request_ids: Iterable[UUID]) -> None:
+        self._request_ids = deque(request_ids)
 
     def __len__(self) -> int:
         return len(self._request_ids)
-
-    def add(self, request_ids: Collection[UUID]) -> None:
-        self._request_ids.extend(request_ids)
 
     def look(self) -> int:
         """Forget those with a result and return how many are left.

@@ -104,6 +104,7 @@ class Demo:
         self._say(f"starting web, relay and {self._issuers} issuers; their logs are in {self._log_folder}")
         with Supervisor([web, relay, *issuers], self._say):
             wait_until_ready(web, port)
+            self._say(f"the sale: {self._size.requests} requests of {self._size.users} users")
             yield
             self._say("stopping")
 
@@ -117,7 +118,9 @@ class Demo:
         for line in outcome.complaints:
             self._say(f"FAIL {line}")
         if not outcome.complaints:
-            self._say("ok   every accepted request has one result, the stock went out to the last piece, nobody has two")
+            self._say(
+                "ok   every accepted request has one result, the stock went out to the last piece, nobody has two"
+            )
         try:
             output = StringIO()
             call_command("check_invariants", stdout=output)
