@@ -120,8 +120,8 @@ class Cursor(CursorPagination):
         except NotAPage as error:
             raise InvalidRequest(self.invalid_cursor_message) from error
         # The position goes into the query as it is, and anybody can make a cursor.
-        position = None if cursor is None else cursor.position
-        if position is not None and not (position.isascii() and position.isdigit() and int(position[:20]) < 2**63):
+        position = "0" if cursor is None else str(cursor.position or "0")
+        if not (position.isascii() and position.isdigit() and int(position[:20]) < 2**63):
             raise InvalidRequest(self.invalid_cursor_message)
         return cursor
 

@@ -61,8 +61,8 @@ def request_accept(
     """Accept a request for a coupon (by id or type); its outbox row is all that is written.
 
     With an idempotency key, the caller's earlier request under it is answered again. Raises NotFound,
-    CouponNotOpen, IdempotencyKeyReused, Unavailable, and what the database raises: after a lost connection it is unknown
-    whether the request was accepted.
+    CouponNotOpen, IdempotencyKeyReused, Unavailable, and what the database raises: after a lost connection it is
+    unknown whether the request was accepted.
     """
     if behind := outbox_pressure.refusal():
         raise Unavailable(behind, retry_after=_RETRY_WHEN_BEHIND)
@@ -298,9 +298,7 @@ def _expires_at(coupon: _LockedCoupon, now: datetime) -> str | None:
     return None if coupon.valid_days is None else isoformat_z(now + timedelta(days=coupon.valid_days))
 
 
-def _insert_coupons(
-    won: Sequence[Claim], expiry: dict[int, str | None], now: datetime
-) -> dict[tuple[int, int], int]:
+def _insert_coupons(won: Sequence[Claim], expiry: dict[int, str | None], now: datetime) -> dict[tuple[int, int], int]:
     if not won:
         return {}
     coupon_ids = [claim.coupon_id for claim in won if claim.coupon_id is not None]

@@ -12,7 +12,6 @@ import msgspec
 import structlog
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.signals import got_request_exception
-from django.db import InterfaceError, InternalError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.csrf import csrf_exempt
@@ -22,11 +21,11 @@ from rest_framework import exceptions as drf
 
 from coupons.errors import DomainError
 from couponsite.connections import drop_connections
+from kafka_bridge.errors import is_transient
 
 logger = structlog.get_logger(__name__)
 
 _API_PREFIXES = ("/api/", "/coupons/")
-_READ_ONLY_SQL_TRANSACTION = "25006"
 
 
 class Kind(NamedTuple):
@@ -144,12 +143,7 @@ def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
 
 def is_outage(error: BaseException | None) -> bool:
     """Whether PostgreSQL or Redis could not answer: gone, overloaded, or a replica that takes no writes."""
-    if isinstance(error, InternalError):
-        return getattr(error.__cause__, "pgcode", None) == _READ_ONLY_SQL_TRANSACTION
-    return isinstance(
-        error,
-        OperationalError | InterfaceError | RedisError | ConnectionInterrupted,
-    )
+    return error is not None and (is_transient(error) or isinstance(error, RedisError | ConnectionInterrupted))
 
 
 _reported_at = 0.0

@@ -69,9 +69,7 @@ def complaints(caplog: pytest.LogCaptureFixture) -> Complaints:
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
-def test_events_written_before_during_and_after_arrive_in_order(
-    how: str, broker: Part, complaints: Complaints
-) -> None:
+def test_events_written_before_during_and_after_arrive_in_order(how: str, broker: Part, complaints: Complaints) -> None:
     stop = StopFlag()
     running = in_another_session(lambda: Relay(batch_size=10).run(stop))
     publish_numbers(range(30))

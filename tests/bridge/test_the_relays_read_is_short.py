@@ -30,8 +30,8 @@ def published_rows() -> None:
 def plan(query: str, values: list[Any]) -> dict[str, Any]:
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (FORMAT JSON, ANALYZE, BUFFERS) {query}", values)
-        (plans,) = cursor.fetchone() or ([{}],)
-    node: dict[str, Any] = plans[0]["Plan"]
+        (plans,) = cursor.fetchall()
+    node: dict[str, Any] = plans[0][0]["Plan"]
     return node
 
 

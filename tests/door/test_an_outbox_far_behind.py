@@ -31,8 +31,8 @@ def age_everything(seconds: int) -> None:
 
 @pytest.fixture
 def ask(client: Client, make_coupon: Callable[..., Coupon], token: Callable[..., dict[str, str]]) -> Callable[[], Any]:
-    coupon = make_coupon()
-    return lambda: client.post(f"/api/v1/coupons/{coupon.id}/issue-async", content_type="application/json", headers=token(7))
+    path = f"/api/v1/coupons/{make_coupon().id}/issue-async"
+    return lambda: client.post(path, content_type="application/json", headers=token(7))
 
 
 def test_an_outbox_past_its_age_is_a_503_until_it_has_caught_up(ask: Callable[[], Any], settings: Any) -> None:

@@ -45,12 +45,11 @@ def issue(messages: Sequence[ReceivedMessage]) -> None:
         services.issue_many(tasks(messages))
 
 
-def issue_beside(holding: Sequence[ReceivedMessage], waiting: Sequence[ReceivedMessage], *, blocks: bool = True) -> None:
+def issue_beside(holding: Sequence[ReceivedMessage], waiting: Sequence[ReceivedMessage]) -> None:
     """Issues ``waiting`` while another session has issued ``holding`` and not committed yet."""
     with OpenTransaction(lambda: services.issue_many(tasks(holding))) as other:
         mine = in_another_session(lambda: issue(waiting))
-        if blocks:
-            wait_until_blocked()
+        wait_until_blocked(beside=mine)
         other.commit()
         mine.result(10)
 

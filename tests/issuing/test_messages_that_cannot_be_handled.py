@@ -101,7 +101,7 @@ def test_a_dead_letter_is_told_on_the_dead_letter_topic_with_its_origin(make_cou
     handle([poison])
     row = OutboxMessage.objects.get(topic="coupon-issue-request.DLT")
     assert (bytes(row.payload or b""), bytes(row.key or b"")) == (b"{", b"the key")
-    headers = {name: value for name, value in decode_headers(bytes(row.headers or b""))}
+    headers = dict(decode_headers(bytes(row.headers or b"")))
     assert headers["ce_type"] == b"coupon.issue.requested.v1"
     assert headers["x-original-topic"] == b"coupon-issue-request"
     assert headers["x-original-partition"] == b"0"

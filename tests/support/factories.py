@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import factory
+from factory.declarations import LazyAttribute, Sequence
+from factory.django import DjangoModelFactory
 
 from coupons.models import Coupon
 
 
-class CouponFactory(factory.django.DjangoModelFactory[Coupon]):
+class CouponFactory(DjangoModelFactory[Coupon]):
     """An open coupon with ten pieces."""
 
     class Meta:
         model = Coupon
 
-    coupon_type = factory.Sequence(lambda n: f"COUPON_{n}")
-    name = factory.SelfAttribute("coupon_type")
+    coupon_type = Sequence(lambda n: f"COUPON_{n}")  # type: ignore[no-untyped-call]
+    name = LazyAttribute(lambda coupon: coupon.coupon_type)  # type: ignore[no-untyped-call]
     discount_type = Coupon.DiscountType.PERCENT
     discount_value = 10
     total_quantity = 10

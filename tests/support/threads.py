@@ -76,10 +76,12 @@ def in_another_session(work: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def wait_until_blocked(sessions: int = 1) -> None:
-    """Waits until that many sessions of this database wait for somebody's lock."""
+def wait_until_blocked(sessions: int = 1, *, beside: Future[Any] | None = None) -> None:
+    """Waits until that many sessions of this database wait for somebody's lock, or the one ``beside`` has ended."""
 
     def blocked() -> bool:
+        if beside is not None and beside.done():
+            return True
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT count(*) FROM pg_stat_activity"

@@ -1,0 +1,104 @@
+"""Real processes on the test database, with topics of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from django.db.models import Sum
+
+from coupons.models import Coupon
+from couponsite.demo.processes import is_ready, procfile_process, wait_until_ready
+from devstack import ManagedProcess, wait_until
+from devstack.ports import free_port
+from kafka_bridge.models import OutboxMessage
+from tests.support.burst import Burst
+from tests.support.factories import CouponFactory
+from tests.support.service import Service, environment
+
+STOCK = 200
+MOMENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Web:
+    process: ManagedProcess
+    port: int
+
+
+@pytest.fixture(scope="session")
+def shared_web(
+    django_db_setup: None, django_db_blocker: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Web]:
+    """One web process for all tests: it needs nothing of Kafka, and the coupons of every test are new to it."""
+    port = free_port()
+    process = procfile_process(
+        "web", environment(PORT=str(port), HOST="127.0.0.1"), tmp_path_factory.mktemp("web") / "web.log"
+    )
+    with process:
+        yield Web(process, port)
+
+
+@pytest.fixture
+def web(transactional_db: None, shared_web: Web) -> Iterator[Web]:
+    """The web process, ready; a test may kill it."""
+    if shared_web.process.poll() is not None:
+        shared_web.process.start()
+    if not is_ready(shared_web.port):
+        wait_until_ready(shared_web.process, shared_web.port)
+    yield shared_web
+    print(f"--- web\n{shared_web.process.log_tail(40)}")
+
+
+@pytest.fixture
+def service(transactional_db: None, topics: str, tmp_path: Path) -> Iterator[Service]:
+    """Starts further processes, and ends them before the tables are emptied."""
+    service = Service(tmp_path, environment())
+    yield service
+    service.end()
+
+
+@pytest.fixture
+def coupons(transactional_db: None) -> list[Coupon]:
+    """Two open coupons that fewer users can have than want them."""
+    return CouponFactory.create_batch(2, total_quantity=STOCK)
+
+
+@pytest.fixture
+def burst(web: Web, coupons: Sequence[Coupon]) -> Iterator[Callable[..., Burst]]:
+    """``burst()`` begins a burst: 1,200 requests of 600 users unless told otherwise."""
+    begun: list[Burst] = []
+
+    def begin(requests: int = 1200, users: int = 600) -> Burst:
+        begun.append(Burst(web.port, coupons, requests=requests, users=users))
+        begun[-1].start()
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.stop()
+
+
+def when_accepted(burst: Burst, count: int) -> None:
+    """Wait until so many requests were accepted."""
+    wait_until(
+        lambda: burst.accepted >= count, MOMENT_SECONDS, f"less than {count} accepted; {dict(burst.retries)}", 0.002
+    )
+
+
+def when_published(count: int) -> None:
+    """Wait until so many messages are marked as published."""
+    published = OutboxMessage.objects.exclude(published_at=None)
+    wait_until(lambda: published.count() >= count, MOMENT_SECONDS, f"less than {count} published", 0.01)
+
+
+def when_issued(count: int) -> None:
+    """Wait until so many coupons were issued."""
+    wait_until(
+        lambda: (Coupon.objects.aggregate(total=Sum("issued"))["total"] or 0) >= count,
+        MOMENT_SECONDS,
+        f"less than {count} issued",
+        0.01,
+    )
