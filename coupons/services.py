@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 from django.conf import settings
-from django.db import IntegrityError, connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 
 from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
@@ -485,7 +485,7 @@ def coupon_create(**values: Any) -> tuple[Coupon, bool]:
         try:
             with transaction.atomic():
                 return Coupon.objects.create(**values), True
-        except IntegrityError as error:
+        except (IntegrityError, DataError) as error:
             existing = Coupon.objects.filter(coupon_type=values["coupon_type"]).first()
             if existing is None:
                 raise InvalidRequest(f"The coupon is not possible: {str(error).splitlines()[0]}") from error

@@ -139,19 +139,19 @@ def decode_headers(stored: bytes) -> Headers:
 
 
 def cloud_event_headers(
-    *, event_id: UUID, event_type: str, created_at: datetime, traceparent: str
-) -> list[tuple[str, bytes]]:
+    *, event_id: str, event_type: str, time: str, traceparent: str
+) -> list[tuple[str, str | bytes | None]]:
     """The headers of an event in CloudEvents' binary mode (CloudEvents 1.0, Kafka protocol binding 3.2)."""
-    headers = [
-        ("ce_id", str(event_id).encode()),
-        ("ce_type", event_type.encode()),
+    headers: list[tuple[str, str | bytes | None]] = [
+        ("ce_id", event_id),
+        ("ce_type", event_type),
         ("ce_source", SOURCE),
-        ("ce_specversion", b"1.0"),
-        ("ce_time", isoformat_z(created_at).encode()),
-        ("content-type", b"application/json"),
+        ("ce_specversion", "1.0"),
+        ("ce_time", time),
+        ("content-type", "application/json"),
     ]
     if traceparent:
-        headers.append(("traceparent", traceparent.encode()))
+        headers.append(("traceparent", traceparent))
     return headers
 
 
