@@ -28,7 +28,7 @@ _REQUESTS = """
 
 def add(coupon: Coupon, rows: int) -> None:
     """Put ``rows`` published outbox rows, coupons of users and answered requests into the database."""
-    values = {"id": coupon.id, "type": coupon.coupon_type, "rows": rows}
+    values: dict[str, str | int] = {"id": coupon.id, "type": coupon.coupon_type, "rows": rows}
     with connection.cursor() as cursor:
         for statement in (_OUTBOX, _USER_COUPONS, _REQUESTS):
             cursor.execute(statement, values)

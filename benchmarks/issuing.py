@@ -12,7 +12,7 @@ from coupons.handlers import ISSUE
 from coupons.models import Coupon, UserCoupon
 from coupons.services import new_traceparent
 from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.contracts import cloud_event_headers, encode_body
+from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.outbox import new_event_id
 from kafka_bridge.registry import ReceivedMessage
@@ -77,7 +77,10 @@ def _message(coupon: Coupon) -> ReceivedMessage:
         traceparent=new_traceparent(),
     )
     headers = cloud_event_headers(
-        event_id=event.event_id, event_type=ISSUE_REQUESTED, created_at=now, traceparent=event.traceparent
+        event_id=str(event.event_id),
+        event_type=ISSUE_REQUESTED,
+        time=isoformat_z(now),
+        traceparent=event.traceparent,
     )
     return ReceivedMessage(
         topic="coupon-issue-request",
@@ -86,5 +89,5 @@ def _message(coupon: Coupon) -> ReceivedMessage:
         timestamp=int(now.timestamp() * 1000),
         key=coupon.coupon_type.encode(),
         value=encode_body(event.body),
-        headers=tuple(headers),
+        headers=tuple((name, value.encode() if isinstance(value, str) else value) for name, value in headers),
     )

@@ -11,7 +11,7 @@ from coupons.events import issue_ended
 from coupons.models import Coupon
 from coupons.services import new_traceparent
 from kafka_bridge.client import Producer, make_producer
-from kafka_bridge.contracts import cloud_event_headers
+from kafka_bridge.contracts import cloud_event_headers, isoformat_z
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.outbox import Event, new_event_id, outbox_row, publish
 from kafka_bridge.registry import prefixed
@@ -51,7 +51,7 @@ def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
 
     def work() -> int:
         sent = 0
-        while published := relay.relay_batch(StopFlag()):
+        while published := relay._advance(StopFlag()):
             sent += published
         if sent != _MESSAGES:
             raise AssertionError(f"{sent} of {_MESSAGES} rows were published")
@@ -66,9 +66,9 @@ def _bare_turn(coupon: Coupon, producer: Producer) -> Callable[[], int]:
         event = _event(coupon)
         row = outbox_row(event)
         headers = cloud_event_headers(
-            event_id=event.event_id,
+            event_id=str(event.event_id),
             event_type=event.event_type,
-            created_at=datetime.now(UTC),
+            time=isoformat_z(datetime.now(UTC)),
             traceparent=event.traceparent,
         )
         messages.append((prefixed(row.topic), row.key, row.payload, headers))

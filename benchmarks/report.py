@@ -35,11 +35,11 @@ def report(*, rounds: int, old_rows: int) -> None:
 
 
 def _table() -> Table:
-    table = Table(title="Pieces per second, medians of alternating rounds", title_justify="left", caption_justify="left")
-    table.add_column("measured")
-    table.add_column("per second", justify="right")
+    table = Table(title="Medians of alternating rounds", title_justify="left", caption_justify="left")
+    table.add_column("path")
+    table.add_column("/s", justify="right")
     table.add_column("against")
-    table.add_column("per second", justify="right")
+    table.add_column("/s", justify="right")
     table.add_column("ratio", justify="right")
     return table
 
@@ -48,13 +48,13 @@ def _measure(table: Table, coupon: Coupon, *, rounds: int, condition: str) -> No
     issued = issuing.measure(coupon, rounds=rounds)
     for size in issuing.BATCH_SIZES:
         _line(
-            table, f"issue, {size:,} a batch{condition}", issued[str(size)],
-            "one ORM transaction per message", issued[issuing.ONE_BY_ONE], decimals=0,
+            table, f"issue by {size:,}{condition}", issued[str(size)],
+            "a transaction each", issued[issuing.ONE_BY_ONE], decimals=0,
         )  # fmt: skip
     relayed = relaying.measure(coupon, rounds=rounds)
     _line(
-        table, f"relay, outbox to Kafka{condition}", relayed[relaying.RELAY],
-        "bare producer, same messages", relayed[relaying.BARE], decimals=2,
+        table, f"relay{condition}", relayed[relaying.RELAY],
+        "bare producer", relayed[relaying.BARE], decimals=2,
     )  # fmt: skip
 
 

@@ -6,16 +6,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg2
-from confluent_kafka.admin import AdminClient
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
 from django_redis import get_redis_connection
-from psycopg2 import sql
 
 from coupons.models import IssueRequest
-from kafka_bridge.client import ensure_topics
+from kafka_bridge.client import delete_topics, ensure_topics
 
 _KEYS_AT_ONCE = 5000
 
@@ -36,16 +33,9 @@ def scratch_database() -> Iterator[str]:
 
 
 def _on_server(statement: str, name: str) -> None:
-    """Runs a statement on a database that every server has: neither may be the one connected to."""
-    parameters = {**connection.get_connection_params(), "dbname": "postgres"}
-    parameters.pop("cursor_factory", None)
-    session = psycopg2.connect(**parameters)
-    try:
-        session.autocommit = True
-        with session.cursor() as cursor:
-            cursor.execute(sql.SQL(statement).format(sql.Identifier(name)))
-    finally:
-        session.close()
+    """Runs a statement about a database on another one."""
+    with connection._nodb_cursor() as cursor:
+        cursor.execute(statement.format(connection.ops.quote_name(name)))
 
 
 @contextmanager
@@ -60,9 +50,7 @@ def scratch_topics(*event_types: str) -> Iterator[None]:
     finally:
         settings.KAFKA_TOPIC_PREFIX = before
         if created:
-            admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
-            for future in admin.delete_topics(created).values():
-                future.result()
+            delete_topics(created)
 
 
 def forget_answers() -> None:

@@ -20,7 +20,16 @@ from django.db import DataError, IntegrityError, connection, transaction
 from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.errors import PoisonMessage
-from kafka_bridge.outbox import new_event_id, publish, publish_once, stored_payload, stored_payloads
+from kafka_bridge.group_commit import GroupCommit
+from kafka_bridge.outbox import (
+    OutboxRow,
+    insert_new_rows,
+    new_event_id,
+    outbox_row,
+    publish,
+    stored_payload,
+    stored_payloads,
+)
 from kafka_bridge.pressure import outbox_pressure
 from kafka_bridge.registry import Rejected
 
@@ -91,14 +100,21 @@ def request_accept(
         admission=coupon.admission,
         traceparent=traceparent or new_traceparent(),
     )
-    with transaction.atomic():
-        written = publish_once(event)
-    if not written:
+    if not _acceptances.submit(outbox_row(event)):
         waiting = _waiting(request_id) or _ended(request_id)
         if waiting is None:
             raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
         return _repeat(waiting, coupon, user_id)
     return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id)
+
+
+def _insert_acceptances(rows: Sequence[OutboxRow]) -> Sequence[bool]:
+    with transaction.atomic():
+        return insert_new_rows(rows)
+
+
+# Requests of the same few milliseconds share one INSERT and one commit; each is answered after that commit.
+_acceptances: GroupCommit[OutboxRow, bool] = GroupCommit(_insert_acceptances)
 
 
 def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> UUID:
@@ -156,7 +172,11 @@ _LOCK_COUPONS = """
     ORDER BY id
     FOR NO KEY UPDATE
 """
-_READ_DECIDED = "SELECT request_id FROM coupons_issuerequest WHERE request_id = ANY(%s::uuid[])"
+# A subquery per id, since the planner would rather scan the whole of a table that is not huge yet.
+_READ_DECIDED = """
+    SELECT id FROM unnest(%s::uuid[]) AS asked (id)
+    WHERE (SELECT true FROM coupons_issuerequest WHERE request_id = asked.id)
+"""
 _READ_HOLDERS = """
     SELECT coupon_id, user_id FROM coupons_usercoupon
     WHERE user_id = ANY(%s::bigint[]) AND coupon_id = ANY(%s::bigint[])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -26,7 +27,7 @@ def new_event_id() -> UUID:
     return uuid7()
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """Something that happened, on its way out. ``body`` must hold the field that the type's route names as key."""
 
     event_type: str
@@ -52,10 +53,6 @@ class OutboxRow(NamedTuple):
 
 
 _COLUMNS = "event_id, event_type, topic, key, payload, headers, traceparent, shard"
-_INSERT_ONE = (
-    f"INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-    " ON CONFLICT (event_id) DO NOTHING"
-)
 # Ordinality keeps ids, and with them the order of publishing, in the order of the list.
 _INSERT_MANY = f"""
     INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS})
@@ -64,6 +61,7 @@ _INSERT_MANY = f"""
          WITH ORDINALITY AS row ({_COLUMNS}, position)
     ORDER BY position
 """
+_INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
 
 
 def publish(events: Iterable[Event]) -> None:
@@ -76,21 +74,34 @@ def publish(events: Iterable[Event]) -> None:
     insert_rows([_row(event, routes[event.event_type]) for event in events])
 
 
-def publish_once(event: Event) -> bool:
-    """Write ``event`` unless its id is there already; returns whether it was written. Raises like ``publish``."""
-    _require_transaction()
-    with connection.cursor() as cursor:
-        row = outbox_row(event)
-        cursor.execute(_INSERT_ONE, [*row, row.shard])
-        return bool(cursor.rowcount)
-
-
 def insert_rows(rows: Sequence[OutboxRow]) -> None:
     """Insert ready rows, in order, within the caller's transaction."""
     _require_transaction()
     if not rows:
         return
-    columns = [
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_MANY, _columns(rows))
+
+
+def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
+    """Insert those of ``rows`` whose event id is not there yet; returns for each whether it was inserted.
+
+    Of several rows with one id the first is inserted. They are inserted in the order of their ids, since two sessions
+    that insert the same ids in different orders would wait for each other.
+    """
+    _require_transaction()
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_NEW, _columns(sorted(rows, key=attrgetter("event_id"))))
+        inserted = {event_id for (event_id,) in cursor.fetchall()}
+    answers = []
+    for row in rows:
+        answers.append(row.event_id in inserted)
+        inserted.discard(row.event_id)
+    return answers
+
+
+def _columns(rows: Sequence[OutboxRow]) -> list[str]:
+    return [
         arrays.uuids([row.event_id for row in rows]),
         arrays.texts([row.event_type for row in rows]),
         arrays.texts([row.topic for row in rows]),
@@ -100,8 +111,6 @@ def insert_rows(rows: Sequence[OutboxRow]) -> None:
         arrays.texts([row.traceparent for row in rows]),
         arrays.numbers([row.shard for row in rows]),
     ]
-    with connection.cursor() as cursor:
-        cursor.execute(_INSERT_MANY, columns)
 
 
 def outbox_row(event: Event) -> OutboxRow:

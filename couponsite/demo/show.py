@@ -28,6 +28,7 @@ from kafka_bridge.lifecycle import StopFlag, check_database, first_line, wait_fo
 _ADMIN_NAME = "demo-admin"
 _SERVICE_SECONDS = 30.0
 _SAMPLE = 300
+_USUAL_PORT = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Demo:
 def _web_port() -> int:
     wanted = os.environ.get("PORT", "")
     if not wanted:
-        return free_port()
+        return _USUAL_PORT if is_free(_USUAL_PORT) else free_port()
     if not (wanted.isascii() and wanted.isdigit() and is_free(int(wanted))):
         raise ServiceUnavailable(f"PORT {wanted} is taken or no port: choose another, or leave it unset")
     return int(wanted)

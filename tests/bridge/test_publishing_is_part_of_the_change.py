@@ -5,7 +5,7 @@ from django.db import transaction
 
 from kafka_bridge.errors import PayloadTooLarge, PublishOutsideTransaction
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import Event, publish, publish_once
+from kafka_bridge.outbox import Event, insert_new_rows, outbox_row, publish
 from tests.support.outbox import EVENT, publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -15,7 +15,7 @@ def test_publishing_outside_a_transaction_is_refused() -> None:
     with pytest.raises(PublishOutsideTransaction):
         publish([Event(EVENT, {"orderId": 1})])
     with pytest.raises(PublishOutsideTransaction):
-        publish_once(Event(EVENT, {"orderId": 1}))
+        insert_new_rows([outbox_row(Event(EVENT, {"orderId": 1}))])
 
 
 def test_a_change_that_is_rolled_back_is_told_to_nobody() -> None:
@@ -36,8 +36,8 @@ def test_an_event_past_what_topics_take_is_refused_before_it_is_stored() -> None
 
 
 def test_an_event_published_once_more_under_its_id_is_not_stored_twice() -> None:
-    event = Event(EVENT, {"orderId": 1})
+    one, two = (outbox_row(Event(EVENT, {"orderId": n})) for n in (1, 2))
     with transaction.atomic():
-        assert publish_once(event)
-        assert not publish_once(event)
-    assert OutboxMessage.objects.count() == 1
+        assert insert_new_rows([one, one]) == [True, False]
+        assert insert_new_rows([two, one]) == [True, False]
+    assert OutboxMessage.objects.count() == 2

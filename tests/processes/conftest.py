@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from django.db.models import Sum
 
-from coupons.models import Coupon
+from coupons.models import Coupon, IssueRequest
 from couponsite.demo.processes import is_ready, procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
@@ -92,6 +92,11 @@ def when_published(count: int) -> None:
     """Wait until so many messages are marked as published."""
     published = OutboxMessage.objects.exclude(published_at=None)
     wait_until(lambda: published.count() >= count, MOMENT_SECONDS, f"less than {count} published", 0.01)
+
+
+def assert_in_the_middle_of(burst: Burst) -> None:
+    """That the fault before this line hit work under way; a test that came too late would prove nothing."""
+    assert IssueRequest.objects.count() < len(burst.asks)
 
 
 def when_issued(count: int) -> None:

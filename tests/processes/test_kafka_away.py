@@ -10,7 +10,7 @@ from pytest_django import Settings
 
 from coupons.models import Coupon, IssueRequest
 from devstack import Part, Stack
-from tests.processes.conftest import when_accepted, when_issued
+from tests.processes.conftest import assert_in_the_middle_of, when_accepted, when_issued
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service
@@ -68,7 +68,8 @@ def test_a_broker_that_fails_in_the_middle_of_a_burst_costs_no_request(
     crowd = burst()
     when_issued(20)
     broker.freeze() if fault == "frozen" else broker.kill()
-    when_accepted(crowd, 1200)
+    when_accepted(crowd, len(crowd.asks))
+    assert_in_the_middle_of(crowd)
     broker.thaw() if fault == "frozen" else broker.start()
     assert not crowd.retries
     assert_guarantees_hold(crowd, coupons)

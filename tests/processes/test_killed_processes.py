@@ -10,7 +10,7 @@ import pytest
 
 from coupons.models import Coupon
 from devstack.procinfo import children, identify
-from tests.processes.conftest import Web, when_accepted, when_issued, when_published
+from tests.processes.conftest import Web, assert_in_the_middle_of, when_accepted, when_issued, when_published
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service, kill_group
@@ -43,6 +43,7 @@ def test_a_killed_web_server_forgets_no_request_that_it_accepted(
     for accepted in (1, 500):
         when_accepted(crowd, accepted)
         kill_group(web.process)
+        assert_in_the_middle_of(crowd)
         web.process.start()
     assert_guarantees_hold(crowd, coupons)
 
@@ -53,6 +54,7 @@ def test_a_killed_relay_leaves_nothing_unpublished(service: Service, burst: Begi
     crowd = burst()
     when_published(200)
     relay.kill()
+    assert_in_the_middle_of(crowd)
     relay.start()
     assert_guarantees_hold(crowd, coupons)
 
@@ -61,9 +63,10 @@ def test_a_killed_issuer_issues_nothing_twice(service: Service, burst: Begin, co
     service.start("relay")
     issuer = service.start("issuer", "--batch-size", "50")
     crowd = burst()
-    for issued in (1, 250):
+    for issued in (1, 150):
         when_issued(issued)
         issuer.kill()
+        assert_in_the_middle_of(crowd)
         issuer.start()
     assert_guarantees_hold(crowd, coupons)
 
@@ -76,6 +79,7 @@ def test_everything_killed_at_once_comes_back_with_every_promise_kept(
     when_issued(50)
     for process in processes:
         kill_group(process)
+    assert_in_the_middle_of(crowd)
     for process in processes:
         process.start()
     assert_guarantees_hold(crowd, coupons)

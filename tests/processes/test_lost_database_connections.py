@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 
 from coupons.models import Coupon
-from tests.processes.conftest import Web, when_accepted, when_issued
+from tests.processes.conftest import Web, assert_in_the_middle_of, when_accepted, when_issued
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service
@@ -37,6 +37,7 @@ def test_every_process_goes_on_with_new_connections(
     for accepted in (300, 600, 900):
         when_accepted(crowd, accepted)
         assert end_all_connections() >= 3
+        assert_in_the_middle_of(crowd)
     assert_guarantees_hold(crowd, coupons)
     assert set(crowd.retries) <= {"503"}
     assert [process.poll() for process in processes] == [None, None, None]

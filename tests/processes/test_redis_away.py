@@ -14,7 +14,7 @@ from coupons.models import Coupon, IssueRequest
 from couponsite.demo.processes import procfile_process, wait_until_ready
 from devstack import Part, Stack
 from devstack.ports import free_port
-from tests.processes.conftest import Web, when_issued
+from tests.processes.conftest import Web, assert_in_the_middle_of, when_issued
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service, environment
@@ -62,6 +62,7 @@ def test_issuing_and_reading_go_on_without_redis(
     crowd = burst()
     when_issued(20)
     redis.kill()
+    assert_in_the_middle_of(crowd)
     assert_guarantees_hold(crowd, coupons)
     for request in IssueRequest.objects.order_by("?")[:20]:
         assert request.user_id is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from coupons.models import Coupon
-from tests.processes.conftest import when_issued, when_published
+from tests.processes.conftest import assert_in_the_middle_of, when_issued, when_published
 from tests.support.burst import Burst
 from tests.support.factories import CouponFactory
 from tests.support.ledger import assert_guarantees_hold
@@ -27,13 +27,13 @@ def test_relays_and_issuers_come_and_go_and_nobody_has_two(
 ) -> None:
     relay = service.start("relay", name="relay-1")
     service.start("relay", name="relay-2")
-    first = service.start("issuer", "--batch-size", "20", name="issuer-1")
-    service.start("issuer", "--batch-size", "20", "--concurrency", "2", name="issuer-2")
+    issuers = [service.start("issuer", "--batch-size", "20", name=f"issuer-{number}") for number in (1, 2)]
     crowd = burst()
     when_issued(20)
-    service.start("issuer", "--batch-size", "20", name="issuer-3")
+    service.start("issuer", "--batch-size", "20", "--concurrency", "2", name="issuer-3")
     when_published(400)
     assert relay.stop() == 0
-    when_issued(150)
-    first.kill()
+    for issuer in issuers:
+        issuer.kill()
+    assert_in_the_middle_of(crowd)
     assert_guarantees_hold(crowd, coupons)

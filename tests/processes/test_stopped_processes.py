@@ -10,7 +10,7 @@ import pytest
 from coupons.models import Coupon
 from devstack import ManagedProcess, wait_until
 from kafka_bridge.models import RelayLease
-from tests.processes.conftest import Web, when_accepted, when_issued, when_published
+from tests.processes.conftest import Web, assert_in_the_middle_of, when_accepted, when_issued, when_published
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service
@@ -42,6 +42,7 @@ def test_every_role_can_be_replaced_under_load(
     replace(relay, number)
     when_issued(100)
     replace(issuer, number)
+    assert_in_the_middle_of(crowd)
     assert_guarantees_hold(crowd, coupons)
 
 
