@@ -1,5 +1,253 @@
-from django.contrib import admin
+from __future__ import annotations
 
-from . import models
+from typing import Any
 
-admin.site.register([models.Coupon, models.UserCoupon, models.IssueRequest])
+from django import forms
+from django.contrib import admin, messages
+from django.db import IntegrityError, connection, transaction
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from kafka_bridge.admin_base import BigTableAdmin, ReadOnlyAdmin, labels, number_in, utc, uuid_in
+from kafka_bridge.models import OutboxMessage
+
+from . import policy, selectors
+from .models import Coupon, IssueRequest, UserCoupon
+
+_STATE_COLOURS = {
+    "SCHEDULED": "info", "OPEN": "success", "PAUSED": "warning", "SOLD_OUT": "danger", "CLOSED": "default",
+}  # fmt: skip
+_STATUS_COLOURS = {
+    "ISSUED": "success", "HELD": "warning", "USED": "info", "EXPIRED": "default", "REVOKED": "danger",
+    "SUCCESS": "success", "FAILED": "danger",
+}  # fmt: skip
+
+# A coupon's expiry has to be a date that exists.
+_MOST_VALID_DAYS = 36_500
+
+
+class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Says beforehand, at the field, what the table's constraints would refuse.
+
+    While a form is open the coupon may be restocked or paused by others. What the operator did not touch keeps the
+    value it has by then, and what both touched is refused: so the form carries the values it was shown with.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        editing = self.instance.pk is not None
+        self._knows_what_was_shown = editing and (not self.is_bound or self.add_initial_prefix("name") in self.data)
+        for field in self.fields.values():
+            field.show_hidden_initial = self._knows_what_was_shown
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if self._knows_what_was_shown:
+            self._respect_others(cleaned)
+        self._check_type(cleaned)
+        self._check_discount(cleaned)
+        self._check_stock(cleaned)
+        self._check_times(cleaned)
+        return cleaned
+
+    def _respect_others(self, cleaned: dict[str, Any]) -> None:
+        for name in list(cleaned):
+            bound = self[name]
+            if name not in self.changed_data:
+                cleaned[name] = getattr(self.instance, name)
+                continue
+            shown = bound.field.hidden_widget().value_from_datadict(self.data, self.files, bound.html_initial_name)
+            if bound.field.has_changed(bound.initial, shown):
+                self.add_error(
+                    name, f"Somebody changed this meanwhile: it is {bound.initial} now. Load the page again."
+                )
+
+    def _check_type(self, cleaned: dict[str, Any]) -> None:
+        coupon_type = cleaned.get("coupon_type")
+        if coupon_type is not None and not policy.is_coupon_type(coupon_type):
+            self.add_error("coupon_type", "Use 1 to 64 of A-Z a-z 0-9 _ -")
+
+    def _check_discount(self, cleaned: dict[str, Any]) -> None:
+        kind, value, cap = cleaned.get("discount_type"), cleaned.get("discount_value"), cleaned.get("discount_cap")
+        if kind == Coupon.DiscountType.PERCENT and value is not None and not 1 <= value <= 100:
+            self.add_error("discount_value", "A percentage is from 1 to 100.")
+        if kind == Coupon.DiscountType.FIXED and value is not None and value < 1:
+            self.add_error("discount_value", "A fixed discount is at least 1 won.")
+        if kind == Coupon.DiscountType.FIXED and cap is not None:
+            self.add_error("discount_cap", "Only a percentage has a cap.")
+        elif cap is not None and cap < 1:
+            self.add_error("discount_cap", "A cap is at least 1 won.")
+        minimum = cleaned.get("min_order_amount")
+        if minimum is not None and minimum < 0:
+            self.add_error("min_order_amount", "An amount is not negative.")
+
+    def _check_stock(self, cleaned: dict[str, Any]) -> None:
+        total = cleaned.get("total_quantity")
+        taken = self.instance.issued + self.instance.reserved
+        if total is not None and total < 0:
+            self.add_error("total_quantity", "The stock is not negative.")
+        elif total is not None and total < taken:
+            self.add_error(
+                "total_quantity",
+                f"{self.instance.issued} are issued and {self.instance.reserved} reserved: at least {taken}.",
+            )
+
+    def _check_times(self, cleaned: dict[str, Any]) -> None:
+        opens_at, closes_at = cleaned.get("opens_at"), cleaned.get("closes_at")
+        if opens_at and closes_at and closes_at < opens_at:
+            self.add_error("closes_at", "A coupon does not close before it opens.")
+        valid_days = cleaned.get("valid_days")
+        if valid_days is not None and not 1 <= valid_days <= _MOST_VALID_DAYS:
+            self.add_error("valid_days", f"From 1 to {_MOST_VALID_DAYS} days, or empty.")
+
+
+@admin.register(Coupon)
+class CouponAdmin(BigTableAdmin):
+    form = CouponForm
+    search_help_text = "how a coupon type begins, or coupon id"
+    list_display = (
+        "coupon_type", "name",
+        labels("state", _STATE_COLOURS, of=lambda coupon: selectors.coupon_view(coupon).state),
+        "total_quantity", "reserved", "issued", "remaining", utc("opens_at"), utc("closes_at"), "admission",
+    )  # fmt: skip
+    fieldsets = (
+        (None, {"fields": ("coupon_type", "name", "admission")}),
+        ("Stock", {"fields": ("total_quantity", ("issued", "reserved", "remaining"))}),
+        ("Window (UTC)", {"fields": ("state", "opens_at", "closes_at", "paused")}),
+        ("Discount", {"fields": ("discount_type", "discount_value", "discount_cap", "min_order_amount")}),
+        ("Once issued", {"fields": ("valid_days", "refund_policy")}),
+    )
+    add_fieldsets = (
+        (None, {"fields": ("coupon_type", "name", "admission", "total_quantity")}),
+        ("Window (UTC)", {"fields": ("opens_at", "closes_at", "paused")}),
+        *fieldsets[3:],
+    )
+    readonly_fields = ("issued", "reserved", "remaining", "state")
+    warn_unsaved_form = True
+
+    @admin.display
+    def state(self, coupon: Coupon) -> str:
+        return selectors.coupon_view(coupon).state
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        if not policy.is_coupon_type(text):
+            return None
+        by_type = Q(coupon_type__startswith=text)
+        coupon_id = number_in(text)
+        return rows.filter(by_type if coupon_id is None else by_type | Q(pk=coupon_id))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return selectors.coupons()
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Coupon | None:
+        """Whoever saves holds the lock that the issuer takes, from before the checks until the commit."""
+        coupon: Coupon | None = super().get_object(request, object_id, from_field)
+        if coupon is None or request.method != "POST" or not transaction.get_connection().in_atomic_block:
+            return coupon
+        locked: Coupon = self.get_queryset(request).select_for_update(no_key=True).get(pk=coupon.pk)
+        return locked
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except IntegrityError:
+            if object_id is not None:
+                raise
+            # The form looked before it leapt, and somebody (or a second click) was faster.
+            messages.error(request, "A coupon of this type was created at the same moment.")
+            return HttpResponseRedirect(reverse("admin:coupons_coupon_changelist"))
+
+    def save_model(self, request: HttpRequest, obj: Coupon, form: forms.ModelForm[Coupon], change: bool) -> None:
+        if not change:
+            super().save_model(request, obj, form, change)
+        elif form.changed_data:
+            obj.save(update_fields=form.changed_data)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT statement_timestamp()")
+            (now,) = cursor.fetchone() or (None,)
+        return {"opens_at": now, **super().get_changeform_initial_data(request)}
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Coupon | None = None) -> Any:
+        # Topics, links and people's requests name the type.
+        return self.readonly_fields if obj is None else ("coupon_type", *self.readonly_fields)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody: what users have and what they asked for hangs on it, without a foreign key in the database."""
+        return False
+
+
+@admin.register(UserCoupon)
+class UserCouponAdmin(ReadOnlyAdmin):
+    search_help_text = "user id"
+    list_select_related = ("coupon",)
+    list_display = (
+        "id", "user_id", "coupon",
+        labels("status", _STATUS_COLOURS, of=lambda row: selectors.user_coupon_view(row).status),
+        utc("issued_at"), utc("expires_at"), utc("used_at"),
+    )  # fmt: skip
+    shown = (
+        "id", "user_id", "coupon", "current_status", utc("issued_at"), utc("expires_at"), utc("used_at"),
+    )  # fmt: skip
+
+    @admin.display(description="status")
+    def current_status(self, row: UserCoupon) -> str:
+        return selectors.user_coupon_view(row).status
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        user_id = number_in(text)
+        # In the order of the index, so that no plan can prefer to walk through everybody's coupons.
+        return None if user_id is None else rows.filter(user_id=user_id).order_by("-coupon_id")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(server_time=Now())
+        return rows
+
+
+@admin.register(IssueRequest)
+class IssueRequestAdmin(ReadOnlyAdmin):
+    # An index on the user would cost every issued coupon a write; what a user got is found among the user coupons.
+    search_help_text = "request id (UUID); for a user id, search the user coupons"
+    list_display = (
+        "request_id", "coupon_type", "user_id", labels("status", _STATUS_COLOURS), "reason", "source",
+        utc("requested_at"), utc("processed_at"),
+    )  # fmt: skip
+    shown = (
+        "request_id", "coupon_type", "coupon", "user", "status", "reason", "user_coupon", "source",
+        utc("requested_at"), utc("processed_at"), "remaining", "topic", "partition", "offset", "message",
+    )  # fmt: skip
+
+    @admin.display(description="user id")
+    def user(self, row: IssueRequest) -> SafeString | None:
+        return None if row.user_id is None else _search_link(UserCoupon, str(row.user_id))
+
+    @admin.display
+    def user_coupon(self, row: IssueRequest) -> SafeString | None:
+        if row.user_coupon_id is None:
+            return None
+        address = reverse("admin:coupons_usercoupon_change", args=[row.user_coupon_id])
+        return format_html('<a href="{}">{}</a>', address, row.user_coupon_id)
+
+    @admin.display(description="outbox")
+    def message(self, row: IssueRequest) -> SafeString:
+        return _search_link(OutboxMessage, str(row.request_id))
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        request_id = uuid_in(text)
+        return None if request_id is None else rows.filter(pk=request_id)
+
+
+def _search_link(model: type[OutboxMessage | UserCoupon], text: str) -> SafeString:
+    address = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist", query={"q": text})
+    return format_html('<a href="{}">{}</a>', address, text)

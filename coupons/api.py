@@ -12,8 +12,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from . import selectors, services
-from .errors import InvalidRequest, NotFound, NotYourself
+from . import metrics, selectors, services
+from .errors import DomainError, InvalidRequest, NotFound, NotYourself
 from .events import CouponType, Id, is_traceparent
 from .models import Coupon, UserCoupon
 from .policy import PENDING
@@ -139,13 +139,18 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
     caller = _caller(request)
     target = caller.user_id if user_id is msgspec.UNSET else user_id
     _allow(caller, target)
-    accepted = services.request_accept(
-        id_or_type=id_or_type,
-        user_id=target,
-        caller_id=caller.user_id,
-        idempotency_key=_idempotency_key(request),
-        traceparent=_traceparent(request),
-    )
+    try:
+        accepted = services.request_accept(
+            id_or_type=id_or_type,
+            user_id=target,
+            caller_id=caller.user_id,
+            idempotency_key=_idempotency_key(request),
+            traceparent=_traceparent(request),
+        )
+    except DomainError as error:
+        metrics.REFUSED.labels(error.code).inc()
+        raise
+    metrics.ACCEPTED.labels("API").inc()
     return Response(
         {
             "requestId": accepted.request_id,

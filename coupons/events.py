@@ -124,7 +124,7 @@ def issue_ended(
     return Event(
         ISSUE_SUCCEEDED if reason is None else ISSUE_FAILED,
         {
-            "requestId": str(request_id),
+            "requestId": request_id,
             "userId": user_id,
             "couponId": coupon_id,
             "couponType": coupon_type,

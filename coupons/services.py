@@ -33,7 +33,7 @@ from kafka_bridge.outbox import (
 from kafka_bridge.pressure import outbox_pressure
 from kafka_bridge.registry import Rejected
 
-from . import policy, status_view
+from . import metrics, policy, request_log, status_view
 from .catalogue import CatalogueEntry, catalogue
 from .errors import CouponNotOpen, IdempotencyKeyReused, InvalidRequest, NotFound, Unavailable
 from .events import ISSUE_REQUESTED, IssueRequested, IssueTask, issue_ended, issue_requested, read_traceparent
@@ -105,6 +105,13 @@ def request_accept(
         if waiting is None:
             raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
         return _repeat(waiting, coupon, user_id)
+    request_log.tell(
+        "request accepted",
+        requestId=request_id,
+        couponType=coupon.coupon_type,
+        userId=user_id,
+        traceparent=event.traceparent,
+    )
     return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id)
 
 
@@ -406,6 +413,26 @@ def _end_requests(rows: Sequence[_Terminal]) -> None:
         for row in rows
     )
     transaction.on_commit(partial(_store_views, rows), robust=True)
+    transaction.on_commit(partial(_tell, rows), robust=True)
+
+
+def _tell(rows: Sequence[_Terminal]) -> None:
+    """The trail and the figures of decisions that are committed."""
+    for (status, reason), number in Counter((row.status, row.reason) for row in rows).items():
+        metrics.DECIDED.labels(status, reason or "").inc(number)
+    for row in rows:
+        if row.requested_at is not None:
+            waited = row.processed_at - datetime.fromisoformat(row.requested_at)
+            metrics.TIME_TO_RESULT.observe(max(0.0, waited.total_seconds()))
+        request_log.tell(
+            "request decided",
+            requestId=row.request_id,
+            couponType=row.coupon_type,
+            userId=row.user_id,
+            status=row.status,
+            reason=row.reason,
+            traceparent=row.traceparent,
+        )
 
 
 def _store_views(rows: Sequence[_Terminal]) -> None:

@@ -30,7 +30,7 @@ class RequestStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 # One call for a batch: of a pipeline with as many SETs, the client library's handling of every single command and
-# answer takes five times as long.
+# answer takes eight times as long.
 _STORE = """
 for i = 1, #KEYS do
     redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[1])

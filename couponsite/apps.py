@@ -1,6 +1,7 @@
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.signals import request_started
+from django.db.models.signals import post_migrate
 
 
 class CouponsiteConfig(AppConfig):
@@ -11,6 +12,8 @@ class CouponsiteConfig(AppConfig):
         from couponsite import checks, openapi, openapi_coupons  # noqa: F401
         from couponsite.connections import begin_request
         from couponsite.logging import configure_structlog
+        from couponsite.viewers import grant_views
 
         configure_structlog(debug=settings.DEBUG)
         request_started.connect(begin_request, dispatch_uid="couponsite.begin_request")
+        post_migrate.connect(grant_views, dispatch_uid="couponsite.grant_views")

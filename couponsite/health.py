@@ -1,4 +1,4 @@
-"""Probes, answered before any other middleware: a prober knows our address, not our ALLOWED_HOSTS."""
+"""Probes and metrics, answered before any other middleware: who asks knows our address, not our ALLOWED_HOSTS."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 
 from couponsite.connections import drop_connections
+from kafka_bridge import metrics
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
@@ -46,7 +47,12 @@ def _redis_answers() -> bool:
         return False
 
 
-PROBES = {"/livez": live, "/readyz": ready}
+def figures(request: HttpRequest) -> HttpResponse:
+    """What Prometheus scrapes, in its text format: figures of every process of the server."""
+    return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
+
+
+PROBES = {"/livez": live, "/readyz": ready, "/metrics": figures}
 
 
 def answer_probes(get_response: GetResponse) -> GetResponse:

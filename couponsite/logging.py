@@ -5,8 +5,11 @@ Loggers of the standard library go through the same formatter, so a line of Djan
 
 from __future__ import annotations
 
+import logging
+from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
@@ -35,8 +38,17 @@ def _shared_processors(*, debug: bool) -> list[Processor]:
     return processors
 
 
-def logging_config(*, debug: bool) -> dict[str, Any]:
-    """The value of Django's ``LOGGING``."""
+class RequestFormatter(logging.Formatter):
+    """The lines of ``coupons.requests``: the same JSON as the others, a fifth of their cost."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        fields: dict[str, Any] = record.__dict__.get("request", {})
+        return msgspec.json.encode({"event": record.msg, **fields, "level": "info", "timestamp": moment}).decode()
+
+
+def logging_config(*, debug: bool, log_requests: bool = True) -> dict[str, Any]:
+    """The value of Django's ``LOGGING``; ``log_requests`` writes a line per request at the door and its decision."""
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if debug
@@ -54,9 +66,13 @@ def logging_config(*, debug: bool) -> dict[str, Any]:
                     *_shared_processors(debug=debug),
                 ],
                 "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-            }
+            },
+            "requests": {"()": RequestFormatter},
         },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured"}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "structured"},
+            "requests": {"class": "logging.StreamHandler", "formatter": "structured" if debug else "requests"},
+        },
         "root": {"handlers": ["stderr"], "level": "INFO"},
         "loggers": {
             # Django brings handlers of its own; ours is enough.
@@ -64,6 +80,11 @@ def logging_config(*, debug: bool) -> dict[str, Any]:
             # A refused request is an answer, not an event: thousands of 409 a second are the normal case.
             "django.request": {"level": "ERROR"},
             "django.security": {"level": "CRITICAL"},
+            "coupons.requests": {
+                "handlers": ["requests"],
+                "level": "INFO" if log_requests else "WARNING",
+                "propagate": False,
+            },
         },
     }
 

@@ -70,6 +70,8 @@ AUTH_TOKEN_THROTTLE = env.rate("AUTH_TOKEN_THROTTLE", default="10/min")
 # Application
 
 INSTALLED_APPS = [
+    # Before the admin, whose site and templates it replaces.
+    "unfold",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -123,7 +125,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
-LOGGING = logging_config(debug=DEBUG)
+LOGGING = logging_config(debug=DEBUG, log_requests=env.flag("LOG_REQUESTS", default=True))
 
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
@@ -183,6 +185,16 @@ CACHES: dict[str, dict[str, Any]] = {
     },
     # Stands in for counters of this process while Redis is away.
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "process"},
+}
+
+# Admin
+
+UNFOLD: dict[str, Any] = {
+    "SITE_TITLE": "Flash coupons",
+    "SITE_HEADER": "Flash coupons",
+    "SITE_SYMBOL": "confirmation_number",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": f"{STATIC_URL}couponsite/icon.svg"}],
+    "SHOW_VIEW_ON_SITE": False,
 }
 
 # API
@@ -297,6 +309,9 @@ KAFKA_CONSUMER_CONFIG = env.client_options(
 CONSUMER_BATCH_SIZE = env.whole("CONSUMER_BATCH_SIZE", default=1000, minimum=1)
 CONSUMER_MAX_ATTEMPTS = env.whole("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1)
 CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0)
+
+METRICS_PORT = env.whole("METRICS_PORT", default=0)
+METRICS_HOST = env.text("METRICS_HOST", default="127.0.0.1")
 
 OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72)
 OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1)

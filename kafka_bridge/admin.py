@@ -1,5 +1,151 @@
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from typing import Any
+
+from django.conf import settings
 from django.contrib import admin
+from django.db.models import BinaryField, F, Func, QuerySet, Value
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
-from . import models
+from .admin_base import ReadOnlyAdmin, number_in, utc, uuid_in
+from .contracts import cloud_event_headers, decode_headers, isoformat_z
+from .dead_letters import RELAY
+from .models import DeadLetter, OutboxMessage
 
-admin.site.register([models.OutboxMessage, models.DeadLetter])
+_SHOWN_IN_LISTS = 80
+
+
+def readable(raw: bytes | memoryview | None, *, cut: bool = False) -> str:
+    """``raw`` as text, or in hex if it is not printable UTF-8; ``cut``: the end may lack bytes of its last letter."""
+    if raw is None:
+        return "null"
+    data = bytes(raw)
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=not cut)
+    except UnicodeDecodeError:
+        return f"hex {data.hex()}"
+    if any(unicodedata.category(letter) == "Cc" and letter not in "\t\r\n" for letter in text):
+        return f"hex {data.hex()}"
+    return text
+
+
+def _block(text: str) -> SafeString:
+    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
+
+
+@admin.display(description="key")
+def key_text(row: OutboxMessage | DeadLetter) -> str:
+    return readable(row.key)
+
+
+@admin.display(description="payload")
+def payload_text(row: OutboxMessage | DeadLetter) -> SafeString:
+    return _block(readable(row.payload))
+
+
+@admin.display(description="payload")
+def payload_start(row: Any) -> str:
+    if row.payload_start is None or len(row.payload_start) <= _SHOWN_IN_LISTS:
+        return readable(row.payload_start)
+    return f"{readable(row.payload_start[:_SHOWN_IN_LISTS], cut=True)}…"
+
+
+@admin.display(description="headers")
+def headers_text(row: OutboxMessage | DeadLetter) -> SafeString:
+    if row.headers is not None:
+        pairs = [(name, readable(value)) for name, value in decode_headers(bytes(row.headers))]
+    else:
+        # An event's headers are not stored: these are what the relay makes of the row.
+        assert isinstance(row, OutboxMessage)
+        pairs = [
+            (name, value.decode() if isinstance(value, bytes) else str(value))
+            for name, value in cloud_event_headers(
+                event_id=str(row.event_id),
+                event_type=row.event_type,
+                time=isoformat_z(row.created_at),
+                traceparent=row.traceparent,
+            )
+        ]
+    return _block("\n".join(f"{name}: {value}" for name, value in pairs))
+
+
+class MessageAdmin(ReadOnlyAdmin):
+    """Bytes that strangers sent: shown as text, never as markup, and in lists only their beginning is read."""
+
+    not_in_the_list = ("payload", "headers")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        # One byte more, to know whether there are more.
+        arguments = F("payload"), Value(1), Value(_SHOWN_IN_LISTS + 1)
+        beginning = Func(*arguments, function="substring", output_field=BinaryField())
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(payload_start=beginning)
+        return rows
+
+
+class WaitingFilter(admin.SimpleListFilter):
+    """Reads the relay's own partial index; there is none of published rows, and nobody misses that choice."""
+
+    title = "publishing"
+    parameter_name = "published"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("no", "waiting for the relay")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(published_at=None) if self.value() == "no" else queryset
+
+
+class GroupFilter(admin.SimpleListFilter):
+    """The consumer group leads the unique index of dead letters."""
+
+    title = "consumer group"
+    parameter_name = "group"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in (*settings.KAFKA_GROUPS, RELAY)]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(consumer_group=self.value()) if self.value() else queryset
+
+
+@admin.register(OutboxMessage)
+class OutboxMessageAdmin(MessageAdmin):
+    search_help_text = "event id or request id (UUID), or id"
+    list_display = (
+        "id", "event_type", "event_id", "topic", key_text, payload_start, utc("created_at"), utc("published_at"),
+    )  # fmt: skip
+    list_filter = (WaitingFilter,)
+    shown = (
+        "id", "event_type", "event_id", "topic", key_text, "shard", utc("created_at"), utc("published_at"),
+        headers_text, payload_text,
+    )  # fmt: skip
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        if (row_id := number_in(text)) is not None:
+            return rows.filter(pk=row_id)
+        event_id = uuid_in(text)
+        return None if event_id is None else rows.filter(event_id=event_id)
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(MessageAdmin):
+    search_help_text = "event id or request id (UUID), or id"
+    list_display = (
+        "id", "consumer_group", "topic", "partition", "offset", "event_id", "error_class", payload_start,
+        utc("created_at"),
+    )  # fmt: skip
+    list_filter = (GroupFilter,)
+    shown = (
+        "id", "consumer_group", "topic", "partition", "offset", "message_timestamp", "event_type", "event_id",
+        "error_class", "error_message", utc("created_at"), key_text, headers_text, payload_text,
+    )  # fmt: skip
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        if (row_id := number_in(text)) is not None:
+            return rows.filter(pk=row_id)
+        event_id = uuid_in(text)
+        return None if event_id is None else rows.filter(event_id=event_id)

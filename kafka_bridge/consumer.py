@@ -6,15 +6,17 @@ again, which every handler survives. One consumer is one thread with its own Kaf
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from django.conf import settings
 from django.db import transaction
 
+from . import metrics
 from .client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
 from .contracts import Headers
 from .dead_letters import bury
@@ -43,8 +45,12 @@ class BatchAbandoned(Exception):
 class GroupConsumer:
     """Runs one consumer group in one thread. The caller must not share it between threads."""
 
-    def __init__(self, group: ConsumerGroup, *, batch_size: int | None = None) -> None:
+    def __init__(
+        self, group: ConsumerGroup, *, batch_size: int | None = None, turned: Callable[[], None] = lambda: None
+    ) -> None:
+        """``turned`` is called at every pass of the loop, see ``heartbeat``."""
         self._group = group
+        self._turned = turned
         self._batch_size = batch_size or settings.CONSUMER_BATCH_SIZE
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
@@ -74,6 +80,7 @@ class GroupConsumer:
 
     def poll_and_handle(self, consumer: Consumer, stop: StopFlag) -> bool:
         """One pass: fetch, handle each partition's batch, commit its offset. Returns whether there was a message."""
+        self._turned()
         self._fetch(consumer)
         worked = False
         for partition in sorted(self._buffers):
@@ -135,6 +142,8 @@ class GroupConsumer:
             self._assigned.discard(partition)
             self._at_end.discard(partition)
             self._buffers.pop(partition, None)
+            with contextlib.suppress(KeyError):
+                metrics.LAG.remove(self._group.name, item.topic, str(item.partition))
 
     def _commit(self, consumer: Consumer, partition: Partition, next_offset: int) -> None:
         """Commit synchronously. A failure loses nothing: the messages come again and are known."""
@@ -147,6 +156,9 @@ class GroupConsumer:
         for item in committed or ():
             if item.error is not None:
                 logger.warning("%s: offset of %s not committed: %s", self._group.name, item, item.error.str())
+        # As far as the client has heard of the partition's end; asking the broker would cost a round trip.
+        _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
+        metrics.LAG.labels(self._group.name, topic, str(number)).set(max(0, end - next_offset))
 
     # -- the database's side --------------------------------------------------------------------------------------
 
@@ -178,7 +190,9 @@ class GroupConsumer:
     def _pause(self, consumer: Consumer, seconds: float, stop: StopFlag) -> None:
         """Wait without leaving the group: the client is polled with every partition paused."""
         resume_at = time.monotonic() + seconds
+        metrics.PAUSED.labels(self._group.name).set(1)
         while not stop and time.monotonic() < resume_at:
+            self._turned()
             # Anew each time: a rebalance may have brought a partition that is not paused.
             assignment = consumer.assignment()
             consumer.pause(assignment)
@@ -186,6 +200,7 @@ class GroupConsumer:
             if message is not None:
                 self._sort_in(message)
         consumer.resume(consumer.assignment())
+        metrics.PAUSED.labels(self._group.name).set(0)
 
     def handle_batch(self, batch: Sequence[ReceivedMessage], stop: StopFlag) -> None:
         """Bring every message of ``batch`` to its effect or to a dead letter.
@@ -193,6 +208,7 @@ class GroupConsumer:
         Raises the error of a service that is away (some messages may be done: call again with the same batch),
         PoisonFlood, or BatchAbandoned.
         """
+        started_at = time.monotonic()
         decoded, unreadable = self._decode(batch)
         try:
             self._handle_with_retries(decoded, unreadable, stop)
@@ -203,6 +219,8 @@ class GroupConsumer:
             self._bisect(decoded, stop)
             with transaction.atomic():
                 self._bury(unreadable)
+        metrics.CONSUMED.labels(self._group.name).inc(len(batch))
+        metrics.BATCH_SECONDS.labels(self._group.name).observe(time.monotonic() - started_at)
 
     def _decode(self, batch: Sequence[ReceivedMessage]) -> tuple[list[Decoded], list[Rejected]]:
         decoded: list[Decoded] = []
@@ -286,6 +304,7 @@ class GroupConsumer:
         if not rejected:
             return
         for item in bury(self._group.name, self._group.group_id, rejected):
+            metrics.DEAD_LETTERS.labels(self._group.name).inc()
             logger.error("%s: dead letter %s: %s", self._group.name, item.message, first_line(item.error))
         self._group.on_dead_letters(rejected)
 

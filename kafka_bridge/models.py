@@ -55,6 +55,21 @@ class RelayMember(models.Model):
         return str(self.owner)
 
 
+class ProcessHeartbeat(models.Model):
+    """A running process; times are the database's."""
+
+    id = models.UUIDField(primary_key=True)
+    role = models.CharField(max_length=64)
+    host = models.CharField(max_length=200)
+    pid = models.IntegerField()
+    started_at = models.DateTimeField()
+    seen_at = models.DateTimeField(help_text="when the process last said that it lives")
+    turned_at = models.DateTimeField(help_text="when its loop last made a pass")
+
+    def __str__(self) -> str:
+        return f"{self.role} on {self.host} ({self.pid})"
+
+
 class DeadLetter(models.Model):
     """A message that one consumer group could not handle, with its original bytes and the error."""
 
@@ -81,6 +96,10 @@ class DeadLetter(models.Model):
                 fields=["consumer_group", "topic", "partition", "offset", "message_timestamp"],
                 name="dead_letter_once",
             ),
+        ]
+        indexes = [
+            # The admin's search by event id.
+            models.Index(fields=["event_id"], name="dead_letter_event"),
         ]
 
     def __str__(self) -> str:

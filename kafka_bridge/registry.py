@@ -26,7 +26,10 @@ class ReceivedMessage:
 
     def header(self, name: str) -> bytes | None:
         """The value of the first header of that name."""
-        return next((value for header, value in self.headers if header == name), None)
+        for header, value in self.headers:
+            if header == name:
+                return value
+        return None
 
     @property
     def event_id(self) -> UUID | None:

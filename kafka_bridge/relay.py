@@ -5,11 +5,6 @@ gaps, and its idempotent producer keeps that order per partition. So whoever pub
 acknowledged, every earlier committed row of its key: the first copy of an earlier row always comes before the first
 copy of a later one. A second relay, or one that hung and wakes up, only adds later copies of the same ids. It never
 asks for "id greater than the last seen": a row of a transaction that commits late would be skipped.
-
-While there is a backlog the relay does three things at once, which made it twice as fast: the broker takes one batch,
-the next is read, and the one before is marked. Rows in hand are left out of the read by their ids, one by one. A batch
-is not sent before the one ahead of it is acknowledged as a whole; so when it is sent, everything left out of its read
-was acknowledged. After a failure what was read is thrown away with the producer.
 """
 
 from __future__ import annotations
@@ -17,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 from django.db import connection, transaction
@@ -55,7 +49,6 @@ _SELECT = """
 """
 _SELECT_ALL = _SELECT.format(condition="")
 _SELECT_SHARDS = _SELECT.format(condition="AND shard = ANY(%s)")
-_SELECT_NEXT = _SELECT.format(condition="AND shard = ANY(%s) AND id <> ALL(%s::bigint[])")
 _MARK = """
     UPDATE kafka_bridge_outboxmessage SET published_at = statement_timestamp() WHERE id = ANY(%s::bigint[])
 """
@@ -106,12 +99,6 @@ class Relay:
         self._floor = Floor()
         self._floor_shards: Sequence[int] = ()
         self._failures: list[KafkaError] = []
-        # What was read while the batch before it was under way.
-        self._ahead: list[UnpublishedRow] = []
-        # What is acknowledged and being marked by another thread, which has a connection of its own.
-        self._acknowledged: list[UnpublishedRow] = []
-        self._marking: Future[None] | None = None
-        self._marker: ThreadPoolExecutor | None = None
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Publish until ``stop``, or with ``until_idle`` until there was nothing to do for a second."""
@@ -120,7 +107,7 @@ class Relay:
         try:
             while not stop:
                 try:
-                    published = self._advance(stop)
+                    published = self.relay_batch(stop)
                 except PublishInterrupted:
                     break
                 except Exception as error:
@@ -142,7 +129,6 @@ class Relay:
     def close(self) -> None:
         """Drop what is not acknowledged and give the shards back."""
         self._discard_producer()
-        self._drop_marks()
         self._leases.release()
 
     def relay_batch(self, stop: StopFlag) -> int:
@@ -150,56 +136,29 @@ class Relay:
 
         Raises PublishInterrupted if ``stop`` came first; the rows then stay unpublished.
         """
-        published = self._advance(stop)
-        self._finish_marks()
-        return published
-
-    def _advance(self, stop: StopFlag) -> int:
-        """Like ``relay_batch``, but if there is more to send, marking goes on while the next batch is sent."""
         shards = self._leases.held()
         if not shards:
             return 0
-        rows = self._take_ahead(shards) or self._read(shards)
-        if not rows:
-            return 0
-        ahead: list[UnpublishedRow] = []
-        if self._enqueue(rows) and len(rows) == self._batch_size:
-            ahead = self._read(shards, in_hand=[*self._acknowledged, *rows])
-        delivered = self._delivered(stop)
-        self._finish_marks()
-        if not delivered:
-            self._send_one_by_one(rows, stop)
-        elif ahead:
-            self._mark_meanwhile(rows)
-            self._ahead = ahead
-        else:
-            self._mark(rows)
+        rows = self._read(shards)
+        if rows:
+            if self._send(rows, stop):
+                self._mark(rows)
+            else:
+                self._send_one_by_one(rows, stop)
         return len(rows)
 
-    def _take_ahead(self, shards: Sequence[int]) -> list[UnpublishedRow]:
-        """The rows that were read ahead; none if they may belong to another relay by now."""
-        rows, self._ahead = self._ahead, []
-        if shards == self._floor_shards and rows:
-            return rows
-        # The coming read leaves nothing out.
-        self._finish_marks()
-        return []
-
-    def _read(self, shards: Sequence[int], *, in_hand: Sequence[UnpublishedRow] = ()) -> list[UnpublishedRow]:
+    def _read(self, shards: Sequence[int]) -> list[UnpublishedRow]:
         if shards != self._floor_shards:
             self._floor.reset()
             self._floor_shards = shards
         floor = self._floor.value()
         with connection.cursor() as cursor:
-            if in_hand:
-                ids = arrays.numbers([row.id for row in in_hand])
-                cursor.execute(_SELECT_NEXT, [floor, list(shards), ids, self._batch_size])
-            elif self._leases.holds_all:
+            if self._leases.holds_all:
                 cursor.execute(_SELECT_ALL, [floor, self._batch_size])
             else:
                 cursor.execute(_SELECT_SHARDS, [floor, list(shards), self._batch_size])
             rows = [UnpublishedRow(*row) for row in cursor.fetchall()]
-        self._floor.advance(first_unpublished=min((row.id for row in (*in_hand, *rows[:1])), default=None))
+        self._floor.advance(first_unpublished=rows[0].id if rows else None)
         return rows
 
     def _send(self, rows: Sequence[UnpublishedRow], stop: StopFlag) -> bool:
@@ -207,11 +166,6 @@ class Relay:
 
         Raises the error of any other failure: what was sent stays unmarked and is read again from the table.
         """
-        self._enqueue(rows)
-        return self._delivered(stop)
-
-    def _enqueue(self, rows: Sequence[UnpublishedRow]) -> bool:
-        """Hand ``rows`` to the producer in order, up to the first that it refuses: False then."""
         self._failures.clear()
         producer = self._producer or self._new_producer()
         topics = {topic: prefixed(topic) for topic in {row.topic for row in rows}}
@@ -221,13 +175,8 @@ class Relay:
             except KafkaException as error:
                 # The client itself refuses what is past message.max.bytes, before it queues anything.
                 self._failures.append(error.args[0])
-                return False
-        return True
-
-    def _delivered(self, stop: StopFlag) -> bool:
-        """Wait for the broker's answers; see ``_send``."""
-        if self._producer is not None:
-            self._flush(self._producer, stop)
+                break
+        self._flush(producer, stop)
         if not self._failures:
             return True
         if all(failure.code() in REFUSED_FOR_GOOD for failure in self._failures):
@@ -273,28 +222,6 @@ class Relay:
         with connection.cursor() as cursor:
             cursor.execute(_MARK, [arrays.numbers([row.id for row in rows])])
 
-    def _mark_meanwhile(self, rows: list[UnpublishedRow]) -> None:
-        """Mark in another thread; whoever reads must leave ``rows`` out until that is done."""
-        self._acknowledged = rows
-        if self._marker is None:
-            self._marker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relay-marker")
-        self._marking = self._marker.submit(self._mark, rows)
-
-    def _finish_marks(self) -> None:
-        """Wait until what is acknowledged is marked. Raises what the marking raised."""
-        if self._marking is not None:
-            self._marking.result()
-            self._marking = None
-            self._acknowledged = []
-
-    def _drop_marks(self) -> None:
-        """Let the marking end as it may, and its thread and connection with it."""
-        if self._marker is not None:
-            self._marker.submit(drop_connection)
-            self._marker.shutdown()
-            self._marker = None
-        self._marking, self._acknowledged = None, []
-
     def _on_failure(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._failures.append(error)
@@ -310,13 +237,10 @@ class Relay:
         else:
             logger.error("relay: unexpected error; trying again", exc_info=error)
         self._discard_producer()
-        self._drop_marks()
         self._floor.reset()
         drop_connection()
 
     def _discard_producer(self) -> None:
-        """Forget what was sent and not acknowledged, and what was to be sent after it."""
-        self._ahead = []
         if self._producer is not None:
             self._producer.purge(in_queue=True, in_flight=True, blocking=True)
             self._producer.flush(0)

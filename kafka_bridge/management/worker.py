@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from .. import metrics
 from ..client import check_kafka
 from ..errors import ServiceUnavailable
+from ..heartbeat import Heartbeat
 from ..lifecycle import StopFlag, check_database, stop_on_signals, wait_for
 
 
@@ -17,6 +22,8 @@ class WorkerCommand(BaseCommand):
     """A command that is a process: subclasses name the services they need and write ``work``."""
 
     needs: tuple[Callable[[], None], ...] = (check_database, check_kafka)
+    # A name for those that run until they are stopped: they serve metrics and have a heartbeat.
+    role = ""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -36,7 +43,24 @@ class WorkerCommand(BaseCommand):
                 if stop:
                     return
                 raise CommandError(f"{error} (waited {options['wait']:g} s; start it or mend its address)") from error
-            self.work(stop, **options)
+            # What is there by now stays: the collector, which batches keep busy, need not look at it again.
+            gc.collect()
+            gc.freeze()
+            with self._observed():
+                self.work(stop, **options)
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        if not self.role:
+            yield
+            return
+        metrics.serve(settings.METRICS_HOST, settings.METRICS_PORT)
+        self.heartbeat = Heartbeat(self.role)
+        self.heartbeat.start()
+        try:
+            yield
+        finally:
+            self.heartbeat.end()
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         raise NotImplementedError

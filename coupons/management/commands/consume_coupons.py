@@ -20,6 +20,8 @@ _JOIN_SECONDS = 0.2
 class Command(WorkerCommand):
     help = "Runs consumer groups: all that are registered, or those named. Issues coupons (group issue)."
 
+    role = "consumer"
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--group", action="append", metavar="G", help="repeatable; default: every group")
@@ -33,7 +35,12 @@ class Command(WorkerCommand):
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         threads = [
-            ConsumerThread(group, number, stop, options["batch_size"], until_idle=options["until_idle"])
+            ConsumerThread(
+                GroupConsumer(group, batch_size=options["batch_size"], turned=self.heartbeat.loop()),
+                f"{group.name}-{number}",
+                stop,
+                until_idle=options["until_idle"],
+            )
             for group in self._chosen(options["group"])
             for number in range(options["concurrency"])
         ]
@@ -59,11 +66,9 @@ class Command(WorkerCommand):
 class ConsumerThread(threading.Thread):
     """One consumer of a group; an error that its loop cannot survive is kept in ``error``."""
 
-    def __init__(
-        self, group: ConsumerGroup, number: int, stop: StopFlag, batch_size: int | None, *, until_idle: bool
-    ) -> None:
-        super().__init__(name=f"{group.name}-{number}")
-        self._consumer = GroupConsumer(group, batch_size=batch_size)
+    def __init__(self, consumer: GroupConsumer, name: str, stop: StopFlag, *, until_idle: bool) -> None:
+        super().__init__(name=name)
+        self._consumer = consumer
         self._stop_flag = stop
         self._until_idle = until_idle
         self.error: Exception | None = None

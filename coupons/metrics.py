@@ -1,0 +1,13 @@
+"""What Prometheus can ask about coupons; the names stand here and nowhere else."""
+
+from prometheus_client import Counter, Histogram
+
+ACCEPTED = Counter("issue_requests_accepted_total", "Requests that a door took", ["source"])
+REFUSED = Counter("issue_requests_refused_total", "Requests that a door refused, by error code", ["code"])
+# ``reason`` is empty for a success.
+DECIDED = Counter("issue_requests_decided_total", "Requests that reached their result", ["status", "reason"])
+TIME_TO_RESULT = Histogram(
+    "issue_time_to_result_seconds",
+    "From acceptance to decision",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
