@@ -51,7 +51,7 @@ def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
 
     def work() -> int:
         sent = 0
-        while published := relay._advance(StopFlag()):
+        while published := relay.relay_batch(StopFlag()):
             sent += published
         if sent != _MESSAGES:
             raise AssertionError(f"{sent} of {_MESSAGES} rows were published")
