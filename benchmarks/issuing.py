@@ -10,7 +10,7 @@ from itertools import count
 from coupons.events import ISSUE_REQUESTED, issue_requested
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, UserCoupon
-from coupons.services import new_traceparent
+from coupons.services.accepting import new_traceparent
 from kafka_bridge.consumer import GroupConsumer
 from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z
 from kafka_bridge.lifecycle import StopFlag

@@ -9,7 +9,7 @@ from django.db import connection, transaction
 
 from coupons.events import issue_ended
 from coupons.models import Coupon
-from coupons.services import new_traceparent
+from coupons.services.accepting import new_traceparent
 from kafka_bridge.client import Producer, make_producer
 from kafka_bridge.contracts import cloud_event_headers, isoformat_z
 from kafka_bridge.lifecycle import StopFlag

@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from kafka_bridge.admin_base import BigTableAdmin, ReadOnlyAdmin, labels, number_in, utc, uuid_in
+from kafka_bridge.admin_base import BigTableAdmin, ReadOnlyAdmin, code, column, exact_utc, number_in, utc, uuid_in
 from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
@@ -111,8 +111,8 @@ class CouponAdmin(BigTableAdmin):
     search_help_text = "how a coupon type begins, or coupon id"
     list_display = (
         "coupon_type", "name",
-        labels("state", _STATE_COLOURS, of=lambda coupon: selectors.coupon_view(coupon).state),
-        "total_quantity", "reserved", "issued", "remaining", utc("opens_at"), utc("closes_at"), "admission",
+        column("state", lambda coupon: selectors.coupon_view(coupon).state, _STATE_COLOURS),
+        "total_quantity", "reserved", "issued", "remaining", utc("opens_at"), utc("closes_at"), code("admission"),
     )  # fmt: skip
     fieldsets = (
         (None, {"fields": ("coupon_type", "name", "admission")}),
@@ -194,16 +194,13 @@ class UserCouponAdmin(ReadOnlyAdmin):
     list_select_related = ("coupon",)
     list_display = (
         "id", "user_id", "coupon",
-        labels("status", _STATUS_COLOURS, of=lambda row: selectors.user_coupon_view(row).status),
+        column("status", lambda row: selectors.user_coupon_view(row).status, _STATUS_COLOURS),
         utc("issued_at"), utc("expires_at"), utc("used_at"),
     )  # fmt: skip
     shown = (
-        "id", "user_id", "coupon", "current_status", utc("issued_at"), utc("expires_at"), utc("used_at"),
+        "id", "user_id", "coupon", column("status", lambda row: selectors.user_coupon_view(row).status),
+        exact_utc("issued_at"), exact_utc("expires_at"), exact_utc("used_at"),
     )  # fmt: skip
-
-    @admin.display(description="status")
-    def current_status(self, row: UserCoupon) -> str:
-        return selectors.user_coupon_view(row).status
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         user_id = number_in(text)
@@ -220,12 +217,12 @@ class IssueRequestAdmin(ReadOnlyAdmin):
     # An index on the user would cost every issued coupon a write; what a user got is found among the user coupons.
     search_help_text = "request id (UUID); for a user id, search the user coupons"
     list_display = (
-        "request_id", "coupon_type", "user_id", labels("status", _STATUS_COLOURS), "reason", "source",
+        "request_id", "coupon_type", "user_id", code("status", _STATUS_COLOURS), code("reason"), "source",
         utc("requested_at"), utc("processed_at"),
     )  # fmt: skip
     shown = (
-        "request_id", "coupon_type", "coupon", "user", "status", "reason", "user_coupon", "source",
-        utc("requested_at"), utc("processed_at"), "remaining", "topic", "partition", "offset", "message",
+        "request_id", "coupon_type", "coupon", "user", code("status"), code("reason"), "user_coupon", "source",
+        exact_utc("requested_at"), exact_utc("processed_at"), "remaining", "topic", "partition", "offset", "message",
     )  # fmt: skip
 
     @admin.display(description="user id")

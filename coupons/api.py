@@ -12,11 +12,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from . import metrics, selectors, services
+from . import metrics, selectors
 from .errors import DomainError, InvalidRequest, NotFound, NotYourself
 from .events import CouponType, Id, is_traceparent
 from .models import Coupon, UserCoupon
 from .policy import PENDING
+from .services.accepting import request_accept
 
 _KEY_LENGTH = 255
 _MAX_LIMIT = 200
@@ -140,7 +141,7 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
     target = caller.user_id if user_id is msgspec.UNSET else user_id
     _allow(caller, target)
     try:
-        accepted = services.request_accept(
+        accepted = request_accept(
             id_or_type=id_or_type,
             user_id=target,
             caller_id=caller.user_id,

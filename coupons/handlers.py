@@ -7,16 +7,17 @@ from uuid import UUID
 
 from kafka_bridge.registry import ConsumerGroup, register_group, register_undecided
 
-from . import services
 from .events import ISSUE_REQUESTED, read_issue_task
 from .models import IssueRequest
+from .services.issuing import issue_many
+from .services.rejecting import end_rejected
 
 ISSUE = ConsumerGroup(
     name="issue",
     event_types=(ISSUE_REQUESTED,),
     decode=read_issue_task,
-    handle=services.issue_many,
-    on_dead_letters=services.end_rejected,
+    handle=issue_many,
+    on_dead_letters=end_rejected,
 )
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from coupons.models import Coupon, IssueRequest
-from coupons.services import coupon_create
+from coupons.services.creating import coupon_create
 from couponsite.demo.crowd import Answer, Ask, Connection, Crowd, encode_request
 from couponsite.demo.ledger import Undecided, violations
 from couponsite.tokens import issue_access_token

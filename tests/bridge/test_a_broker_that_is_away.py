@@ -105,13 +105,15 @@ def test_a_message_waits_for_the_broker_however_long_it_takes(broker: Part, comp
 
 
 def test_with_a_finite_timeout_a_later_message_would_overtake(broker: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    finite = {"message.timeout.ms": TIMEOUT_MS}
-    monkeypatch.setattr(client, "Producer", lambda config: Producer(config | finite))
-    sender = Sender(make_producer())
+    finite = {"message.timeout.ms": 5 * TIMEOUT_MS}
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "Producer", lambda config: Producer(config | finite))
+        sender = Sender(make_producer())
     broker.kill()
     sender.send(0)
     wait_until(sender.has_failed, 30, "the message does not time out")
     broker.start()
+    sender.reconnect()
     sender.send(1)
     sender.send_again_what_failed()
     assert first_copies(2) == [1, 0]
@@ -132,6 +134,13 @@ class Sender:
 
         body = json.dumps({"number": number}).encode()
         self.producer.produce(prefixed(TOPIC), value=body, key=b"1", on_delivery=on_delivery)
+
+    def reconnect(self) -> None:
+        """Waits until the broker takes messages again, and this producer knows."""
+        probe = make_producer()
+        probe.produce(prefixed("order-cancelled"), value=b"{}", key=b"1")
+        assert probe.flush(30) == 0
+        self.producer.list_topics(timeout=30)
 
     def has_failed(self) -> bool:
         self.producer.poll(0)

@@ -63,6 +63,6 @@ def test_an_error_is_everybodys_of_that_round_and_nobody_elses() -> None:
 
 
 def test_many_threads_all_get_their_own() -> None:
-    group = GroupCommit(lambda items: [item + 1 for item in items])
+    group: GroupCommit[int, int] = GroupCommit(lambda items: [item + 1 for item in items])
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(group.submit, range(5000))) == list(range(1, 5001))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, OperationalError
 
-from coupons import services
 from coupons.events import IssueTask
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.services import issuing
 from devstack.processes import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.consumer import GroupConsumer
@@ -80,7 +80,7 @@ def test_no_offset_moves_while_the_database_is_away(make_coupon: MakeCoupon) -> 
         tries.append(len(tasks))
         if away:
             raise OperationalError("the server is away")
-        services.issue_many(tasks)
+        issuing.issue_many(tasks)
 
     stop = StopFlag()
     running = consume_in_background(replace(ISSUE, handle=issue), stop)
@@ -119,13 +119,13 @@ class Rebalance:
             self.hanging.set()
             self.wake.wait(60)
             try:
-                services.issue_many(tasks)
+                issuing.issue_many(tasks)
                 self.second_try.append(None)
             except BaseException as error:
                 self.second_try.append(error)
                 raise
         else:
-            services.issue_many(tasks)
+            issuing.issue_many(tasks)
 
     def run(self) -> None:
         """Returns when the hanging one has woken up and everything is committed."""
@@ -165,8 +165,8 @@ def test_a_rebalance_in_mid_batch_gives_nobody_two_and_moves_no_offset_back(make
 def test_without_the_inbox_the_zombie_of_a_rebalance_would_issue_again(
     make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "_decided", lambda request_ids: set())
-    monkeypatch.setattr(services, "_holders", lambda claims: set())
+    monkeypatch.setattr(issuing, "decided_requests", lambda request_ids: set())
+    monkeypatch.setattr(issuing, "_holders", lambda claims: set())
     ask(make_coupon(total_quantity=20), [1, 2, 3])
     rebalance = Rebalance()
     rebalance.run()

@@ -9,7 +9,7 @@ from django.db import connection
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
 from coupons.selectors import request_status
-from coupons.services import request_accept
+from coupons.services.accepting import request_accept
 from kafka_bridge.consumer import GroupConsumer
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage

@@ -96,7 +96,7 @@ def test_a_key_outlives_its_outbox_row(ask: Ask, make_coupon: MakeCoupon) -> Non
 
 @pytest.mark.django_db(transaction=True)
 def test_two_under_one_key_at_once_are_one_request(make_coupon: MakeCoupon) -> None:
-    from coupons.services import request_accept
+    from coupons.services.accepting import request_accept
 
     coupon = make_coupon()
     catalogue.get(coupon.id)

@@ -9,10 +9,10 @@ from uuid import UUID
 import pytest
 from django.db import OperationalError
 
-from coupons import services
 from coupons.events import IssueTask
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.services import issuing
 from kafka_bridge import consumer
 from kafka_bridge.consumer import BatchAbandoned, GroupConsumer
 from kafka_bridge.contracts import decode_headers
@@ -47,7 +47,7 @@ def failing_for(user_id: int, error: Exception) -> Callable[[Sequence[IssueTask]
     def issue(tasks: Sequence[IssueTask]) -> None:
         if any(task.request.user_id == user_id for task in tasks):
             raise error
-        services.issue_many(tasks)
+        issuing.issue_many(tasks)
 
     return issue
 

@@ -10,7 +10,7 @@ from django.db import connection
 from coupons import invariants
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
-from coupons.services import request_accept
+from coupons.services.accepting import request_accept
 from kafka_bridge.consumer import GroupConsumer
 from kafka_bridge.lifecycle import StopFlag
 from tests.support.messages import requests

@@ -13,7 +13,7 @@ from kafka_bridge.management.worker import positive
 from ...errors import InvalidRequest
 from ...models import Coupon
 from ...policy import is_coupon_type
-from ...services import coupon_create
+from ...services.creating import coupon_create
 
 
 class Command(BaseCommand):

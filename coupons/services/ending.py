@@ -1,0 +1,144 @@
+"""How requests end: the terminal row, the event, and whatever is told once that is committed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+
+from kafka_bridge import arrays
+from kafka_bridge.contracts import isoformat_z
+from kafka_bridge.outbox import (
+    publish,
+)
+
+from .. import metrics, request_log, status_view
+from ..events import issue_ended
+from ..status_view import RequestStatus
+
+_READ_DECIDED = """
+    SELECT id FROM unnest(%s::uuid[]) AS asked (id)
+    WHERE (SELECT true FROM coupons_issuerequest WHERE request_id = asked.id)
+"""
+_REQUEST_COLUMNS = (
+    "request_id, coupon_id, coupon_type, user_id, status, reason, user_coupon_id, source, requested_at,"
+    ' processed_at, topic, partition, "offset", remaining'
+)
+_INSERT_REQUESTS = f"""
+    INSERT INTO coupons_issuerequest ({_REQUEST_COLUMNS})
+    SELECT * FROM unnest(
+        %s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[],
+        %s::timestamptz[], %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::bigint[]
+    )
+"""
+
+
+class Terminal(NamedTuple):
+    """A row of IssueRequest, and what only the event needs. ``requested_at`` is ISO 8601 in UTC."""
+
+    request_id: UUID
+    coupon_id: int | None
+    coupon_type: str
+    user_id: int | None
+    status: str
+    reason: str | None
+    user_coupon_id: int | None
+    source: str
+    requested_at: str | None
+    processed_at: datetime
+    topic: str
+    partition: int
+    offset: int
+    remaining: int | None
+    traceparent: str
+
+
+def decided_requests(request_ids: Sequence[UUID]) -> set[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_DECIDED, [arrays.uuids(request_ids)])
+        return {request_id for (request_id,) in cursor.fetchall()}
+
+
+def database_time() -> datetime:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        (now,) = cursor.fetchone()
+    assert isinstance(now, datetime)
+    return now
+
+
+def end_requests(rows: Sequence[Terminal]) -> None:
+    """Write terminal rows and their events; once that is committed, the status views."""
+    columns = [
+        arrays.uuids([row.request_id for row in rows]),
+        arrays.numbers([row.coupon_id for row in rows]),
+        arrays.texts([row.coupon_type for row in rows]),
+        arrays.numbers([row.user_id for row in rows]),
+        arrays.texts([row.status for row in rows]),
+        arrays.texts([row.reason for row in rows]),
+        arrays.numbers([row.user_coupon_id for row in rows]),
+        arrays.texts([row.source for row in rows]),
+        arrays.texts([row.requested_at for row in rows]),
+        arrays.texts([isoformat_z(row.processed_at) for row in rows]),
+        arrays.texts([row.topic for row in rows]),
+        arrays.numbers([row.partition for row in rows]),
+        arrays.numbers([row.offset for row in rows]),
+        arrays.numbers([row.remaining for row in rows]),
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_REQUESTS, columns)
+    publish(
+        issue_ended(
+            request_id=row.request_id,
+            user_id=row.user_id,
+            coupon_id=row.coupon_id,
+            coupon_type=row.coupon_type,
+            reason=row.reason,
+            user_coupon_id=row.user_coupon_id,
+            processed_at=row.processed_at,
+            traceparent=row.traceparent,
+        )
+        for row in rows
+    )
+    transaction.on_commit(partial(_store_views, rows), robust=True)
+    transaction.on_commit(partial(_tell, rows), robust=True)
+
+
+def _tell(rows: Sequence[Terminal]) -> None:
+    """The trail and the figures of decisions that are committed."""
+    for (status, reason), number in Counter((row.status, row.reason) for row in rows).items():
+        metrics.DECIDED.labels(status, reason or "").inc(number)
+    for row in rows:
+        if row.requested_at is not None:
+            waited = row.processed_at - datetime.fromisoformat(row.requested_at)
+            metrics.TIME_TO_RESULT.observe(max(0.0, waited.total_seconds()))
+        request_log.tell(
+            "request decided",
+            requestId=row.request_id,
+            couponType=row.coupon_type,
+            userId=row.user_id,
+            status=row.status,
+            reason=row.reason,
+            traceparent=row.traceparent,
+        )
+
+
+def _store_views(rows: Sequence[Terminal]) -> None:
+    status_view.store(
+        RequestStatus(
+            request_id=row.request_id,
+            coupon_type=row.coupon_type,
+            user_id=row.user_id,
+            status=row.status,
+            reason=row.reason,
+            user_coupon_id=row.user_coupon_id,
+            requested_at=row.requested_at,
+            processed_at=isoformat_z(row.processed_at),
+        )
+        for row in rows
+    )
