@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from .admin_base import ReadOnlyAdmin, number_in, utc, uuid_in
+from .admin_base import ReadOnlyAdmin, exact_utc, number_in, utc, uuid_in
 from .contracts import cloud_event_headers, decode_headers, isoformat_z
 from .dead_letters import RELAY
 from .models import DeadLetter, OutboxMessage
@@ -48,10 +48,17 @@ def payload_text(row: OutboxMessage | DeadLetter) -> SafeString:
 
 
 @admin.display(description="payload")
-def payload_start(row: Any) -> str:
+def payload_start(row: Any) -> SafeString:
     if row.payload_start is None or len(row.payload_start) <= _SHOWN_IN_LISTS:
-        return readable(row.payload_start)
-    return f"{readable(row.payload_start[:_SHOWN_IN_LISTS], cut=True)}…"
+        text = readable(row.payload_start)
+    else:
+        text = f"{readable(row.payload_start[:_SHOWN_IN_LISTS], cut=True)}…"
+    return format_html('<span style="overflow-wrap: anywhere">{}</span>', text)
+
+
+@admin.display(description="error message")
+def error_text(row: DeadLetter) -> SafeString:
+    return _block(row.error_message)
 
 
 @admin.display(description="headers")
@@ -120,7 +127,8 @@ class OutboxMessageAdmin(MessageAdmin):
     )  # fmt: skip
     list_filter = (WaitingFilter,)
     shown = (
-        "id", "event_type", "event_id", "topic", key_text, "shard", utc("created_at"), utc("published_at"),
+        "id", "event_type", "event_id", "topic", key_text, "shard", exact_utc("created_at"),
+        exact_utc("published_at"),
         headers_text, payload_text,
     )  # fmt: skip
 
@@ -141,7 +149,7 @@ class DeadLetterAdmin(MessageAdmin):
     list_filter = (GroupFilter,)
     shown = (
         "id", "consumer_group", "topic", "partition", "offset", "message_timestamp", "event_type", "event_id",
-        "error_class", "error_message", utc("created_at"), key_text, headers_text, payload_text,
+        "error_class", error_text, exact_utc("created_at"), key_text, headers_text, payload_text,
     )  # fmt: skip
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:

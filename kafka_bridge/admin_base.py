@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,6 +14,8 @@ from django.contrib.admin.views.main import SEARCH_VAR
 from django.contrib.admin.views.main import ChangeListSearchForm as _ChangeListSearchForm
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from .contracts import isoformat_z
 
@@ -30,8 +33,6 @@ else:
     from unfold.admin import TabularInline as AnyTabularInline
     from unfold.paginator import InfinitePaginator as AnyPaginator
     from unfold.views import ChangeList
-
-__all__ = ["AnyTabularInline", "BigTableAdmin", "ReadOnlyAdmin", "labels", "number_in", "utc", "uuid_in"]
 
 _ROWS_PER_PAGE = 25
 # OFFSET reads what it skips: nobody turns so many pages, but an address can name any.
@@ -60,31 +61,41 @@ def uuid_in(text: str) -> UUID | None:
 Column = Callable[[Any], Any]
 
 
+def column(name: str, value: Column, colours: Mapping[str, str] | None = None) -> Column:
+    """A column that shows ``value(row)``; with ``colours`` by value as a label."""
+
+    def show(row: Any) -> Any:
+        return value(row)
+
+    show.__name__ = name
+    options = {"short_description": name.replace("_", " "), "empty_value_display": "-", "label": colours}
+    vars(show).update(options)
+    return show
+
+
+def code(field: str, colours: Mapping[str, str] | None = None) -> Column:
+    """A column with a value as the API tells it, not as Django labels it."""
+    return column(field, attrgetter(field), colours)
+
+
 def utc(field: str) -> Column:
-    """A column with the time in ``field`` to the microsecond: people compare it with logs."""
+    """A column with the time in ``field`` to the second, on one line."""
 
-    def column(row: Any) -> str | None:
+    def value(row: Any) -> SafeString | None:
         moment = getattr(row, field)
-        return None if moment is None else isoformat_z(moment).replace("T", " ")
+        return moment and format_html('<span style="white-space: nowrap">{}</span>', f"{moment:%Y-%m-%d %H:%M:%S}")
 
-    return _named(column, field)
-
-
-def labels(field: str, colours: Mapping[str, str], of: Column | None = None) -> Column:
-    """A column with the value of ``field`` (or what ``of`` makes of the row) as a label in its colour."""
-
-    def column(row: Any) -> Any:
-        return of(row) if of else getattr(row, field)
-
-    column.label = colours  # type: ignore[attr-defined]
-    return _named(column, field)
+    return column(field, value)
 
 
-def _named(column: Column, field: str) -> Column:
-    column.__name__ = field
-    column.short_description = field.replace("_", " ")  # type: ignore[attr-defined]
-    column.empty_value_display = "-"  # type: ignore[attr-defined]
-    return column
+def exact_utc(field: str) -> Column:
+    """The time in ``field`` as the events tell it, to the microsecond."""
+
+    def value(row: Any) -> str | None:
+        moment = getattr(row, field)
+        return moment and isoformat_z(moment)
+
+    return column(field, value)
 
 
 class BoundedPaginator(AnyPaginator):
@@ -118,6 +129,8 @@ class NewestFirst(ChangeList):
             messages.warning(request, f"The list ends with page {_PAGES}. Search for what is older.")
         self.page_num = min(max(self.page_num, 1), _PAGES)
         super().get_results(request)
+        # Nobody counted: the page shows these numbers only where they differ.
+        self.full_result_count = self.result_count
 
 
 class BigTableAdmin(AnyModelAdmin):
@@ -147,7 +160,7 @@ class BigTableAdmin(AnyModelAdmin):
             return queryset, False
         found = self.find(queryset, text)
         if found is None:
-            messages.warning(request, f"Nothing has such a name here. To search by: {self.search_help_text}.")
+            messages.warning(request, f"Nothing here is found by that. Search by {self.search_help_text}.")
             return queryset.none(), False
         return found, False
 
@@ -162,9 +175,20 @@ class BigTableAdmin(AnyModelAdmin):
         )
 
 
-class ReadOnlyAdmin(BigTableAdmin):
+class _ReadOnly:
     """To look at, for superusers too: these rows are written by the service alone."""
 
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+class ReadOnlyAdmin(_ReadOnly, BigTableAdmin):
     # The page of a row, from top to bottom.
     shown: tuple[str | Column, ...] = ()
 
@@ -174,11 +198,6 @@ class ReadOnlyAdmin(BigTableAdmin):
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> Any:
         return self.shown
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
+class ReadOnlyInline(_ReadOnly, AnyTabularInline):
+    extra = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from django.db import connection, transaction
 
-from . import arrays
+from . import arrays, metrics
 from .client import REFUSED_FOR_GOOD, KafkaError, KafkaException, Message, Producer, make_producer
 from .contracts import cloud_event_headers, decode_headers
 from .dead_letters import bury_refused
@@ -89,11 +89,10 @@ class UnpublishedRow(msgspec.Struct, frozen=True, gc=False):
 class Relay:
     """Publishes the rows of the shards it holds the lease of. One relay is one thread."""
 
-    def __init__(
-        self, *, batch_size: int = BATCH_SIZE, producer_factory: Callable[[], Producer] = make_producer
-    ) -> None:
+    def __init__(self, *, batch_size: int = BATCH_SIZE, turned: Callable[[], None] = lambda: None) -> None:
+        """``turned`` is called at every pass, and while the broker is waited for: see ``heartbeat``."""
         self._batch_size = batch_size
-        self._producer_factory = producer_factory
+        self._turned = turned
         self._producer: Producer | None = None
         self._leases = Leases()
         self._floor = Floor()
@@ -136,15 +135,20 @@ class Relay:
 
         Raises PublishInterrupted if ``stop`` came first; the rows then stay unpublished.
         """
+        self._turned()
         shards = self._leases.held()
         if not shards:
             return 0
+        started_at = time.monotonic()
         rows = self._read(shards)
-        if rows:
-            if self._send(rows, stop):
-                self._mark(rows)
-            else:
-                self._send_one_by_one(rows, stop)
+        if not rows:
+            return 0
+        if self._send(rows, stop):
+            self._mark(rows)
+        else:
+            self._send_one_by_one(rows, stop)
+        metrics.PUBLISHED.inc(len(rows))
+        metrics.RELAY_SECONDS.observe(time.monotonic() - started_at)
         return len(rows)
 
     def _read(self, shards: Sequence[int]) -> list[UnpublishedRow]:
@@ -167,7 +171,9 @@ class Relay:
         Raises the error of any other failure: what was sent stays unmarked and is read again from the table.
         """
         self._failures.clear()
-        producer = self._producer or self._new_producer()
+        if self._producer is None:
+            self._producer = make_producer()
+        producer = self._producer
         topics = {topic: prefixed(topic) for topic in {row.topic for row in rows}}
         for row in rows:
             try:
@@ -201,6 +207,7 @@ class Relay:
         """Wait, however long, until every message is acknowledged or refused; a stop shortens that to seconds."""
         give_up_at: float | None = None
         while producer.flush(_FLUSH_SLICE):
+            self._turned()
             self._leases.renew()
             if stop:
                 give_up_at = give_up_at or time.monotonic() + _STOP_GRACE
@@ -225,10 +232,6 @@ class Relay:
     def _on_failure(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             self._failures.append(error)
-
-    def _new_producer(self) -> Producer:
-        self._producer = self._producer_factory()
-        return self._producer
 
     def _recover(self, error: Exception) -> None:
         """Start afresh after a fault: nothing of the old producer may still be sent once the table is read again."""

@@ -9,6 +9,7 @@ from ..worker import WorkerCommand, positive
 
 
 class Command(WorkerCommand):
+    role = "relay"
     help = "Publishes the outbox to Kafka, in order per key. Several may run: they share the shards."
 
     # Kafka may be away at the start: rows wait in the table, and the relay for the broker.
@@ -20,4 +21,4 @@ class Command(WorkerCommand):
         parser.add_argument("--until-idle", action="store_true", help="end once nothing was unpublished for a second")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        Relay(batch_size=options["batch_size"]).run(stop, until_idle=options["until_idle"])
+        Relay(batch_size=options["batch_size"], turned=self.heartbeat.loop()).run(stop, until_idle=options["until_idle"])
