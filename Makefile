@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PYTHONS := python3.11 python3.12 python3.13 python3 python
 WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Settings of commands that connect to nothing.
-OFFLINE := SECRET_KEY=for-checks-only-which-sign-nothing-of-value DEBUG= \
+OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing DEBUG= \
 	DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
 
 .DEFAULT_GOAL := help

@@ -54,6 +54,10 @@ class Coupon(models.Model):
             models.CheckConstraint(
                 name="coupon_type_letters", condition=Q(coupon_type__regex=r"^[A-Za-z0-9_-]{1,64}$")
             ),
+            # A date further away would overflow where the issuer computes it, and poison every request.
+            models.CheckConstraint(
+                name="coupon_valid_days", condition=Q(valid_days=None) | Q(valid_days__range=(1, 36500))
+            ),
             models.CheckConstraint(name="coupon_window", condition=Q(closes_at=None) | Q(closes_at__gte=F("opens_at"))),
         ]
 

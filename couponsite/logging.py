@@ -6,6 +6,9 @@ Loggers of the standard library go through the same formatter, so a line of Djan
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +39,34 @@ def _shared_processors(*, debug: bool) -> list[Processor]:
         # Plain text: the structured variant prints local variables, and with them payloads.
         processors.append(structlog.processors.format_exc_info)
     return processors
+
+
+class Calm(logging.Filter):
+    """Lets one line of a kind through every ``seconds`` from the ``loggers`` named, and says how many were held back.
+
+    Clients of a broker that is away complain many times a second, and each complaint says the same. The kind is the
+    logger and the first word of the message: librdkafka begins its lines with a code like FAIL.
+    """
+
+    def __init__(self, loggers: Collection[str], seconds: float) -> None:
+        super().__init__()
+        self._loggers = frozenset(loggers)
+        self._seconds = seconds
+        self._last: dict[tuple[str, str], float] = {}
+        self._held: Counter[tuple[str, str]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name not in self._loggers:
+            return True
+        kind = (record.name, record.getMessage().partition(" ")[0])
+        now = time.monotonic()
+        if now - self._last.get(kind, -self._seconds) < self._seconds:
+            self._held[kind] += 1
+            return False
+        self._last[kind] = now
+        if held := self._held.pop(kind, 0):
+            record.msg, record.args = f"{record.getMessage()} ({held} more like this before)", ()
+        return True
 
 
 class RequestFormatter(logging.Formatter):
@@ -69,8 +100,9 @@ def logging_config(*, debug: bool, log_requests: bool = True) -> dict[str, Any]:
             },
             "requests": {"()": RequestFormatter},
         },
+        "filters": {"calm": {"()": Calm, "loggers": ["librdkafka", "kafka_bridge.client"], "seconds": 5.0}},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "structured"},
+            "stderr": {"class": "logging.StreamHandler", "formatter": "structured", "filters": ["calm"]},
             "requests": {"class": "logging.StreamHandler", "formatter": "structured" if debug else "requests"},
         },
         "root": {"handlers": ["stderr"], "level": "INFO"},

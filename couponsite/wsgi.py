@@ -44,9 +44,11 @@ def measured(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterab
 
 try:
     application = measured(get_wsgi_application())
+    from kafka_bridge.heartbeat import Heartbeat
     from kafka_bridge.pressure import outbox_pressure
 
     outbox_pressure.start()
+    Heartbeat("web").start()
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 

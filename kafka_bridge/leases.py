@@ -21,15 +21,20 @@ LEASE_SECONDS = 10
 _RENEW_SECONDS = 2.0
 
 _ANNOUNCE = """
-    INSERT INTO kafka_bridge_relaymember (owner, expires_at)
-    VALUES (%(owner)s, statement_timestamp() + %(lease)s * interval '1 second')
-    ON CONFLICT (owner) DO UPDATE SET expires_at = EXCLUDED.expires_at
+    INSERT INTO kafka_bridge_relaymember (owner, backend_pid, backend_started_at, expires_at)
+    SELECT %(owner)s, pid, backend_start, statement_timestamp() + %(lease)s * interval '1 second'
+    FROM pg_stat_activity WHERE pid = pg_backend_pid()
+    ON CONFLICT (owner) DO UPDATE SET expires_at = EXCLUDED.expires_at, backend_pid = EXCLUDED.backend_pid,
+                                      backend_started_at = EXCLUDED.backend_started_at
 """
-_FORGET_DEAD = "DELETE FROM kafka_bridge_relaymember WHERE expires_at < statement_timestamp() - interval '1 minute'"
-_FAIR_SHARE = """
-    SELECT ceil(%(shards)s::numeric / count(*))::int
-    FROM kafka_bridge_relaymember WHERE expires_at >= statement_timestamp()
+# The session of a killed process ends with its socket: nobody has to wait for its leases to run out.
+_FORGET_DEAD = """
+    DELETE FROM kafka_bridge_relaymember AS member
+    WHERE expires_at < statement_timestamp() OR NOT EXISTS (
+        SELECT FROM pg_stat_activity WHERE pid = member.backend_pid AND backend_start = member.backend_started_at
+    )
 """
+_FAIR_SHARE = "SELECT ceil(%(shards)s::numeric / count(*))::int FROM kafka_bridge_relaymember"
 # Keeps the lowest shards up to the fair share and gives the rest back.
 _RENEW = """
     WITH mine AS (
@@ -49,8 +54,9 @@ _CLAIM = """
     UPDATE kafka_bridge_relaylease
     SET owner = %(owner)s, expires_at = statement_timestamp() + %(lease)s * interval '1 second'
     WHERE shard IN (
-        SELECT shard FROM kafka_bridge_relaylease
+        SELECT shard FROM kafka_bridge_relaylease AS relaylease
         WHERE owner IS NULL OR expires_at < statement_timestamp()
+           OR NOT EXISTS (SELECT FROM kafka_bridge_relaymember AS member WHERE member.owner = relaylease.owner)
         ORDER BY shard LIMIT %(wanted)s FOR UPDATE SKIP LOCKED
     )
     RETURNING shard
@@ -58,7 +64,7 @@ _CLAIM = """
 
 
 class Leases:
-    """The shards that one relay holds. Renewed every two seconds, lost ten seconds after the last renewal."""
+    """The shards that one relay holds: renewed every two seconds, lost with its session, or after ten seconds."""
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4()

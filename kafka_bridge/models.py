@@ -46,9 +46,14 @@ class RelayLease(models.Model):
 
 
 class RelayMember(models.Model):
-    """A running relay, so that the others know among how many the shards are to be shared."""
+    """A running relay, so that the others know among how many the shards are to be shared.
+
+    It lives as long as its database session, and no longer than ``expires_at``.
+    """
 
     owner = models.UUIDField(primary_key=True)
+    backend_pid = models.IntegerField()
+    backend_started_at = models.DateTimeField()
     expires_at = models.DateTimeField()
 
     def __str__(self) -> str:

@@ -48,6 +48,10 @@ class Order(models.Model):
                 ),
             ),
         ]
+        indexes = [
+            # The admin's search by user id.
+            models.Index(fields=["user_id"], name="order_user"),
+        ]
 
     def __str__(self) -> str:
         return f"order {self.id}"

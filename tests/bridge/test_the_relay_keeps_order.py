@@ -7,6 +7,7 @@ import pytest
 from confluent_kafka import Message
 from django.db import connection, transaction
 
+from devstack.processes import wait_until
 from kafka_bridge import floor, relay
 from kafka_bridge.leases import Leases
 from kafka_bridge.lifecycle import StopFlag
@@ -141,8 +142,21 @@ def test_the_floor_rises_to_the_last_published_row_and_falls_with_the_connection
     some_relay.close()
 
 
-def test_relays_share_the_shards_and_take_over_what_another_gives_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def renewing_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kafka_bridge.leases._RENEW_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("renewing_always")
+def test_a_relay_whose_session_ended_loses_its_shards_at_once() -> None:
+    dead = Leases()
+    assert len(in_another_session(dead.held).result(10)) == SHARDS
+    heir = Leases()
+    wait_until(lambda: len(heir.held()) == SHARDS, 5, "the leases of a dead relay are not taken over")
+
+
+@pytest.mark.usefixtures("renewing_always")
+def test_relays_share_the_shards_and_take_over_what_another_gives_back() -> None:
     one, two = Leases(), Leases()
     assert len(one.held()) == SHARDS
     two.held()

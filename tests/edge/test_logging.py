@@ -60,3 +60,20 @@ def test_credentials_and_payloads_are_hidden(name: str) -> None:
 
 def test_refusals_are_no_log_lines() -> None:
     assert not logging.getLogger("django.request").isEnabledFor(logging.WARNING)
+
+
+def test_a_client_that_complains_without_end_is_heard_now_and_then() -> None:
+    lines = logged(
+        "import logging\n"
+        "for n in range(100):\n"
+        "    logging.getLogger('librdkafka').error('FAIL [thrd] connection %d refused', n)\n"
+        "logging.getLogger('librdkafka').error('GETPID [thrd] something else')\n"
+        "logging.getLogger('other').error('FAIL a')\n"
+        "logging.getLogger('other').error('FAIL b')\n"
+    )
+    assert [line["event"] for line in lines] == [
+        "FAIL [thrd] connection 0 refused",
+        "GETPID [thrd] something else",
+        "FAIL a",
+        "FAIL b",
+    ]

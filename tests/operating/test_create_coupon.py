@@ -53,6 +53,7 @@ def test_another_coupon_of_that_type_is_refused_with_what_differs(create: Any) -
         ("A", "--quantity", "1", "--percent", "101"),
         ("A", "--quantity", "1", "--percent", "10", "--fixed", "10"),
         ("A", "--quantity", "1", "--fixed", "10", "--cap", "5"),
+        ("A", "--quantity", "1", "--valid-days", "36501"),
         ("A", "--quantity", "1", "--opens-at", "tomorrow"),
         ("A", "--quantity", "1", "--opens-at", "2026-01-01T00:00:00"),
         ("A", "--quantity", "1", "--opens-at", "2026-01-02T00:00:00Z", "--closes-at", "2026-01-01T00:00:00Z"),

@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from django.db import connection
 from django.db.models import Sum
 
 from coupons.models import Coupon, IssueRequest
 from couponsite.demo.processes import is_ready, procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
-from kafka_bridge.models import OutboxMessage
+from kafka_bridge.models import OutboxMessage, RelayLease
 from tests.support.burst import Burst
 from tests.support.factories import CouponFactory
 from tests.support.service import Service, environment
 
 STOCK = 200
 MOMENT_SECONDS = 60.0
+
+_WAITING_FOR_A_LOCK = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND application_name = %s
+"""
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,7 @@ class Web:
 
 
 @pytest.fixture(scope="session")
-def shared_web(
-    django_db_setup: None, django_db_blocker: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Web]:
+def shared_web(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """One web process for all tests: it needs nothing of Kafka, and the coupons of every test are new to it."""
     port = free_port()
     process = procfile_process(
@@ -92,6 +96,27 @@ def when_published(count: int) -> None:
     """Wait until so many messages are marked as published."""
     published = OutboxMessage.objects.exclude(published_at=None)
     wait_until(lambda: published.count() >= count, MOMENT_SECONDS, f"less than {count} published", 0.01)
+
+
+def when_shards_are_held() -> None:
+    """Wait until a relay is at work."""
+    wait_until(RelayLease.objects.exclude(owner=None).exists, MOMENT_SECONDS, "no relay took a shard")
+
+
+def when_waiting_for_a_lock(application: str) -> list[int]:
+    """Wait until a connection of ``manage.py <application>`` waits for a lock; returns its backends' pids."""
+    waiting: list[int] = []
+
+    def look() -> bool:
+        with connection.cursor() as cursor:
+            # Within a transaction PostgreSQL shows the activity of the first look again and again.
+            cursor.execute("SELECT pg_stat_clear_snapshot()")
+            cursor.execute(_WAITING_FOR_A_LOCK, [f"coupons {application}"])
+            waiting[:] = [pid for (pid,) in cursor.fetchall()]
+        return bool(waiting)
+
+    wait_until(look, MOMENT_SECONDS, f"{application} waits for no lock", 0.01)
+    return waiting
 
 
 def assert_in_the_middle_of(burst: Burst) -> None:

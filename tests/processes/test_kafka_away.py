@@ -10,7 +10,7 @@ from pytest_django import Settings
 
 from coupons.models import Coupon, IssueRequest
 from devstack import Part, Stack
-from tests.processes.conftest import assert_in_the_middle_of, when_accepted, when_issued
+from tests.processes.conftest import assert_in_the_middle_of, when_accepted, when_issued, when_shards_are_held
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service
@@ -72,4 +72,19 @@ def test_a_broker_that_fails_in_the_middle_of_a_burst_costs_no_request(
     assert_in_the_middle_of(crowd)
     broker.thaw() if fault == "frozen" else broker.start()
     assert not crowd.retries
+    assert_guarantees_hold(crowd, coupons)
+
+
+def test_a_relay_killed_before_the_acknowledgement_sends_again(
+    broker: Part, service: Service, burst: Begin, coupons: Sequence[Coupon]
+) -> None:
+    broker.kill()
+    relay = service.start("relay")
+    service.start("issuer")
+    when_shards_are_held()
+    crowd = burst(requests=600, users=450)
+    crowd.finish()
+    relay.kill()
+    broker.start()
+    relay.start()
     assert_guarantees_hold(crowd, coupons)

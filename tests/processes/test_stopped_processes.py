@@ -8,9 +8,16 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from coupons.models import Coupon
-from devstack import ManagedProcess, wait_until
+from devstack import ManagedProcess
 from kafka_bridge.models import RelayLease
-from tests.processes.conftest import Web, assert_in_the_middle_of, when_accepted, when_issued, when_published
+from tests.processes.conftest import (
+    Web,
+    assert_in_the_middle_of,
+    when_accepted,
+    when_issued,
+    when_published,
+    when_shards_are_held,
+)
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold
 from tests.support.service import Service
@@ -48,7 +55,6 @@ def test_every_role_can_be_replaced_under_load(
 
 def test_a_stopped_relay_gives_its_shards_back_at_once(service: Service) -> None:
     relay = service.start("relay")
-    held = RelayLease.objects.exclude(owner=None)
-    wait_until(held.exists, STOP_SECONDS, "the relay took no shard")
+    when_shards_are_held()
     assert relay.stop(STOP_SECONDS) == 0
-    assert not held.exists()
+    assert not RelayLease.objects.exclude(owner=None).exists()

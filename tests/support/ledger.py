@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coupons import invariants
+from coupons.handlers import ISSUE
 from coupons.models import Coupon
 from couponsite.demo.ledger import Undecided, violations
 from devstack import wait_until
+from kafka_bridge.client import group_lag
+from kafka_bridge.models import DeadLetter
+from kafka_bridge.outbox import anything_unpublished
 from tests.support.burst import Burst
 
 RESULT_SECONDS = 60.0
@@ -16,11 +20,20 @@ RESULT_SECONDS = 60.0
 def assert_guarantees_hold(burst: Burst, coupons: Sequence[Coupon]) -> None:
     """Everything was accepted and decided once, the stock went out to the last piece, nobody has two.
 
-    ``coupons`` must have been new before ``burst``. Waits for answers and results.
+    And nothing became a dead letter: no fault of a service is a message's. ``coupons`` must have been new before
+    ``burst``. Waits for answers and results, and until relay and issuer have nothing left to do: repeats come last.
     """
     answers = burst.finish()
     undecided = Undecided(answer.request_id for answer in answers if answer.request_id)
     wait_until(lambda: undecided.look() == 0, RESULT_SECONDS, "accepted requests without a result")
+    wait_until(
+        _nothing_left_to_do, RESULT_SECONDS, "rows that are not published, or messages that are not consumed", 0.2
+    )
     stock = {coupon.id: coupon.total_quantity for coupon in coupons}
     assert violations(burst.asks, answers, stock) == []
+    assert not DeadLetter.objects.exists()
     assert {name: lines for name, lines in invariants.violations() if lines} == {}
+
+
+def _nothing_left_to_do() -> bool:
+    return not anything_unpublished() and group_lag(ISSUE.group_id, ISSUE.topics) == 0

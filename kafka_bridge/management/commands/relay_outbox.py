@@ -21,4 +21,5 @@ class Command(WorkerCommand):
         parser.add_argument("--until-idle", action="store_true", help="end once nothing was unpublished for a second")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        Relay(batch_size=options["batch_size"], turned=self.heartbeat.loop()).run(stop, until_idle=options["until_idle"])
+        relay = Relay(batch_size=options["batch_size"], turned=self.heartbeat.loop())
+        relay.run(stop, until_idle=options["until_idle"])
