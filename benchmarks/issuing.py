@@ -11,7 +11,7 @@ from coupons.events import ISSUE_REQUESTED, issue_requested
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, UserCoupon
 from coupons.services.accepting import new_traceparent
-from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.outbox import new_event_id
@@ -57,9 +57,9 @@ def _issue_one_by_one(messages: Sequence[ReceivedMessage]) -> None:
 
 
 def _issue_in_batches(size: int, messages: Sequence[ReceivedMessage]) -> None:
-    consumer, stop = GroupConsumer(ISSUE, batch_size=size), StopFlag()
+    handler, stop = BatchHandler(ISSUE), StopFlag()
     for start in range(0, len(messages), size):
-        consumer.handle_batch(messages[start : start + size], stop)
+        handler.handle(messages[start : start + size], stop)
 
 
 def _message(coupon: Coupon) -> ReceivedMessage:

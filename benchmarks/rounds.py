@@ -5,24 +5,36 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 
+# One turn; returns its rate.
+Turn = Callable[[], float]
 # Prepares one turn outside the clock; what it returns is timed and returns how many pieces it did.
 Prepare = Callable[[], Callable[[], int]]
 
 
-def alternate(contestants: Mapping[str, Prepare], *, rounds: int) -> dict[str, float]:
-    """Pieces per second of every contestant by name: the median of ``rounds`` turns, after one to warm up."""
+def take_turns(contestants: Mapping[str, Turn], *, rounds: int) -> dict[str, float]:
+    """The rate of every contestant by name: the median of ``rounds`` turns, after one to warm up."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, prepare in contestants.items():
-            work = prepare()
-            # A worker freezes what it started with and is no slower for what a benchmark keeps in memory.
-            gc.collect()
-            gc.freeze()
-            started = time.perf_counter()
-            pieces = work()
-            took = time.perf_counter() - started
-            if turn:
-                rates[name].append(pieces / took)
+    for number in range(rounds + 1):
+        for name, turn in contestants.items():
+            rate = turn()
+            if number:
+                rates[name].append(rate)
     return {name: median(values) for name, values in rates.items()}
+
+
+def alternate(contestants: Mapping[str, Prepare], *, rounds: int) -> dict[str, float]:
+    """Like ``take_turns`` for work done in this process: pieces per second."""
+    return take_turns({name: partial(_timed, prepare) for name, prepare in contestants.items()}, rounds=rounds)
+
+
+def _timed(prepare: Prepare) -> float:
+    work = prepare()
+    # A worker freezes what it started with and is no slower for what a benchmark keeps in memory.
+    gc.collect()
+    gc.freeze()
+    started = time.perf_counter()
+    pieces = work()
+    return pieces / (time.perf_counter() - started)

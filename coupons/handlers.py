@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
-from kafka_bridge.registry import ConsumerGroup, register_group, register_undecided
+from kafka_bridge.registry import ConsumerGroup, register_group, register_refusal, register_undecided
 
 from .events import ISSUE_REQUESTED, read_issue_task
 from .models import IssueRequest
@@ -24,6 +24,7 @@ ISSUE = ConsumerGroup(
 def register() -> None:
     """Called once, when the app is ready."""
     register_group(ISSUE)
+    register_refusal(ISSUE_REQUESTED, end_rejected)
     register_undecided(ISSUE_REQUESTED, undecided_requests)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import (
@@ -15,11 +15,12 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._metadata import TopicMetadata
 from confluent_kafka.cimpl import NewTopic
 from django.conf import settings
 
 from .contracts import Route
-from .errors import ServiceUnavailable
+from .errors import BadClientOptions, ServiceUnavailable
 from .registry import prefixed
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Message",
     "Producer",
     "TopicPartition",
+    "check_client_options",
     "check_kafka",
     "delete_topics",
     "ensure_topics",
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _ADMIN_TIMEOUT = 10.0
 _DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+
+_CONNECTION_PROPERTIES = ("security.", "sasl.", "ssl.", "enable.ssl.", "https.", "broker.address.")
 
 # Errors by which the broker refuses a message for good: sending it again is of no use.
 REFUSED_FOR_GOOD = frozenset(
@@ -117,7 +121,27 @@ def make_consumer(group_id: str, *, end_events: bool = False) -> Consumer:
 
 
 def _make_admin() -> AdminClient:
-    return AdminClient(_base_config())
+    # Who has to log in, or to speak TLS, says so in the producer's properties.
+    connection = {
+        name: value for name, value in settings.KAFKA_PRODUCER_CONFIG.items() if name.startswith(_CONNECTION_PROPERTIES)
+    }
+    return AdminClient({**_base_config(), **connection})
+
+
+def check_client_options() -> None:
+    """Raise BadClientOptions if librdkafka knows no such property, or not such a value. Connects to nothing."""
+    for setting, make in _CLIENTS.items():
+        try:
+            make()
+        except (KafkaException, ValueError, TypeError) as error:
+            reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            raise BadClientOptions(f"{setting}: {reason}; see librdkafka's CONFIGURATION.md for its names") from error
+
+
+_CLIENTS: dict[str, Callable[[], object]] = {
+    "KAFKA_PRODUCER_CONFIG": make_producer,
+    "KAFKA_CONSUMER_CONFIG": lambda: make_consumer("check").close(),
+}
 
 
 def check_kafka() -> None:
@@ -133,8 +157,8 @@ def check_kafka() -> None:
 def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
     """Create what is missing of the topics of ``routes``; returns (created, complaints).
 
-    Names are with the prefix. A complaint tells of a topic that exists with fewer partitions than its route says
-    (more are fine: somebody scaled). Raises ServiceUnavailable if Kafka does not answer.
+    Names are with the prefix. A complaint tells of a topic that exists with fewer partitions or replicas than its route
+    says (more are fine: somebody scaled). Raises ServiceUnavailable if Kafka does not answer.
     """
     admin = _make_admin()
     wanted = _wanted_topics(routes)
@@ -153,11 +177,17 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka refused to create topics: {error.args[0].str()}") from error
     complaints = [
-        f"{name} has {len(existing[name].partitions)} partitions, its route says {topic.num_partitions}"
-        for name, topic in wanted.items()
-        if name in existing and len(existing[name].partitions) < topic.num_partitions
+        complaint for name, topic in wanted.items() if name in existing for complaint in _compare(existing[name], topic)
     ]
     return sorted(created), sorted(complaints)
+
+
+def _compare(existing: TopicMetadata, wanted: NewTopic) -> Iterator[str]:
+    partitions = existing.partitions.values()
+    if len(partitions) < wanted.num_partitions:
+        yield f"{wanted.topic} has {len(partitions)} partitions, its route says {wanted.num_partitions}"
+    if any(len(partition.replicas) < wanted.replication_factor for partition in partitions):
+        yield f"{wanted.topic} has fewer than the {wanted.replication_factor} replicas that its route says"
 
 
 def delete_topics(names: Iterable[str]) -> None:

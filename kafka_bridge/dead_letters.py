@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Protocol
-from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
 
+from . import metrics
 from .contracts import Headers, encode_headers
+from .lifecycle import first_line
 from .outbox import OutboxRow, insert_rows, new_event_id
 from .registry import Rejected, prefixed
 
-_HEADER_BYTES = 1000
+logger = logging.getLogger(__name__)
+
+# The name under which what the relay buries stands among the dead letters of the consumer groups.
 RELAY = "relay"
+_HEADER_BYTES = 1000
 
 _INSERT = """
     INSERT INTO kafka_bridge_deadletter
@@ -25,45 +29,19 @@ _INSERT = """
 """
 
 
-class RefusedRow(Protocol):
-    """What ``bury_refused`` reads of an outbox row."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def event_id(self) -> UUID | str: ...
-    @property
-    def event_type(self) -> str: ...
-    @property
-    def topic(self) -> str: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def payload(self) -> bytes | None: ...
-
-
-def bury(group_name: str, group_id: str, rejected: Sequence[Rejected]) -> list[Rejected]:
+def bury(group_name: str, group_id: str, rejected: Sequence[Rejected], *, tell: bool = True) -> list[Rejected]:
     """Write dead letters of a consumer group; returns those that were not there already.
 
     Each new one also becomes an outbox row for its dead-letter topic: original key and bytes, original headers and
-    the ``x-original-*``, ``x-consumer-group`` and ``x-error-*`` headers.
+    the ``x-original-*``, ``x-consumer-group`` and ``x-error-*`` headers. Not so with ``tell`` False.
     """
     fresh = [item for item in rejected if _insert(group_name, item)]
-    insert_rows([_dlt_row(group_id, item) for item in fresh])
+    if tell:
+        insert_rows([_dlt_row(group_id, item) for item in fresh])
+    for item in fresh:
+        metrics.DEAD_LETTERS.labels(group_name).inc()
+        logger.error("%s: dead letter %s: %s", group_name, item.message, first_line(item.error))
     return fresh
-
-
-def bury_refused(row: RefusedRow, error: BaseException) -> None:
-    """Write the dead letter of an outbox row that the broker refuses for good. There is no DLT message: the broker
-    would refuse that too."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _INSERT,
-            [
-                RELAY, row.topic, -1, row.id, 0, row.event_type, row.event_id, row.key, row.payload,
-                encode_headers(()), type(error).__name__, _text(error),
-            ],
-        )  # fmt: skip
 
 
 def event_type_of(rejected: Rejected) -> str:

@@ -29,6 +29,10 @@ class ServiceUnavailable(BridgeError):
     """A service that the process needs does not answer."""
 
 
+class BadClientOptions(BridgeError):
+    """A property in KAFKA_PRODUCER_CONFIG or KAFKA_CONSUMER_CONFIG is none of librdkafka's."""
+
+
 class PoisonFlood(BridgeError):
     """So many messages in a row fail that the fault is more likely here than in them."""
 

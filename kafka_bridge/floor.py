@@ -48,7 +48,7 @@ class Floor:
         return self._value
 
     def advance(self, *, first_unpublished: int | None) -> None:
-        """Take note of a read above ``value()`` over all shards, whose first row had that id (None: no row).
+        """Take note of a read above ``value()`` over the relay's shards, whose first row had that id (None: no row).
 
         Raises what the database raises. Costs two small queries a second.
         """

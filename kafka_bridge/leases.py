@@ -31,7 +31,10 @@ _ANNOUNCE = """
 _FORGET_DEAD = """
     DELETE FROM kafka_bridge_relaymember AS member
     WHERE expires_at < statement_timestamp() OR NOT EXISTS (
-        SELECT FROM pg_stat_activity WHERE pid = member.backend_pid AND backend_start = member.backend_started_at
+        SELECT FROM pg_stat_activity AS session
+        WHERE pid = member.backend_pid
+          -- Another role's start is hidden: then the pid has to do.
+          AND coalesce(session.backend_start = member.backend_started_at, true)
     )
 """
 _FAIR_SHARE = "SELECT ceil(%(shards)s::numeric / count(*))::int FROM kafka_bridge_relaymember"

@@ -42,8 +42,8 @@ CONSUMED = Counter("consumer_messages_total", "Messages handled, dead letters in
 BATCH_SECONDS = Histogram("consumer_batch_seconds", "One batch of one partition", ["group"], buckets=_SECONDS)
 # How far behind a group is, by the partitions of this process.
 LAG = Gauge("consumer_lag_messages", "Messages not handled yet", ["group", "topic", "partition"])
-# 1 while a consumer waits for a service or for somebody to mend a fault: nothing moves on its partition.
-PAUSED = Gauge("consumer_paused", "1 while a consumer is paused", ["group"])
+# 1 while a partition waits for a service or for somebody to mend a fault.
+PAUSED = Gauge("consumer_paused", "1 while a partition waits", ["group", "topic", "partition"])
 DEAD_LETTERS = Counter("dead_letters_total", "Messages buried", ["group"])
 
 

@@ -19,8 +19,8 @@ _PAUSE = 0.05
 
 # By id rather than by time: the primary key is there anyway, and ids rise with time.
 _CANDIDATES = """
-    SELECT id, event_type, event_id, published_at < statement_timestamp() - %s * interval '1 second'
-    FROM kafka_bridge_outboxmessage
+    SELECT id, event_type, event_id, coalesce(published_at < line.at, false), created_at < line.at
+    FROM kafka_bridge_outboxmessage, (SELECT statement_timestamp() - %s * interval '1 second' AS at) AS line
     WHERE id > %s
     ORDER BY id LIMIT %s
 """
@@ -41,12 +41,13 @@ def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE)
         if not rows:
             break
         last_id = rows[-1][0]
-        expired = [(row_id, event_type, event_id) for row_id, event_type, event_id, past in rows if past]
-        if not expired:
+        if not any(old for *_, old in rows):
             # Ids rise with time: a whole batch within the retention means that the rest is too.
             break
-        deleted += _delete(expired)
-        stop.wait(_PAUSE)
+        expired = [(row_id, event_type, event_id) for row_id, event_type, event_id, past, _ in rows if past]
+        if expired:
+            deleted += _delete(expired)
+            stop.wait(_PAUSE)
     return deleted
 
 

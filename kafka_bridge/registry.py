@@ -79,6 +79,7 @@ class ConsumerGroup:
 
 
 _groups: dict[str, ConsumerGroup] = {}
+_refusals: dict[str, Callable[[Sequence[Rejected]], None]] = {}
 _undecided: dict[str, Callable[[Collection[UUID]], set[UUID]]] = {}
 
 
@@ -93,6 +94,20 @@ def register_group(group: ConsumerGroup) -> None:
 def groups() -> dict[str, ConsumerGroup]:
     """The registered groups by name."""
     return dict(_groups)
+
+
+def register_refusal(event_type: str, end: Callable[[Sequence[Rejected]], None]) -> None:
+    """Make the relay call ``end`` for events of that type that the broker refuses for good.
+
+    It runs in the transaction that writes the dead letter, like a group's ``on_dead_letters``.
+    """
+    _refusals[event_type] = end
+
+
+def refused(event_type: str, rejected: Sequence[Rejected]) -> None:
+    """Do what was registered for refused events of that type."""
+    if end := _refusals.get(event_type):
+        end(rejected)
 
 
 def register_undecided(event_type: str, undecided: Callable[[Collection[UUID]], set[UUID]]) -> None:

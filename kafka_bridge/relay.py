@@ -19,13 +19,13 @@ from django.db import connection, transaction
 from . import arrays, metrics
 from .client import REFUSED_FOR_GOOD, KafkaError, KafkaException, Message, Producer, make_producer
 from .contracts import cloud_event_headers, decode_headers
-from .dead_letters import bury_refused
+from .dead_letters import RELAY, bury
 from .errors import is_transient
 from .floor import Floor
 from .leases import Leases
 from .lifecycle import StopFlag, drop_connection, first_line
 from .outbox import anything_unpublished
-from .registry import prefixed
+from .registry import ReceivedMessage, Rejected, prefixed, refused
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,18 @@ class UnpublishedRow(msgspec.Struct, frozen=True, gc=False):
             event_type=self.event_type,
             time=f"{self.created_at.replace(' ', 'T')}Z",
             traceparent=self.traceparent,
+        )
+
+    def message(self) -> ReceivedMessage:
+        """The row as a message that never got to its topic: partition -1, and the row's id for an offset."""
+        return ReceivedMessage(
+            topic=self.topic,
+            partition=-1,
+            offset=self.id,
+            timestamp=0,
+            key=None if self.key is None else bytes(self.key),
+            value=None if self.payload is None else bytes(self.payload),
+            headers=tuple((name, _bytes(value)) for name, value in self.wire_headers()),
         )
 
 
@@ -221,9 +233,16 @@ class Relay:
                 self._mark([row])
                 continue
             with transaction.atomic():
-                bury_refused(row, KafkaException(self._failures[0]))
+                self._bury(row, KafkaException(self._failures[0]))
                 self._mark([row])
-            logger.error("the broker refused %s %s for good: dead letter", row.event_type, row.event_id)
+
+    def _bury(self, row: UnpublishedRow, error: KafkaException) -> None:
+        rejected = [Rejected(row.message(), error)]
+        # What the dead-letter topic refuses is not told there once more.
+        is_event = row.headers is None
+        bury(RELAY, RELAY, rejected, tell=is_event)
+        if is_event:
+            refused(row.event_type, rejected)
 
     def _mark(self, rows: Sequence[UnpublishedRow]) -> None:
         with connection.cursor() as cursor:
@@ -248,3 +267,7 @@ class Relay:
             self._producer.purge(in_queue=True, in_flight=True, blocking=True)
             self._producer.flush(0)
             self._producer = None
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value

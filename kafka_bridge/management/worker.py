@@ -12,8 +12,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from .. import metrics
-from ..client import check_kafka
-from ..errors import ServiceUnavailable
+from ..client import check_client_options, check_kafka
+from ..errors import BadClientOptions, ServiceUnavailable
 from ..heartbeat import Heartbeat
 from ..lifecycle import StopFlag, check_database, stop_on_signals, wait_for
 
@@ -37,8 +37,11 @@ class WorkerCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         with stop_on_signals() as stop:
             try:
+                check_client_options()
                 for check in self.needs:
                     wait_for(check, options["wait"], stop)
+            except BadClientOptions as error:
+                raise CommandError(str(error)) from error
             except ServiceUnavailable as error:
                 if stop:
                     return

@@ -93,6 +93,28 @@ def test_no_offset_moves_while_the_database_is_away(make_coupon: MakeCoupon) -> 
     assert winners() == [1, 2]
 
 
+def test_a_partition_that_waits_does_not_hold_up_the_others(make_coupon: MakeCoupon) -> None:
+    stuck, other = make_coupon(), make_coupon()
+    tries: list[int] = []
+
+    def issue(tasks: Sequence[IssueTask]) -> None:
+        if any(task.request.coupon_id == stuck.id for task in tasks):
+            tries.append(len(tasks))
+            raise OperationalError("a lock that nobody gives up")
+        issuing.issue_many(tasks)
+
+    for coupon, partition_key in ((stuck, b"A"), (other, b"B")):
+        produce(TOPIC, [json.dumps(request_body(coupon, 1)).encode()], key=partition_key)
+    assert len({message.partition() for message in read_topic(TOPIC, 2)}) == 2
+    stop = StopFlag()
+    running = consume_in_background(replace(ISSUE, handle=issue), stop)
+    wait_until(lambda: len(tries) >= 2, 20, "the batch is not tried again")
+    wait_until(lambda: lag() == 1, 20, "the other partition is held up")
+    stop.request()
+    running.result(20)
+    assert UserCoupon.objects.get().coupon_id == other.id
+
+
 def test_a_consumer_that_dies_before_its_offset_is_committed_repeats_nothing(
     make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from coupons.handlers import ISSUE
 from coupons.models import Coupon
 from coupons.selectors import request_status
 from coupons.services.accepting import request_accept
-from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.pruning import prune
@@ -25,9 +25,10 @@ RETENTION = timedelta(hours=1)
 def published(hours_ago: float) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE kafka_bridge_outboxmessage SET published_at = now() - %s * interval '1 hour'"
+            "UPDATE kafka_bridge_outboxmessage"
+            " SET published_at = now() - %s * interval '1 hour', created_at = now() - %s * interval '1 hour'"
             " WHERE published_at IS NULL",
-            [hours_ago],
+            [hours_ago, hours_ago],
         )
 
 
@@ -41,6 +42,15 @@ def test_only_published_rows_past_retention_are_deleted() -> None:
     assert sorted(bytes(row.key or b"") for row in OutboxMessage.objects.all()) == [b"4", b"5"]
 
 
+def test_rows_that_wait_for_the_relay_do_not_hide_what_is_behind_them() -> None:
+    publish_orders([1, 2, 3, 4])
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kafka_bridge_outboxmessage SET created_at = now() - interval '3 hours'")
+    OutboxMessage.objects.filter(key=b"4").update(published_at="2020-01-01T00:00:00Z")
+    assert prune(RETENTION, StopFlag(), batch_size=2) == 1
+    assert OutboxMessage.objects.count() == 3
+
+
 def test_a_request_without_a_result_is_never_deleted(make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon()
     accepted = request_accept(id_or_type=coupon.id, user_id=1, caller_id=1)
@@ -48,7 +58,7 @@ def test_a_request_without_a_result_is_never_deleted(make_coupon: Callable[..., 
     assert prune(RETENTION, StopFlag()) == 0
 
     row = OutboxMessage.objects.get()
-    GroupConsumer(ISSUE).handle_batch([message(bytes(row.payload or b""))], StopFlag())
+    BatchHandler(ISSUE).handle([message(bytes(row.payload or b""))], StopFlag())
     published(hours_ago=1000)
     assert prune(RETENTION, StopFlag()) == 2
     status = request_status(accepted.request_id)

@@ -5,16 +5,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from django.db import transaction
 
+from coupons.events import ISSUE_REQUESTED
+from coupons.models import IssueRequest
 from kafka_bridge.models import DeadLetter, OutboxMessage
 from kafka_bridge.outbox import Event, publish
 from kafka_bridge.registry import prefixed
-from tests.support.kafka import read_topic, relay_everything
+from tests.support.kafka import header, read_topic, relay_everything
+from tests.support.messages import request_body
 from tests.support.outbox import EVENT
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -24,8 +28,10 @@ SMALL = "takes-small-messages"
 
 @pytest.fixture
 def small_topic(topics: str, settings: Any) -> Iterator[None]:
-    """A topic whose limit is far below what the outbox takes, and the event's route to it."""
-    settings.KAFKA_ROUTES = settings.KAFKA_ROUTES | {EVENT: replace(settings.KAFKA_ROUTES[EVENT], topic=SMALL)}
+    """A topic whose limit is far below what the outbox takes, and the routes of two events to it."""
+    settings.KAFKA_ROUTES = settings.KAFKA_ROUTES | {
+        event_type: replace(settings.KAFKA_ROUTES[event_type], topic=SMALL) for event_type in (EVENT, ISSUE_REQUESTED)
+    }
     admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
     limit = {"max.message.bytes": "2000"}
     admin.create_topics([NewTopic(prefixed(SMALL), 1, 1, config=limit)])[prefixed(SMALL)].result()
@@ -33,12 +39,14 @@ def small_topic(topics: str, settings: Any) -> Iterator[None]:
     admin.delete_topics([prefixed(SMALL)])[prefixed(SMALL)].result()
 
 
+# Random, or the producer's compression would bring it under the limit.
+NOISE = Random(1).randbytes(10_000).hex()
+
+
 @pytest.mark.usefixtures("small_topic")
 def test_one_event_past_the_topics_limit_does_not_hold_up_the_others() -> None:
-    # Random, or the producer's compression would bring it under the limit.
-    noise = Random(1).randbytes(10_000).hex()
     with transaction.atomic():
-        publish(Event(EVENT, {"orderId": 1, "number": n, "text": noise if n == 1 else ""}) for n in range(4))
+        publish(Event(EVENT, {"orderId": 1, "number": n, "text": NOISE if n == 1 else ""}) for n in range(4))
     relay_everything()
 
     assert not OutboxMessage.objects.filter(published_at=None).exists()
@@ -46,3 +54,18 @@ def test_one_event_past_the_topics_limit_does_not_hold_up_the_others() -> None:
     assert (letter.consumer_group, json.loads(bytes(letter.payload or b""))["number"]) == ("relay", 1)
     sent = [json.loads(message.value() or b"")["number"] for message in read_topic(SMALL, 3)]
     assert list(dict.fromkeys(sent)) == [0, 2, 3]
+
+
+@pytest.mark.usefixtures("small_topic")
+def test_a_request_that_is_refused_ends_with_error_and_its_dead_letter_is_told(make_coupon: Any) -> None:
+    coupon = make_coupon()
+    body = request_body(coupon, 7) | {"note": NOISE}
+    request_id = UUID(body["requestId"])
+    with transaction.atomic():
+        publish([Event(ISSUE_REQUESTED, body, event_id=request_id)])
+    relay_everything()
+
+    row = IssueRequest.objects.get()
+    assert (row.request_id, row.status, row.reason, row.user_id) == (request_id, "FAILED", "ERROR", 7)
+    (told,) = read_topic("coupon-issue-request.DLT", 1)
+    assert (header(told, "x-consumer-group"), header(told, "ce_id")) == ("relay", str(request_id))

@@ -10,7 +10,7 @@ from django.test import Client
 from coupons.catalogue import catalogue
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
-from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message
@@ -87,7 +87,7 @@ def test_a_key_outlives_its_outbox_row(ask: Ask, make_coupon: MakeCoupon) -> Non
     coupon = make_coupon()
     first = ask(coupon, "k")
     row = OutboxMessage.objects.get()
-    GroupConsumer(ISSUE).handle_batch([message(bytes(row.payload or b""))], StopFlag())
+    BatchHandler(ISSUE).handle([message(bytes(row.payload or b""))], StopFlag())
     OutboxMessage.objects.all().delete()
     assert ask(coupon, "k").json() == first.json()
     assert ask(make_coupon(), "k").status_code == 422

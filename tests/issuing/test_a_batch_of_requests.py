@@ -9,7 +9,7 @@ from django_redis import get_redis_connection
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.selectors import request_status
-from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import ReceivedMessage
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def handle(batch: list[ReceivedMessage]) -> None:
-    GroupConsumer(ISSUE).handle_batch(batch, StopFlag())
+    BatchHandler(ISSUE).handle(batch, StopFlag())
 
 
 def answers(batch: list[ReceivedMessage]) -> list[tuple[str, str | None]]:

@@ -13,8 +13,8 @@ from coupons.events import IssueTask
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services import issuing
-from kafka_bridge import consumer
-from kafka_bridge.consumer import BatchAbandoned, GroupConsumer
+from kafka_bridge import batch as batches
+from kafka_bridge.batch import BatchAbandoned, BatchHandler
 from kafka_bridge.contracts import decode_headers
 from kafka_bridge.errors import PoisonFlood
 from kafka_bridge.lifecycle import StopFlag
@@ -33,7 +33,7 @@ def _no_pause_between_tries(settings: Any) -> None:
 
 
 def handle(batch: Sequence[ReceivedMessage]) -> None:
-    GroupConsumer(ISSUE).handle_batch(batch, StopFlag())
+    BatchHandler(ISSUE).handle(batch, StopFlag())
 
 
 def answer(received: ReceivedMessage) -> tuple[str, str | None]:
@@ -166,7 +166,7 @@ def test_an_unknown_error_is_tried_three_times_and_then_only_its_message_is_buri
         tries.append(len(tasks))
         failing_for(2, RuntimeError("a fault"))(tasks)
 
-    GroupConsumer(replace(ISSUE, handle=issue)).handle_batch(batch, StopFlag())
+    BatchHandler(replace(ISSUE, handle=issue)).handle(batch, StopFlag())
 
     assert tries[:4] == [3, 3, 3, 3]
     assert [answer(item) for item in batch] == [("SUCCESS", None), ("FAILED", "ERROR"), ("SUCCESS", None)]
@@ -184,34 +184,51 @@ def test_a_batch_that_comes_again_buries_its_poison_once(make_coupon: MakeCoupon
 def test_a_fault_that_hits_everybody_pauses_instead_of_burying_everybody(make_coupon: MakeCoupon) -> None:
     batch = requests(make_coupon(total_quantity=100), [1] * 50)
 
-    issuer = GroupConsumer(replace(ISSUE, handle=failing_for(1, RuntimeError("a fault of ours"))))
+    issuer = BatchHandler(replace(ISSUE, handle=failing_for(1, RuntimeError("a fault of ours"))))
     with pytest.raises(PoisonFlood, match="a fault of ours"):
-        issuer.handle_batch(batch, StopFlag())
+        issuer.handle(batch, StopFlag())
 
-    assert DeadLetter.objects.count() == consumer.HANDLER_FAILURES_IN_A_ROW
+    assert DeadLetter.objects.count() == batches.HANDLER_FAILURES_IN_A_ROW
+
+
+def test_starting_again_goes_on_past_what_is_buried_already(make_coupon: MakeCoupon) -> None:
+    batch = requests(make_coupon(total_quantity=100), [1] * 50)
+    faulty = replace(ISSUE, handle=failing_for(1, RuntimeError("a fault of ours")))
+    for buried in (20, 40):
+        with pytest.raises(PoisonFlood):
+            BatchHandler(faulty).handle(batch, StopFlag())
+        assert DeadLetter.objects.count() == buried
+    BatchHandler(faulty).handle(batch, StopFlag())
+    assert DeadLetter.objects.count() == 50
+
+
+def test_messages_that_are_bad_in_themselves_do_not_count_as_a_fault_of_ours(make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon()
+    handle([message(request_body(coupon, user_id, couponType="SOMETHING_ELSE")) for user_id in range(1, 31)])
+    assert DeadLetter.objects.count() == 30
 
 
 def test_garbage_without_end_pauses_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer, "UNREADABLE_IN_A_ROW", 5)
-    issuer = GroupConsumer(ISSUE)
-    issuer.handle_batch([message(b"{") for _ in range(3)], StopFlag())
+    monkeypatch.setattr(batches, "BAD_MESSAGES_IN_A_ROW", 5)
+    issuer = BatchHandler(ISSUE)
+    issuer.handle([message(b"{") for _ in range(3)], StopFlag())
     with pytest.raises(PoisonFlood):
-        issuer.handle_batch([message(b"{") for _ in range(3)], StopFlag())
+        issuer.handle([message(b"{") for _ in range(3)], StopFlag())
     assert DeadLetter.objects.count() == 3
 
 
 def test_a_readable_message_ends_a_run_of_garbage(monkeypatch: pytest.MonkeyPatch, make_coupon: MakeCoupon) -> None:
-    monkeypatch.setattr(consumer, "UNREADABLE_IN_A_ROW", 5)
+    monkeypatch.setattr(batches, "BAD_MESSAGES_IN_A_ROW", 5)
     good = requests(make_coupon(), [1])
-    GroupConsumer(ISSUE).handle_batch([*(message(b"{") for _ in range(5)), *good, message(b"{")], StopFlag())
+    BatchHandler(ISSUE).handle([*(message(b"{") for _ in range(5)), *good, message(b"{")], StopFlag())
     assert DeadLetter.objects.count() == 6
 
 
 def test_a_database_that_is_away_buries_nobody(make_coupon: MakeCoupon) -> None:
     batch = requests(make_coupon(), [1])
-    issuer = GroupConsumer(replace(ISSUE, handle=failing_for(1, OperationalError("the server is away"))))
+    issuer = BatchHandler(replace(ISSUE, handle=failing_for(1, OperationalError("the server is away"))))
     with pytest.raises(OperationalError):
-        issuer.handle_batch(batch, StopFlag())
+        issuer.handle(batch, StopFlag())
     assert DeadLetter.objects.count() == 0
     assert IssueRequest.objects.count() == 0
 
@@ -224,7 +241,7 @@ def test_a_dead_letter_that_cannot_be_written_holds_the_batch_back(
 
     batch = [*requests(make_coupon(), [1]), message(b"{")]
     with monkeypatch.context() as patched:
-        patched.setattr(consumer, "bury", full)
+        patched.setattr(batches, "bury", full)
         with pytest.raises(OperationalError):
             handle(batch)
     assert IssueRequest.objects.count() == 0
@@ -237,7 +254,7 @@ def test_a_stop_between_two_tries_leaves_the_batch_for_the_next_consumer(make_co
     batch = requests(make_coupon(), [1])
     stop = StopFlag()
     stop.request()
-    issuer = GroupConsumer(replace(ISSUE, handle=failing_for(1, RuntimeError("a fault"))))
+    issuer = BatchHandler(replace(ISSUE, handle=failing_for(1, RuntimeError("a fault"))))
     with pytest.raises(BatchAbandoned):
-        issuer.handle_batch(batch, stop)
+        issuer.handle(batch, stop)
     assert DeadLetter.objects.count() == 0

@@ -11,7 +11,7 @@ from coupons import invariants
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
 from coupons.services.accepting import request_accept
-from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from tests.support.messages import requests
 
@@ -23,7 +23,7 @@ MakeCoupon = Callable[..., Coupon]
 @pytest.fixture(autouse=True)
 def _an_event_that_went_well(make_coupon: MakeCoupon) -> None:
     coupon = make_coupon(total_quantity=2)
-    GroupConsumer(ISSUE).handle_batch(requests(coupon, [1, 2, 3]), StopFlag())
+    BatchHandler(ISSUE).handle(requests(coupon, [1, 2, 3]), StopFlag())
 
 
 def report() -> str:

@@ -8,7 +8,7 @@ from django.test import Client
 
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
-from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from tests.support.messages import message, requests
 from tests.support.outbox import publish_orders
@@ -42,7 +42,7 @@ def test_the_door_counts_what_it_took_and_what_it_refused(
 
 def test_the_issuer_counts_results_by_reason_and_their_time(make_coupon: Callable[..., Coupon], grown: Any) -> None:
     batch = [*requests(make_coupon(total_quantity=1), [1, 2]), message(b"{")]
-    GroupConsumer(ISSUE).handle_batch(batch, StopFlag())
+    BatchHandler(ISSUE).handle(batch, StopFlag())
     assert grown()['issue_requests_decided_total{reason="",status="SUCCESS"}'] == 1
     assert grown()['issue_requests_decided_total{reason="SOLD_OUT",status="FAILED"}'] == 1
     assert grown()["issue_time_to_result_seconds_count"] == 2

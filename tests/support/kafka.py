@@ -27,15 +27,8 @@ def produce(
 
 def read_topic(topic: str, count: int, *, timeout: float = 30) -> list[Message]:
     """The first ``count`` messages of a topic (named without prefix), in order per partition."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
-            "group.id": prefixed("reader"),
-            "enable.auto.commit": False,
-        }
-    )
-    partitions = consumer.list_topics(prefixed(topic), timeout=10).topics[prefixed(topic)].partitions
-    consumer.assign([TopicPartition(prefixed(topic), partition, OFFSET_BEGINNING) for partition in partitions])
+    consumer = _reader(prefixed("reader"))
+    consumer.assign([TopicPartition(*partition, OFFSET_BEGINNING) for partition in _partitions(consumer, topic)])
     messages: list[Message] = []
     deadline = time.monotonic() + timeout
     try:
@@ -47,6 +40,44 @@ def read_topic(topic: str, count: int, *, timeout: float = 30) -> list[Message]:
     finally:
         consumer.close()
     return messages
+
+
+def read_to_end(topic: str) -> list[Message]:
+    """All messages that are on a topic now (named without prefix), in order per partition."""
+    consumer = _reader(prefixed("reader"))
+    try:
+        ranges = [
+            consumer.get_watermark_offsets(TopicPartition(*partition), timeout=10)
+            for partition in _partitions(consumer, topic)
+        ]
+    finally:
+        consumer.close()
+    return read_topic(topic, sum(end - start for start, end in ranges))
+
+
+def committed_offsets(group_id: str, topic: str) -> dict[int, int]:
+    """By partition of a topic (named without prefix): up to where a group has committed, 0 if it never did."""
+    consumer = _reader(group_id)
+    try:
+        partitions = [TopicPartition(*partition) for partition in _partitions(consumer, topic)]
+        return {item.partition: max(0, item.offset) for item in consumer.committed(partitions, timeout=30)}
+    finally:
+        consumer.close()
+
+
+def _reader(group_id: str) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
+            "group.id": group_id,
+            "enable.auto.commit": False,
+        }
+    )
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[tuple[str, int]]:
+    name = prefixed(topic)
+    return [(name, partition) for partition in consumer.list_topics(name, timeout=10).topics[name].partitions]
 
 
 def header(message: Message, name: str) -> str:

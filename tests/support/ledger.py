@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from coupons import invariants
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
+from couponsite.demo.crowd import Answer, Ask
 from couponsite.demo.ledger import Undecided, violations
 from devstack import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.outbox import anything_unpublished
-from tests.support.burst import Burst
 
 RESULT_SECONDS = 60.0
 
 
-def assert_guarantees_hold(burst: Burst, coupons: Sequence[Coupon]) -> None:
+class Asked(Protocol):
+    """Whoever asked: a burst, or a load without end."""
+
+    asks: list[Ask]
+
+    def finish(self) -> list[Answer]:
+        """Wait for the last answer and return all of them."""
+
+
+def assert_guarantees_hold(burst: Asked, coupons: Sequence[Coupon]) -> None:
     """Everything was accepted and decided once, the stock went out to the last piece, nobody has two.
 
     And nothing became a dead letter: no fault of a service is a message's. ``coupons`` must have been new before

@@ -24,6 +24,6 @@ class Command(WorkerCommand):
         for name in created:
             self.stdout.write(f"created {name}")
         if complaints:
-            raise CommandError("; ".join(complaints) + ": add partitions, or mend KAFKA_ROUTES")
+            raise CommandError("; ".join(complaints) + ". Add what is missing, or mend KAFKA_ROUTES")
         if not created:
             self.stdout.write("every topic is there")

@@ -1,0 +1,105 @@
+"""Three brokers for these tests alone; PostgreSQL and Redis are everybody's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_django import Settings
+
+from coupons.handlers import ISSUE
+from coupons.models import Coupon
+from couponsite.demo.processes import procfile_process, wait_until_ready
+from devstack import Stack
+from devstack.ports import free_port
+from tests.cluster.brokers import Cluster
+from tests.cluster.load import Load
+from tests.cluster.sale import Sale
+from tests.support.factories import CouponFactory
+from tests.support.service import Service, environment
+
+# Far shorter than the defaults, so that a fault of seconds outlasts every timeout: requests are given up and repeated.
+TIMEOUT_MS = 3000
+_CLIENT = {"socket.timeout.ms": TIMEOUT_MS}
+_PRODUCER = {**_CLIENT, "request.timeout.ms": TIMEOUT_MS}
+# The shortest that brokers allow.
+_CONSUMER = {**_CLIENT, "session.timeout.ms": 6000}
+
+# More than a quarter of them is asked for before a fault, and all of them by the end.
+HOT_STOCK = 600
+STOCK = 100
+AT_LEAST = 2000
+
+
+@pytest.fixture(scope="package")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three brokers, up."""
+    elsewhere = {"DATABASE_URL": "elsewhere", "REDIS_URL": "elsewhere"}
+    stack = Stack("cluster", brokers=3, root=tmp_path_factory.mktemp("stack"), environ=elsewhere, report=print)
+    with stack.used() as addresses:
+        yield Cluster(stack, addresses)
+
+
+@pytest.fixture
+def topics(cluster: Cluster, on_cluster: None, topics: str) -> Iterator[str]:
+    """The test's topics on the three brokers, all of which are up again when the topics are deleted."""
+    cluster.when_whole()
+    yield topics
+    cluster.heal()
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster, settings: Settings) -> None:
+    """The settings of this process: what the test itself asks is asked of the three brokers."""
+    settings.KAFKA_BOOTSTRAP_SERVERS = cluster.servers
+    settings.KAFKA_REPLICATION_FACTOR = len(cluster.brokers)
+
+
+def cluster_environment(cluster: Cluster, **changes: str) -> dict[str, str]:
+    """What a process on the three brokers gets."""
+    return environment(
+        KAFKA_BOOTSTRAP_SERVERS=cluster.servers,
+        KAFKA_REPLICATION_FACTOR=str(len(cluster.brokers)),
+        KAFKA_PRODUCER_CONFIG=json.dumps(_PRODUCER),
+        KAFKA_CONSUMER_CONFIG=json.dumps(_CONSUMER),
+        # Thousands of lines that would hide what relay and issuers say about the brokers.
+        LOG_REQUESTS="False",
+        **changes,
+    )
+
+
+@pytest.fixture(scope="package")
+def web_port(cluster: Cluster, django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """One web process for all tests: the coupons of every test are new to it."""
+    port = free_port()
+    log_path = tmp_path_factory.mktemp("web") / "web.log"
+    env = cluster_environment(cluster, PORT=str(port), HOST="127.0.0.1")
+    with procfile_process("web", env, log_path) as web:
+        wait_until_ready(web, port)
+        yield port
+
+
+@pytest.fixture
+def coupons(transactional_db: None) -> list[Coupon]:
+    """The hot coupon and others that lie on further partitions."""
+    return [CouponFactory.create(total_quantity=HOT_STOCK), *CouponFactory.create_batch(5, total_quantity=STOCK)]
+
+
+@pytest.fixture
+def sale(
+    transactional_db: None, cluster: Cluster, topics: str, web_port: int, coupons: list[Coupon], tmp_path: Path
+) -> Iterator[Sale]:
+    """A sale that has begun, on a relay and two issuers."""
+    service = Service(tmp_path, cluster_environment(cluster))
+    load = Load(web_port, coupons, at_least=AT_LEAST)
+    try:
+        service.start("relay")
+        issuers = [service.start("issuer", "--batch-size", "50", name=f"issuer-{number}") for number in (1, 2)]
+        cluster.when_shared(ISSUE.group_id, len(issuers))
+        load.start()
+        yield Sale(load, coupons, issuers)
+    finally:
+        load.stop()
+        service.end()
