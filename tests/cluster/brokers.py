@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, ClusterMetadata, ConsumerGroupDescription, PartitionMetadata
+from confluent_kafka.admin import AdminClient
 
 from devstack import Addresses, Part, Stack, wait_until
 from kafka_bridge.registry import prefixed
@@ -14,6 +15,23 @@ NUMBERS = (1, 2, 3)
 # A start of three brokers on a busy machine is the longest of all that is waited for.
 _MOMENT_SECONDS = 60.0
 _ASK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What a broker knows of the cluster: who lives, who leads which partition, whether all replicas are in sync."""
+
+    brokers: frozenset[int]
+    leaders: dict[tuple[str, int], int]
+    in_sync: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """A consumer group: the broker that keeps its offsets, and how many members share the partitions."""
+
+    coordinator: int
+    sharing: int
 
 
 class Cluster:
@@ -32,7 +50,7 @@ class Cluster:
     def when_whole(self) -> None:
         """Wait until every broker knows all of them, and every replica is in sync."""
         wait_until(
-            lambda: all(_is_whole(self._ask([number])) for number in NUMBERS),
+            lambda: all(_is_whole(self._view([number])) for number in NUMBERS),
             _MOMENT_SECONDS,
             "the brokers do not find together again",
         )
@@ -42,36 +60,32 @@ class Cluster:
         others = [other for other in NUMBERS if other != number]
 
         def fenced() -> bool:
-            said = [self._ask([other]) for other in others]
+            views = [self._view([other]) for other in others]
             return all(
-                metadata is not None
-                and number not in metadata.brokers
-                and all(partition.leader in others for partition in _partitions(metadata))
-                for metadata in said
+                view is not None and number not in view.brokers and number not in view.leaders.values()
+                for view in views
             )
 
         wait_until(fenced, _MOMENT_SECONDS, f"broker {number} keeps what it leads")
 
     def leader(self, topic: str, partition: int) -> int:
         """The number of the broker that leads a partition; ``topic`` is without prefix."""
-        metadata = self._ask(NUMBERS)
-        assert metadata is not None
-        return int(metadata.topics[prefixed(topic)].partitions[partition].leader)
+        view = self._view(NUMBERS)
+        assert view is not None
+        return view.leaders[prefixed(topic), partition]
 
     def coordinator(self, group_id: str) -> int:
         """The number of the broker that keeps the offsets of a group."""
-        described = self._describe(group_id)
-        assert described is not None
-        return int(described.coordinator.id)
+        group = self._group(group_id)
+        assert group is not None
+        return group.coordinator
 
     def when_shared(self, group_id: str, members: int) -> None:
         """Wait until so many members of a group have each its share of the partitions."""
 
         def shared() -> bool:
-            described = self._describe(group_id)
-            if described is None or described.state != ConsumerGroupState.STABLE:
-                return False
-            return members == sum(bool(member.assignment.topic_partitions) for member in described.members)
+            group = self._group(group_id)
+            return group is not None and group.sharing == members
 
         wait_until(shared, _MOMENT_SECONDS, f"{members} members do not share the partitions")
 
@@ -95,34 +109,38 @@ class Cluster:
 
     def assert_silent(self, number: int, seconds: float) -> None:
         """Ask a broker for so long, which must not answer."""
-        assert self._ask([number], seconds) is None, f"broker {number} answers"
+        assert self._view([number], seconds) is None, f"broker {number} answers"
 
-    def _describe(self, group_id: str) -> ConsumerGroupDescription | None:
-        """What the group's coordinator says; None while there is none."""
+    def _group(self, group_id: str) -> Group | None:
+        """What the coordinator says of a group; None while there is no coordinator."""
         admin = AdminClient({"bootstrap.servers": self.servers})
         try:
             futures = admin.describe_consumer_groups([group_id], request_timeout=_ASK_SECONDS)
-            described: ConsumerGroupDescription = futures[group_id].result()
+            described = futures[group_id].result()
         except KafkaException:
             return None
-        return described
+        stable = described.state == ConsumerGroupState.STABLE
+        sharing = [member for member in described.members if stable and member.assignment.topic_partitions]
+        return Group(described.coordinator.id, len(sharing))
 
-    def _ask(self, numbers: Collection[int], seconds: float = _ASK_SECONDS) -> ClusterMetadata | None:
+    def _view(self, numbers: Collection[int], seconds: float = _ASK_SECONDS) -> View | None:
         """What one of some brokers knows; None if none of them answers."""
         servers = ",".join(f"127.0.0.1:{self.brokers[number].port}" for number in numbers)
         try:
-            return AdminClient({"bootstrap.servers": servers}).list_topics(timeout=seconds)
+            said = AdminClient({"bootstrap.servers": servers}).list_topics(timeout=seconds)
         except KafkaException:
             return None
+        partitions = {
+            (name, number): partition
+            for name, topic in said.topics.items()
+            for number, partition in topic.partitions.items()
+        }
+        return View(
+            brokers=frozenset(said.brokers),
+            leaders={place: partition.leader for place, partition in partitions.items()},
+            in_sync=all(set(partition.isrs) == set(partition.replicas) for partition in partitions.values()),
+        )
 
 
-def _is_whole(metadata: ClusterMetadata | None) -> bool:
-    return (
-        metadata is not None
-        and set(metadata.brokers) == set(NUMBERS)
-        and all(set(partition.isrs) == set(partition.replicas) for partition in _partitions(metadata))
-    )
-
-
-def _partitions(metadata: ClusterMetadata) -> Sequence[PartitionMetadata]:
-    return [partition for topic in metadata.topics.values() for partition in topic.partitions.values()]
+def _is_whole(view: View | None) -> bool:
+    return view is not None and view.in_sync and view.brokers == {*NUMBERS}

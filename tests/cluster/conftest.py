@@ -17,6 +17,7 @@ from devstack.ports import free_port
 from tests.cluster.brokers import Cluster
 from tests.cluster.load import Load
 from tests.cluster.sale import Sale
+from tests.processes.conftest import when_shards_are_held
 from tests.support.factories import CouponFactory
 from tests.support.service import Service, environment
 
@@ -97,6 +98,7 @@ def sale(
     try:
         service.start("relay")
         issuers = [service.start("issuer", "--batch-size", "50", name=f"issuer-{number}") for number in (1, 2)]
+        when_shards_are_held()
         cluster.when_shared(ISSUE.group_id, len(issuers))
         load.start()
         yield Sale(load, coupons, issuers)

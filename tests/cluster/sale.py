@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from signal import SIGCONT, SIGSTOP
 from uuid import UUID
+
+from django.db.models import QuerySet
 
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest
@@ -27,8 +30,8 @@ from tests.support.ledger import assert_guarantees_hold
 
 REQUESTS = "coupon-issue-request"
 RESULTS = "coupon-issue-response"
-# Decisions that show that the work goes on: more than one batch of each issuer.
-_STEP = 300
+# Decisions on the hot coupon that show that the work goes on: more than one batch.
+_STEP = 150
 _MOMENT_SECONDS = 60.0
 
 
@@ -43,14 +46,14 @@ class Sale:
         self._seen: list[Offsets] = []
 
     def when_under_way(self) -> None:
-        """Wait until coupons are issued, and see that the hot one has many left."""
-        when_decided(100)
+        """Wait until the hot coupon is issued, and see that much of it is left."""
+        self._when_hot_decided(50)
         hot = Coupon.objects.get(pk=self._coupons[0].pk)
-        assert 0 < hot.issued < hot.total_quantity / 2
+        assert hot.issued < hot.total_quantity / 2
 
     def when_it_goes_on(self) -> None:
-        """Wait until another share of requests is decided."""
-        when_decided(IssueRequest.objects.count() + _STEP)
+        """Wait until further requests for the hot coupon are decided."""
+        self._when_hot_decided(self._decided_hot().count() + _STEP)
 
     def when_accepted(self, count: int) -> None:
         """Wait until so many more requests have their answer."""
@@ -61,8 +64,7 @@ class Sale:
 
     def hot_partition(self) -> int:
         """The partition on which the requests for the hot coupon lie."""
-        decided = IssueRequest.objects.filter(coupon=self._coupons[0])
-        (partition,) = set(decided.values_list("partition", flat=True))
+        (partition,) = set(self._decided_hot().values_list("partition", flat=True))
         return partition
 
     def look_at_offsets(self) -> None:
@@ -80,7 +82,6 @@ class Sale:
         No fault of a broker may have been noticed by a client.
         """
         assert_guarantees_hold(self.load, self._coupons)
-        assert {answer.status for answer in self.load.answers} == {202}
         assert not self.load.retries
         requests, results = read_history(REQUESTS), read_history(RESULTS)
         written_requests, written_results = _written(REQUESTS), _written(RESULTS)
@@ -97,14 +98,15 @@ class Sale:
         for offsets in self._seen:
             assert undecided_before(offsets, requests) == []
 
+    def _decided_hot(self) -> QuerySet[IssueRequest]:
+        return IssueRequest.objects.filter(coupon=self._coupons[0])
 
-def when_decided(count: int) -> None:
-    """Wait until so many requests have their result."""
-    wait_until(
-        lambda: IssueRequest.objects.count() >= count,
-        _MOMENT_SECONDS,
-        f"less than {count} requests decided",
-    )
+    def _when_hot_decided(self, count: int) -> None:
+        wait_until(
+            lambda: self._decided_hot().count() >= count,
+            _MOMENT_SECONDS,
+            f"less than {count} requests for the hot coupon decided",
+        )
 
 
 def _decided() -> set[UUID]:
@@ -125,7 +127,7 @@ def _frozen(processes: Sequence[ManagedProcess]) -> Iterator[None]:
         for process in processes:
             identity = identify(process.pid)
             assert identity is not None
-            wait_until(lambda identity=identity: is_stopped(identity), _MOMENT_SECONDS, f"{process.name} goes on")
+            wait_until(partial(is_stopped, identity), _MOMENT_SECONDS, f"{process.name} goes on")
         yield
     finally:
         for process in processes:
