@@ -6,13 +6,14 @@ from typing import Any, Protocol, cast
 from uuid import UUID
 
 import msgspec
+from django.http import HttpResponse
 from rest_framework.exceptions import NotFound as NotAPage
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from . import metrics, selectors
+from . import metrics, openapi, selectors
 from .errors import DomainError, InvalidRequest, NotFound, NotYourself
 from .events import CouponType, Id, is_traceparent
 from .models import Coupon, UserCoupon
@@ -21,6 +22,7 @@ from .services.accepting import request_accept
 
 _KEY_LENGTH = 255
 _MAX_LIMIT = 200
+_accepted = metrics.ACCEPTED.labels("API")
 
 
 class Caller(Protocol):
@@ -48,7 +50,8 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 class IssueByTypeView(APIView):
     """Ask for a coupon by its type."""
 
-    def post(self, request: Request) -> Response:
+    @openapi.issue("issueByType", IssueByType, openapi.BY_TYPE)
+    def post(self, request: Request) -> HttpResponse:
         body = msgspec.convert(request.data, IssueByType)
         return _accept(request, body.coupon_type, body.user_id)
 
@@ -56,7 +59,8 @@ class IssueByTypeView(APIView):
 class IssueByIdView(APIView):
     """Ask for a coupon by its id."""
 
-    def post(self, request: Request, coupon_id: int) -> Response:
+    @openapi.issue("issueById", IssueById, openapi.BY_ID, openapi.COUPON_ID)
+    def post(self, request: Request, coupon_id: int) -> HttpResponse:
         body = msgspec.convert(request.data, IssueById)
         return _accept(request, coupon_id, body.user_id)
 
@@ -64,7 +68,8 @@ class IssueByIdView(APIView):
 class IssueForUserView(APIView):
     """Ask for a coupon for the user in the path."""
 
-    def post(self, request: Request, user_id: int, coupon_id: int) -> Response:
+    @openapi.issue("issueForUser", Nothing, openapi.EMPTY, openapi.USER_ID, openapi.COUPON_ID)
+    def post(self, request: Request, user_id: int, coupon_id: int) -> HttpResponse:
         msgspec.convert(request.data, Nothing)
         return _accept(request, coupon_id, user_id)
 
@@ -72,6 +77,7 @@ class IssueForUserView(APIView):
 class IssueRequestView(APIView):
     """How a request stands."""
 
+    @openapi.issue_request
     def get(self, request: Request, request_id: UUID) -> Response:
         status = selectors.request_status(request_id)
         caller = _caller(request)
@@ -84,6 +90,7 @@ class IssueRequestView(APIView):
 class CouponListView(APIView):
     """The coupons, newest first."""
 
+    @openapi.coupon_list
     def get(self, request: Request) -> Response:
         return _page(request, self, selectors.coupons(), _coupon_body)
 
@@ -91,6 +98,7 @@ class CouponListView(APIView):
 class CouponView(APIView):
     """One coupon."""
 
+    @openapi.coupon
     def get(self, request: Request, coupon_id: int) -> Response:
         coupon = selectors.coupons().filter(id=coupon_id).first()
         if coupon is None:
@@ -101,6 +109,7 @@ class CouponView(APIView):
 class UserCouponListView(APIView):
     """The coupons that a user has, newest first."""
 
+    @openapi.user_coupon_list
     def get(self, request: Request, user_id: int) -> Response:
         _allow(_caller(request), user_id)
         return _page(request, self, selectors.user_coupons(user_id), _user_coupon_body)
@@ -136,7 +145,7 @@ class Cursor(CursorPagination):
         return int(raw)
 
 
-def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.UnsetType) -> Response:
+def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.UnsetType) -> HttpResponse:
     caller = _caller(request)
     target = caller.user_id if user_id is msgspec.UNSET else user_id
     _allow(caller, target)
@@ -151,17 +160,20 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
     except DomainError as error:
         metrics.REFUSED.labels(error.code).inc()
         raise
-    metrics.ACCEPTED.labels("API").inc()
-    return Response(
-        {
-            "requestId": accepted.request_id,
-            "status": PENDING,
-            "couponId": accepted.coupon_id,
-            "couponType": accepted.coupon_type,
-            "userId": accepted.user_id,
-            "sequence": accepted.sequence,
-        },
+    _accepted.inc()
+    body = {
+        "requestId": accepted.request_id,
+        "status": PENDING,
+        "couponId": accepted.coupon_id,
+        "couponType": accepted.coupon_type,
+        "userId": accepted.user_id,
+        "sequence": accepted.sequence,
+    }
+    # Django's own response: that of DRF finds out how to render, which here is settled, at a third more per request.
+    return HttpResponse(
+        msgspec.json.encode(body),
         status=202,
+        content_type="application/json",
         headers={"Location": f"/api/v1/issue-requests/{accepted.request_id}", "Retry-After": "1"},
     )
 
@@ -176,7 +188,8 @@ def _allow(caller: Caller, user_id: int) -> None:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("Idempotency-Key")
+    # META, since ``headers`` would translate the names of them all.
+    key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
     if not (1 <= len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()):
@@ -188,7 +201,7 @@ def _idempotency_key(request: Request) -> str | None:
 
 
 def _traceparent(request: Request) -> str:
-    raw = request.headers.get("traceparent", "")
+    raw: str = request.META.get("HTTP_TRACEPARENT", "")
     return raw if is_traceparent(raw) else ""
 
 

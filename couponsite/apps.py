@@ -9,7 +9,7 @@ class CouponsiteConfig(AppConfig):
 
     def ready(self) -> None:
         # Imported for what they register.
-        from couponsite import checks, openapi, openapi_coupons  # noqa: F401
+        from couponsite import checks, openapi  # noqa: F401
         from couponsite.connections import begin_request
         from couponsite.logging import configure_structlog
         from couponsite.viewers import grant_views

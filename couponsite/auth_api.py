@@ -8,7 +8,6 @@ import msgspec
 from django.contrib.auth import authenticate, get_user_model
 from django.contrib.auth.models import AbstractBaseUser
 from django.utils.crypto import constant_time_compare
-from drf_spectacular.utils import extend_schema
 from msgspec import Meta
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.permissions import AllowAny
@@ -16,18 +15,22 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from coupons.openapi import answer, describe
 from couponsite import tokens
 from couponsite.authentication import may_issue_for_others
 from couponsite.throttles import throttle_login
 
+# Short enough for any valid body to stay below the 16 KiB of a body, even with each character escaped.
+_MOST = 1024
+
 
 class Credentials(msgspec.Struct, forbid_unknown_fields=True):
     username: Annotated[str, Meta(min_length=1, max_length=150)]
-    password: Annotated[str, Meta(min_length=1, max_length=4096)]
+    password: Annotated[str, Meta(min_length=1, max_length=_MOST)]
 
 
 class Refresh(msgspec.Struct, forbid_unknown_fields=True):
-    refresh: Annotated[str, Meta(min_length=1, max_length=4096)]
+    refresh: Annotated[str, Meta(min_length=1, max_length=_MOST)]
 
 
 class TokenPair(msgspec.Struct):
@@ -39,12 +42,23 @@ class Access(msgspec.Struct):
     access: str
 
 
+EXAMPLE_LOGIN = {"username": "shopper", "password": "correct horse battery staple"}
+# No token of anybody: the signature is missing.
+_EXAMPLE_TOKENS = {"access": "eyJhbGciOiJIUzI1NiJ9.e30.", "refresh": "eyJhbGciOiJIUzI1NiJ9.e30."}
+
+
 class TokenView(APIView):
     # A stale token in the header shall not keep anyone from getting a new one.
     authentication_classes = []
     permission_classes = [AllowAny]
 
-    @extend_schema(operation_id="auth_token", request=Credentials, responses={200: TokenPair})
+    @describe(
+        "authToken",
+        {200: answer(TokenPair, "A short token to act with, a long one for the next.", _EXAMPLE_TOKENS)},
+        body=Credentials,
+        bodies={"login": EXAMPLE_LOGIN},
+        refusals=["unauthenticated", "throttled"],
+    )
     def post(self, request: Request) -> Response:
         """Exchange a username and password for tokens."""
         credentials = msgspec.convert(request.data, Credentials)
@@ -59,7 +73,13 @@ class TokenRefreshView(APIView):
     authentication_classes = []
     permission_classes = [AllowAny]
 
-    @extend_schema(operation_id="auth_token_refresh", request=Refresh, responses={200: Access})
+    @describe(
+        "authTokenRefresh",
+        {200: answer(Access, "The next access token.", {"access": _EXAMPLE_TOKENS["access"]})},
+        body=Refresh,
+        bodies={"refresh": {"refresh": _EXAMPLE_TOKENS["refresh"]}},
+        refusals=["unauthenticated"],
+    )
     def post(self, request: Request) -> Response:
         """Exchange a refresh token for an access token."""
         try:

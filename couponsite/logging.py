@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,8 +74,11 @@ class RequestFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
-        fields: dict[str, Any] = record.__dict__.get("request", {})
-        return msgspec.json.encode({"event": record.msg, **fields, "level": "info", "timestamp": moment}).decode()
+        requests: Sequence[Mapping[str, Any]] = record.__dict__.get("requests", ({},))
+        return "\n".join(
+            msgspec.json.encode({"event": record.msg, **fields, "level": "info", "timestamp": moment}).decode()
+            for fields in requests
+        )
 
 
 def logging_config(*, debug: bool, log_requests: bool = True) -> dict[str, Any]:

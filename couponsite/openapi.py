@@ -1,27 +1,59 @@
-"""What drf-spectacular cannot see by itself: our authenticators, msgspec Structs, and the problems."""
+"""The OpenAPI document: what drf-spectacular cannot see by itself, and what all calls have in common.
+
+Each view describes its own call (coupons.openapi.describe). Added here are our authenticators, msgspec Structs, the
+problems with their headers, the seeds' own paths, and the addresses beside the API.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, cast
 
 import msgspec
+from django.conf import settings
+from drf_spectacular.drainage import warn
 from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.openapi import AutoSchema
 
-Endpoint = tuple[str, str, str, Any]
+from coupons.errors import DomainError
+from couponsite.problems import KINDS, Kind
 
+Endpoint = tuple[str, str, str, Any]
+Schema = dict[str, Any]
+
+API_PREFIX = "/api/v1"
+
+# What any call of the API may be refused with.
+_EVERYWHERE = ("invalid", "method_not_allowed", "too_large", "unavailable")
+
+_ALLOW = {"required": True, "description": "The methods of this address.", "schema": {"type": "string"}}
+_RETRY_AFTER = {
+    "required": True,
+    "description": "Seconds after which to try again.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_HEADERS: Mapping[str, Schema] = {
+    "unauthenticated": {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "enum": ["Bearer"]}}},
+    "method_not_allowed": {"Allow": _ALLOW},
+    "in_progress": {"Retry-After": _RETRY_AFTER},
+    "throttled": {"Retry-After": _RETRY_AFTER},
+    "unavailable": {"Retry-After": _RETRY_AFTER},
+}
 _PROBLEM = {
     "type": "object",
+    "description": "A refusal (RFC 9457). Programs go by `code`, people read `detail`.",
     "properties": {
         "type": {"type": "string", "format": "uri"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "instance": {"type": "string"},
+        "instance": {"type": "string", "description": "The path of the call."},
         "code": {"type": "string"},
         "errors": {
             "type": "array",
+            "description": "What is wrong with which field.",
             "items": {
                 "type": "object",
                 "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
@@ -37,16 +69,32 @@ class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
     target_class = "couponsite.authentication.BearerAuthentication"
     name = "bearer"
 
-    def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
-        return {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+    def get_security_definition(self, auto_schema: AutoSchema) -> Schema:
+        return {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": (
+                "HS256 with the claims `user_id`, `scope` and `exp`. With the scope `coupons:issue-for-others` its "
+                "bearer may act for other users."
+            ),
+        }
 
 
 class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     target_class = "couponsite.authentication.SessionAuthentication"
     name = "session"
 
-    def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
-        return {"type": "apiKey", "in": "cookie", "name": "sessionid"}
+    def get_security_definition(self, auto_schema: AutoSchema) -> Schema:
+        return {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": settings.SESSION_COOKIE_NAME,
+            "description": (
+                f"A login of the site. A POST needs the value of the cookie `{settings.CSRF_COOKIE_NAME}` in the "
+                "header `X-CSRFToken`, or the answer is 403."
+            ),
+        }
 
 
 class StructSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
@@ -58,9 +106,9 @@ class StructSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     def get_name(self, auto_schema: AutoSchema, direction: str) -> str:
         return str(self.target.__name__)
 
-    def map_serializer(self, auto_schema: AutoSchema, direction: str) -> dict[str, Any]:
+    def map_serializer(self, auto_schema: AutoSchema, direction: str) -> Schema:
         _, schemas = msgspec.json.schema_components([self.target], ref_template="{name}")
-        return cast(dict[str, Any], _openapi(schemas[self.target.__name__], schemas))
+        return cast(Schema, _openapi(schemas[self.target.__name__], schemas))
 
 
 def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
@@ -83,21 +131,184 @@ def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
             translated |= translated.pop("anyOf")[0]
         if "enum" in translated:
             translated |= {"type": "string", "enum": [*translated["enum"], None]}
+    if translated.get("maximum") == 2**63 - 1:
+        translated["format"] = "int64"
     return translated
 
 
 def one_address_per_door(endpoints: list[Endpoint], **_context: Any) -> list[Endpoint]:
-    """Preprocessing hook: leaves out the seeds' own paths, which are the doors under ``/api/v1/`` once more."""
-    return [endpoint for endpoint in endpoints if endpoint[0].startswith("/api/")]
+    """Preprocessing hook: leaves out the seeds' own paths, which ``complete`` adds as copies."""
+    return [endpoint for endpoint in endpoints if endpoint[0].startswith(API_PREFIX)]
 
 
-def describe_problems(result: dict[str, Any], **_context: Any) -> dict[str, Any]:
-    """Postprocessing hook: every operation may answer a problem."""
-    result.setdefault("components", {}).setdefault("schemas", {})["Problem"] = _PROBLEM
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    for operations in result["paths"].values():
-        for operation in operations.values():
-            responses = operation["responses"]
-            responses.setdefault("4XX", {"description": "The request was refused.", "content": content})
-            responses.setdefault("5XX", {"description": "The service could not answer.", "content": content})
+def complete(result: Schema, **_context: Any) -> Schema:
+    """Postprocessing hook: adds the refusals, the seeds' own paths, and the addresses beside the API."""
+    paths: Schema = result["paths"]
+    kinds = _kinds()
+    used = set(_EVERYWHERE)
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            if "x-refusals" not in operation:
+                warn(f"{method} {path} has no coupons.openapi.describe")
+            operation["summary"] = operation.pop("description", "").rstrip(".")
+            codes = _codes(path, method, operation)
+            used |= codes
+            operation["responses"] |= _refusals(codes, kinds)
+            for status, links in operation.pop("x-links", {}).items():
+                operation["responses"][str(status)]["links"] = links
+    _add_seed_paths(paths)
+    paths |= deepcopy(BESIDE_THE_API)
+    components: Schema = result["components"]
+    components["schemas"]["Problem"] = _PROBLEM
+    components["responses"] = {code: _refusal([code], kinds) for code in sorted(used)}
     return result
+
+
+def _kinds() -> dict[str, Kind]:
+    """Status and title of every code: those of couponsite.problems and of the domain's errors."""
+    kinds = dict(KINDS)
+    errors: list[type[DomainError]] = [DomainError]
+    for error in errors:
+        kinds.setdefault(error.code, Kind(error.status, error.title))
+        errors += error.__subclasses__()
+    return kinds
+
+
+def _codes(path: str, method: str, operation: Schema) -> set[str]:
+    """The codes that this call may be refused with; takes what the view told of them out of ``operation``."""
+    codes = {*_EVERYWHERE, *operation.pop("x-refusals", ())}
+    if method != "get":
+        codes.add("unsupported_media_type")
+    if any(operation.get("security", ())):
+        codes.add("unauthenticated")
+        if method != "get":
+            # A session without its CSRF token.
+            codes.add("forbidden")
+    if "{" in path:
+        # What is no id is no address.
+        codes.add("not_found")
+    return codes
+
+
+def _refusals(codes: set[str], kinds: Mapping[str, Kind]) -> Schema:
+    by_status: dict[int, list[str]] = {}
+    for code in sorted(codes):
+        by_status.setdefault(kinds[code].status, []).append(code)
+    return {
+        str(status): _reference(same[0]) if len(same) == 1 else _refusal(same, kinds)
+        for status, same in sorted(by_status.items())
+    }
+
+
+def _reference(code: str) -> Schema:
+    return {"$ref": f"#/components/responses/{code}"}
+
+
+def _refusal(codes: Sequence[str], kinds: Mapping[str, Kind]) -> Schema:
+    """The response that tells of ``codes``, which share a status."""
+    narrowed = {"status": {"enum": [kinds[codes[0]].status]}, "code": {"enum": list(codes)}}
+    response: Schema = {
+        "description": "; ".join(f"`{code}`: {kinds[code].title}" for code in codes),
+        "content": {
+            "application/problem+json": {
+                "schema": {"allOf": [{"$ref": "#/components/schemas/Problem"}, {"properties": narrowed}]},
+                "examples": {code: {"value": _problem_example(code, kinds[code])} for code in codes},
+            }
+        },
+    }
+    headers = {name: header for code in codes for name, header in _HEADERS.get(code, {}).items()}
+    if headers:
+        # Only where no other code shares the status is the header always there.
+        response["headers"] = {name: {**header, "required": len(codes) == 1} for name, header in headers.items()}
+    return response
+
+
+def _problem_example(code: str, kind: Kind) -> Schema:
+    example: Schema = {
+        "type": f"urn:coupon-service:problem:{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": f"{kind.title}.",
+        "instance": f"{API_PREFIX}/coupons/issue-async",
+        "code": code,
+    }
+    if code == "invalid":
+        message = "Expected `str`, got `int`"
+        example |= {"detail": f"couponType: {message}", "errors": [{"field": "couponType", "message": message}]}
+    return example
+
+
+def _add_seed_paths(paths: Schema) -> None:
+    """The doors once more, at the paths without prefix."""
+    # URLconfs are loaded after apps.
+    from coupons import seed_urls
+
+    by_shape = {_shape(path): path for path in paths}
+    for route in seed_urls.urlpatterns:
+        path = by_shape[f"{API_PREFIX}/{_shape(str(route.pattern))}"]
+        operations = deepcopy(paths[path])
+        for operation in operations.values():
+            operation["operationId"] += "AtSeedPath"
+            operation["description"] = f"The same door as `{path}`."
+            operation["tags"] = ["seed paths"]
+        paths[path.removeprefix(API_PREFIX)] = operations
+
+
+def _shape(path: str) -> str:
+    return re.sub(r"{.*?}|<.*?>", "{}", path)
+
+
+def _beside(tag: str, operation_id: str, summary: str, responses: Schema) -> Schema:
+    return {"get": {"operationId": operation_id, "summary": summary, "tags": [tag], "responses": responses}}
+
+
+def _answer(description: str, media_type: str, schema: Schema) -> Schema:
+    return {"description": description, "content": {media_type: {"schema": schema}}}
+
+
+def _states(*names: str) -> Schema:
+    state = {"type": "string", "enum": ["ok", "unavailable"]}
+    return {"type": "object", "properties": dict.fromkeys(names, state), "required": list(names)}
+
+
+_GET_ONLY = {"405": {"description": "Only GET and HEAD.", "headers": {"Allow": _ALLOW}}}
+_PAGE_REFUSALS = {str(KINDS[code].status): _reference(code) for code in _EVERYWHERE if code != "unavailable"}
+_READINESS = _states("status", "postgresql", "redis")
+
+# No views of the API, and nothing of theirs is negotiable: written by hand, for completeness.
+BESIDE_THE_API: Schema = {
+    "/livez": _beside(
+        "probes",
+        "livez",
+        "Whether the process answers at all",
+        {"200": _answer("It does.", "application/json", _states("status")), **_GET_ONLY},
+    ),
+    "/readyz": _beside(
+        "probes",
+        "readyz",
+        "Whether requests can be taken",
+        {
+            "200": _answer("PostgreSQL answers; Redis may be away.", "application/json", _READINESS),
+            "503": _answer("PostgreSQL is away.", "application/json", _READINESS),
+            **_GET_ONLY,
+        },
+    ),
+    "/metrics": _beside(
+        "probes",
+        "metrics",
+        "Figures in the text format of Prometheus",
+        {"200": _answer("The figures of all web processes.", "text/plain", {"type": "string"}), **_GET_ONLY},
+    ),
+    "/api/schema": _beside(
+        "documentation",
+        "schema",
+        "This document",
+        {"200": _answer("OpenAPI 3.0.", "application/vnd.oai.openapi+json", {"type": "object"}), **_PAGE_REFUSALS},
+    ),
+    "/api/docs": _beside(
+        "documentation",
+        "docs",
+        "This document as a page to try things on",
+        {"200": _answer("Swagger UI.", "text/html", {"type": "string"}), **_PAGE_REFUSALS},
+    ),
+}

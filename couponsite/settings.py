@@ -221,16 +221,25 @@ API_MAX_BODY_BYTES = 16 * 1024
 
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Flash coupons",
-    "DESCRIPTION": "First come, first served coupons. Errors are RFC 9457 problems.",
+    "DESCRIPTION": (
+        "First come, first served coupons. A request for one is taken at once (202) and decided soon after: ask "
+        "`GET /api/v1/issue-requests/{requestId}` how it ended.\n\n"
+        "Bodies are one JSON object of at most 16 KiB without unknown fields; an empty body counts as `{}`. Times are "
+        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Refusals are RFC 9457 problems with a "
+        "`code`. Lists come in pages: `next` is the address of the next one, or null."
+    ),
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # By default the page asks a public validator about our document.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
+    "CAMELIZE_NAMES": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "PREPROCESSING_HOOKS": ["couponsite.openapi.one_address_per_door"],
-    "POSTPROCESSING_HOOKS": ["couponsite.openapi.describe_problems"],
+    "POSTPROCESSING_HOOKS": ["couponsite.openapi.complete"],
 }
 
 # Kafka

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
+import json
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -14,6 +17,10 @@ ISSUE_FOR_OTHERS = "coupons:issue-for-others"
 
 _ALGORITHM = "HS256"
 _MAX_ID = 2**63 - 1
+
+# What _sign makes. Other claims and spellings are as good, but PyJWT's to judge.
+_PLAIN_HEADER = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
+_PLAIN_CLAIMS = frozenset({"user_id", "scope", "exp", "token_type", "mark"})
 
 
 class InvalidToken(Exception):
@@ -68,6 +75,36 @@ def _sign(claims: dict[str, Any], lifetime: timedelta) -> str:
 
 
 def _verify(token: str) -> dict[str, Any]:
+    """The claims of a valid token; InvalidToken otherwise."""
+    claims = _verify_plain(token)
+    return _verify_any(token) if claims is None else claims
+
+
+def _verify_plain(token: str) -> dict[str, Any] | None:
+    """The claims of a valid token that looks like our own; None for one that PyJWT has to judge.
+
+    Takes nothing that PyJWT would refuse, at a sixth of its cost.
+    """
+    signed, _, signature = token.rpartition(".")
+    header, _, payload = signed.partition(".")
+    if header != _PLAIN_HEADER:
+        return None
+    try:
+        expected = urlsafe_b64encode(
+            hmac.digest(settings.SECRET_KEY.encode(), signed.encode("ascii"), "sha256")
+        ).rstrip(b"=")
+        if not hmac.compare_digest(expected, signature.encode("ascii")):
+            return None
+        claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(claims, dict) or not claims.keys() <= _PLAIN_CLAIMS or claims.get("user_id") is None:
+        return None
+    expires = claims.get("exp")
+    return claims if type(expires) is int and expires > time.time() else None
+
+
+def _verify_any(token: str) -> dict[str, Any]:
     try:
         claims: dict[str, Any] = jwt.decode(
             token,

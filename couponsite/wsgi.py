@@ -52,7 +52,6 @@ try:
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 
-if 'SWI' in os.environ: sys.setswitchinterval(float(os.environ['SWI']))
 # What is loaded by now lives as long as the process: collections need not walk it, which cuts the tail.
 gc.collect()
 gc.freeze()

@@ -7,6 +7,7 @@ import hmac
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -86,28 +87,36 @@ def request_accept(
         admission=coupon.admission,
         traceparent=traceparent or new_traceparent(),
     )
-    if not _acceptances.submit(outbox_row(event)):
+    told = {
+        "requestId": request_id,
+        "couponType": coupon.coupon_type,
+        "userId": user_id,
+        "traceparent": event.traceparent,
+    }
+    if not _acceptances.submit(_Acceptance(outbox_row(event), told)):
         waiting = _waiting(request_id) or _ended(request_id)
         if waiting is None:
             raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
         return _repeat(waiting, coupon, user_id)
-    request_log.tell(
-        "request accepted",
-        requestId=request_id,
-        couponType=coupon.coupon_type,
-        userId=user_id,
-        traceparent=event.traceparent,
-    )
     return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id)
 
 
-def _insert_acceptances(rows: Sequence[OutboxRow]) -> Sequence[bool]:
+class _Acceptance(NamedTuple):
+    """The row of a request, and what its log line tells."""
+
+    row: OutboxRow
+    told: dict[str, Any]
+
+
+def _insert_acceptances(acceptances: Sequence[_Acceptance]) -> Sequence[bool]:
     with transaction.atomic():
-        return insert_new_rows(rows)
+        inserted = insert_new_rows([acceptance.row for acceptance in acceptances])
+    request_log.tell_all("request accepted", [one.told for one, new in zip(acceptances, inserted, strict=True) if new])
+    return inserted
 
 
 # Requests of the same few milliseconds share one INSERT and one commit; each is answered after that commit.
-_acceptances: GroupCommit[OutboxRow, bool] = GroupCommit(_insert_acceptances)
+_acceptances: GroupCommit[_Acceptance, bool] = GroupCommit(_insert_acceptances)
 
 
 def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> UUID:

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import caches
+from django.test import Client
+
+from coupons.models import Coupon, IssueRequest
+from coupons.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_REQUEST_ID, EXAMPLE_USER_ID
+from couponsite.auth_api import EXAMPLE_LOGIN
+from tests.support.factories import CouponFactory
+
+from .document import Document
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def no_logins_counted() -> Iterator[None]:
+    redis: Any = caches["default"]
+    redis.delete_pattern("login:*")
+    yield
+    redis.delete_pattern("login:*")
+
+
+@pytest.fixture
+def document(client: Client) -> Document:
+    response = client.get("/api/schema")
+    assert response.status_code == 200
+    document: Document = response.json()
+    return document
+
+
+@pytest.fixture
+def coupon(db: None) -> Coupon:
+    """The coupon that the examples are about."""
+    return CouponFactory.create(id=EXAMPLE_COUPON_ID, coupon_type=EXAMPLE_COUPON_TYPE, total_quantity=1000)
+
+
+@pytest.fixture
+def closed_coupon(coupon: Coupon) -> Coupon:
+    return CouponFactory.create(
+        id=coupon.pk + 1, opens_at=LONG_AGO, closes_at=LONG_AGO + timedelta(days=1), valid_days=30
+    )
+
+
+@pytest.fixture
+def cast(coupon: Coupon, closed_coupon: Coupon) -> None:
+    """All that the examples speak of: a user of the site, who has coupons, and a request that has ended."""
+    User.objects.create_user(**EXAMPLE_LOGIN)
+    issued = [
+        one.user_coupons.create(user_id=EXAMPLE_USER_ID, issued_at=LONG_AGO, expires_at=expires_at)
+        for one, expires_at in ((coupon, None), (closed_coupon, LONG_AGO + timedelta(days=30)))
+    ]
+    IssueRequest.objects.create(
+        request_id=EXAMPLE_REQUEST_ID,
+        coupon=coupon,
+        coupon_type=coupon.coupon_type,
+        user_id=EXAMPLE_USER_ID,
+        status=IssueRequest.Status.SUCCESS,
+        user_coupon_id=issued[0].pk,
+        requested_at=LONG_AGO,
+        processed_at=LONG_AGO,
+        topic="coupon-issue-request",
+        partition=0,
+        offset=0,
+    )

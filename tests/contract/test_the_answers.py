@@ -1,0 +1,116 @@
+"""The answers are those of the OpenAPI document: what the examples get, and each refusal once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from coupons.models import Coupon
+from coupons.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_USER_ID
+from couponsite.auth_api import EXAMPLE_LOGIN
+from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from kafka_bridge.pressure import outbox_pressure
+
+from .document import Call, Document, assert_described, calls
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def send(client: Client, document: Document) -> Callable[..., Any]:
+    """``send(operation_id, body, address=..., scope=...)``: calls as the examples' user, and checks the answer."""
+
+    def answer_of(
+        operation_id: str, body: Any = None, *, address: str = "", method: str = "", user: int | None = EXAMPLE_USER_ID,
+        scope: str = "", content_type: str = "application/json", **headers: str,
+    ) -> Any:  # fmt: skip
+        [call] = [call for call in calls(document) if call.operation["operationId"] == operation_id]
+        if user is not None:
+            headers["Authorization"] = f"Bearer {issue_access_token(user, scope)}"
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        response = client.generic(
+            method or call.method.upper(),
+            address or call.address,
+            b"" if body is None else raw,
+            content_type,
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+        assert_described(call, response)
+        return response
+
+    return answer_of
+
+
+def sendable(document: Document) -> Iterator[tuple[Call, Any]]:
+    """Every call with each of its example bodies, but for the refresh token: no example can be a good one."""
+    for call in calls(document):
+        if call.operation["operationId"] != "authTokenRefresh":
+            for body in call.bodies.values() or [None]:
+                yield call, body
+
+
+def test_the_examples_work(cast: None, document: Document, send: Callable[..., Any]) -> None:
+    for call, body in sendable(document):
+        response = send(call.operation["operationId"], body, scope=ISSUE_FOR_OTHERS)
+        assert response.status_code == call.success, f"{call.method} {call.path}: {response.content}"
+
+
+def test_a_refresh_token_gets_the_next_access_token(cast: None, send: Callable[..., Any]) -> None:
+    refresh = send("authToken", EXAMPLE_LOGIN, user=None).json()["refresh"]
+    assert send("authTokenRefresh", {"refresh": refresh}, user=None).status_code == 200
+
+
+def test_a_fresh_request_and_a_short_page_are_as_described(cast: None, send: Callable[..., Any]) -> None:
+    accepted = send("issueById", {})
+    assert send("issueRequest", address=accepted["Location"]).json()["status"] == "PENDING"
+    for operation_id in ("couponList", "userCouponList"):
+        page = send(operation_id, address=f"{send(operation_id).wsgi_request.path}?limit=1").json()
+        assert len(page["results"]) == 1
+        assert send(operation_id, address=page["next"]).json()["next"] is None
+
+
+BY_TYPE = {"couponType": EXAMPLE_COUPON_TYPE}
+REFUSED: dict[str, dict[str, Any]] = {
+    "invalid": {"operation_id": "issueByType", "body": {"couponType": 5}},
+    "unauthenticated": {"operation_id": "issueByType", "body": BY_TYPE, "user": None},
+    "forbidden": {"operation_id": "issueByType", "body": BY_TYPE | {"userId": EXAMPLE_USER_ID + 1}},
+    "not_found": {"operation_id": "issueByType", "body": {"couponType": "NOWHERE"}},
+    "method_not_allowed": {"operation_id": "issueByType", "method": "PUT"},
+    "not_open": {"operation_id": "issueById", "address": f"/api/v1/coupons/{EXAMPLE_COUPON_ID + 1}/issue-async"},
+    "too_large": {"operation_id": "issueByType", "body": b" " * 20_000},
+    "unsupported_media_type": {"operation_id": "issueByType", "body": b"a=1", "content_type": "text/plain"},
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_a_refusal_is_as_described(cast: None, send: Callable[..., Any], code: str) -> None:
+    assert send(**REFUSED[code]).json()["code"] == code
+
+
+def test_a_key_used_again_for_something_else_is_refused_as_described(
+    cast: None, closed_coupon: Coupon, send: Callable[..., Any]
+) -> None:
+    assert send("issueById", {}, Idempotency_Key="key").status_code == 202
+    other = send("issueById", {}, address=f"/api/v1/coupons/{closed_coupon.pk}/issue-async", Idempotency_Key="key")
+    assert other.json()["code"] == "idempotency_key_reused"
+
+
+def test_too_many_logins_are_refused_as_described(cast: None, send: Callable[..., Any], settings: Any) -> None:
+    settings.AUTH_TOKEN_THROTTLE = (0, 60)
+    assert send("authToken", EXAMPLE_LOGIN, user=None).json()["code"] == "throttled"
+
+
+def test_an_outbox_far_behind_is_told_as_described(
+    cast: None, send: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_pressure, "_refusal", "The outbox is far behind.")
+    assert send("issueById", {}).json()["code"] == "unavailable"
+
+
+def test_every_code_is_provoked_here(document: Document) -> None:
+    others = {"idempotency_key_reused", "throttled", "unavailable"}
+    assert document["components"]["responses"].keys() == REFUSED.keys() | others
