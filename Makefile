@@ -11,7 +11,7 @@ OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing 
 	DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up down
+.PHONY: help demo test bench lint up down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,10 @@ demo: $(INSTALLED) ## a flash sale on real processes and its verdict; stays up u
 test: $(INSTALLED) ## every test, on real services; ARGS="tests/edge -k token" for some
 	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name test -- python -m pytest $(ARGS)
+
+bench: $(INSTALLED) ## ratios measured on real services in about three minutes; ARGS="--only door --rows 5000000"
+	@export $(WITH_VENV) SECRET_KEY=for-benchmarks-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
+	exec python -m devstack run --name bench --fresh -- python -m benchmarks $(ARGS)
 
 lint: $(INSTALLED) ## style, types, layers, migrations, API schema, deployment checks
 	@export $(WITH_VENV) $(OFFLINE); set -e; \

@@ -11,19 +11,22 @@ from types import FrameType
 import django
 
 _ROUNDS = 5
+_OLD_ROWS = 300_000
+_PARTS = ("issue", "relay", "door", "sale", "latency")
 
 
 def main() -> int:
     """Measure what the command line asks for and print the table."""
     options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
     django.setup()
     try:
         # Its modules need the settings.
         from .report import report
 
-        report(rounds=options.rounds, old_rows=options.rows)
+        report(options.only, rounds=options.rounds, old_rows=options.rows)
     except KeyboardInterrupt:
         print("interrupted; nothing is left behind", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -32,12 +35,28 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", type=_parts, default=_PARTS, metavar="PARTS", help=f"some of {','.join(_PARTS)}")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"turns of each side (default {_ROUNDS})")
-    parser.add_argument("--rows", type=int, default=0, help="measure once more with so many old rows in the tables")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=_OLD_ROWS,
+        help=f"old rows in the tables for a second look at issuing and relaying (default {_OLD_ROWS:,}, 0: none)",
+    )
     return parser
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    if unknown := set(parts) - set(_PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose of {', '.join(_PARTS)}")
+    return parts
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    # Once: nothing must keep what was begun from being cleared away.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

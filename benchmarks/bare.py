@@ -1,10 +1,12 @@
 """What the door is measured against: Django that does nothing, on the same server with the same options.
 
-No middleware, no database, no log line: one view that answers a constant of the door's size, and the body unread.
+One view answers a constant of the door's size and leaves the body unread: no database, no log line. Around it stands
+the middleware that ``startproject`` writes, or none with BARE_MIDDLEWARE=none in the environment.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import django
@@ -12,24 +14,46 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
 
-ADDRESS = "api/v1/coupons/issue-async"
+_MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+]
 _BODY = (
-    b'{"requestId":"01890a5d-ac96-774b-bcce-b302099a8057","status":"PENDING","couponId":1,"couponType":"HOT",'
-    b'"userId":1000000,"sequence":null}'
+    b'{"requestId":"01890a5d-ac96-774b-bcce-b302099a8057","status":"PENDING","couponId":1,"couponType":"SALE_01234567",'
+    b'"userId":2000000000,"sequence":null}'
 )
 
 
+@csrf_exempt
 def answer(request: HttpRequest) -> HttpResponse:
     length = {"Content-Length": str(len(_BODY))}
     return HttpResponse(_BODY, status=202, content_type="application/json", headers=length)
 
 
-urlpatterns = [path(ADDRESS, answer)]
+urlpatterns = [path("api/v1/coupons/issue-async", answer)]
 
 
 def _application() -> Any:
-    settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="signs nothing", ALLOWED_HOSTS=["127.0.0.1"], MIDDLEWARE=[])
+    settings.configure(
+        ROOT_URLCONF=__name__,
+        SECRET_KEY="signs nothing",
+        ALLOWED_HOSTS=["127.0.0.1"],
+        INSTALLED_APPS=_APPS,
+        MIDDLEWARE=[] if os.environ.get("BARE_MIDDLEWARE") == "none" else _MIDDLEWARE,
+    )
     django.setup()
     return get_wsgi_application()
 

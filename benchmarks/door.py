@@ -1,4 +1,4 @@
-"""How much of a bare Django view's pace the door keeps, with token, validation, row and commit on top."""
+"""How much of an empty Django view's pace the door keeps, with token, validation, row and commit on top."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from .rounds import take_turns
 from .servers import Server, bare_web, folder, web
 
 DOOR = "door"
-BARE = "bare view"
-_DOOR_REQUESTS = 6_000
-_BARE_REQUESTS = 12_000
+PLAIN = "plain Django"
+BARE = "without middleware"
+_DOOR_REQUESTS = 5_000
+_EMPTY_REQUESTS = 10_000
 
 
 def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
-    """Answers per second of the door and of the bare view, each kept as busy as it can be."""
-    with folder() as place, web(place) as door, bare_web(place) as bare:
+    """Answers per second of the door and of views that do nothing, each kept as busy as it can be."""
+    with (
+        folder() as place,
+        web(place) as door,
+        bare_web(place, middleware=True) as plain,
+        bare_web(place, middleware=False) as bare,
+    ):
         client = Client(place)
 
         def rate(server: Server, quantity: int) -> float:
@@ -25,5 +31,10 @@ def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
             return quantity / client.send(Plan(server.port, CONNECTIONS, messages)).seconds
 
         return take_turns(
-            {DOOR: lambda: rate(door, _DOOR_REQUESTS), BARE: lambda: rate(bare, _BARE_REQUESTS)}, rounds=rounds
+            {
+                DOOR: lambda: rate(door, _DOOR_REQUESTS),
+                PLAIN: lambda: rate(plain, _EMPTY_REQUESTS),
+                BARE: lambda: rate(bare, _EMPTY_REQUESTS),
+            },
+            rounds=rounds,
         )

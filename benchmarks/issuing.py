@@ -9,7 +9,7 @@ from itertools import count
 
 from coupons.events import ISSUE_REQUESTED, issue_requested
 from coupons.handlers import ISSUE
-from coupons.models import Coupon, UserCoupon
+from coupons.models import Coupon
 from coupons.services.accepting import new_traceparent
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z
@@ -18,7 +18,7 @@ from kafka_bridge.outbox import new_event_id
 from kafka_bridge.registry import ReceivedMessage
 
 from . import naive
-from .rounds import Prepare, alternate
+from .rounds import Prepare
 
 BATCH_SIZES = (1000, 500)
 ONE_BY_ONE = "one by one"
@@ -28,27 +28,30 @@ _SINGLE_MESSAGES = 300
 _numbers = count(1)
 
 
-def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
-    """Coupons issued per second: by ``"one by one"``, and by the number of messages in a batch."""
-    contestants: dict[str, Prepare] = {ONE_BY_ONE: partial(_turn, coupon, _SINGLE_MESSAGES, _issue_one_by_one)}
+def contestants(coupon: Coupon) -> dict[str, Prepare]:
+    """Turns of issuing that coupon: ``"one by one"``, and by the number of messages in a batch."""
+    turns: dict[str, Prepare] = {ONE_BY_ONE: partial(_turn, coupon, _SINGLE_MESSAGES, _issue_one_by_one)}
     for size in BATCH_SIZES:
-        contestants[str(size)] = partial(_turn, coupon, _BATCHED_MESSAGES, partial(_issue_in_batches, size))
-    before, asked = UserCoupon.objects.count(), next(_numbers)
-    rates = alternate(contestants, rounds=rounds)
-    issued, wanted = UserCoupon.objects.count() - before, next(_numbers) - asked - 1
-    if issued != wanted:
-        raise AssertionError(f"{issued} coupons were issued to {wanted} users")
-    return rates
+        turns[str(size)] = partial(_turn, coupon, _BATCHED_MESSAGES, partial(_issue_in_batches, size))
+    return turns
 
 
 def _turn(coupon: Coupon, quantity: int, issue: Callable[[Sequence[ReceivedMessage]], None]) -> Callable[[], int]:
     messages = [_message(coupon) for _ in range(quantity)]
+    before = _issued(coupon)
 
     def work() -> int:
         issue(messages)
+        if (issued := _issued(coupon) - before) != quantity:
+            raise AssertionError(f"{issued} coupons were issued to {quantity} users")
         return quantity
 
     return work
+
+
+def _issued(coupon: Coupon) -> int:
+    coupon.refresh_from_db(fields=["issued"])
+    return coupon.issued
 
 
 def _issue_one_by_one(messages: Sequence[ReceivedMessage]) -> None:

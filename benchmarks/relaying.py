@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from coupons.events import issue_ended
 from coupons.models import Coupon
@@ -17,7 +19,8 @@ from kafka_bridge.outbox import Event, new_event_id, outbox_row, publish
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relay import Relay
 
-from .rounds import alternate
+from .rounds import Prepare
+from .scratch import settle_outbox
 
 BARE = "bare producer"
 RELAY = "relay"
@@ -25,23 +28,15 @@ _MESSAGES = 30_000
 _ROWS_PER_TRANSACTION = 1000
 
 
-def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
-    """Messages per second that Kafka acknowledged, of the relay and of the bare producer."""
-    _settle_earlier_rows()
+@contextmanager
+def contestants(coupon: Coupon) -> Iterator[dict[str, Prepare]]:
+    """Turns of publishing so many events, by the relay and by a bare producer."""
+    settle_outbox()
     producer, relay = make_producer(), Relay()
     try:
-        return alternate(
-            {RELAY: lambda: _relay_turn(coupon, relay), BARE: lambda: _bare_turn(coupon, producer)}, rounds=rounds
-        )
+        yield {RELAY: partial(_relay_turn, coupon, relay), BARE: partial(_bare_turn, coupon, producer)}
     finally:
         relay.close()
-
-
-def _settle_earlier_rows() -> None:
-    """Make what is in the outbox look as if it had been published for a while."""
-    with connection.cursor() as cursor:
-        cursor.execute("UPDATE kafka_bridge_outboxmessage SET published_at = now() WHERE published_at IS NULL")
-        cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
 
 
 def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:

@@ -1,41 +1,143 @@
-"""The table: every line a ratio of two rates that were measured side by side."""
+"""The table: every line a ratio of two figures that were measured side by side."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 
 from django.conf import settings
 from rich.console import Console
 from rich.table import Table
 
-from coupons.events import ISSUE_SUCCEEDED
-from coupons.models import Coupon
-
-from . import history, issuing, relaying
+from . import door, issuing, latency, relaying, sale
+from .crowds import CONNECTIONS
 from .machine import machine
-from .scratch import forget_answers, scratch_database, scratch_topics
+from .rounds import Prepare, alternate
+from .sale import new_coupon
+from .scratch import scratch_database, scratch_topics
+from .sides import PIECES, Side, sides
+
+# A sale starts every process anew.
+_SALES = 3
+_EXPLANATIONS = (
+    "empty view: the Procfile's web server around a Django view that answers a constant, no database or log line; plain"
+    f" Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
+    f"sale: {sale.USERS:,} users at once, from the first request to the last coupon; CPU: of a warm sale, the client's"
+    " left out",
+    f"latency: from the moment a request was due, at {latency.SHARE:.0%} of what web, relay and issuer accept together;"
+    " result: until the decision",
+)
 
 
-def report(*, rounds: int, old_rows: int) -> None:
-    """Measure in a database and topics of its own and print the table; with ``old_rows`` once more on top of them."""
+class Report:
+    """Measures parts by name and gathers their lines. Works in a database and topics that are scratch."""
+
+    def __init__(self, database: str, *, rounds: int, old_rows: int) -> None:
+        self._database = database
+        self._rounds = rounds
+        self._old_rows = old_rows
+        self.table = Table(title="Medians of alternating rounds", title_justify="left", caption_justify="left")
+        self.table.add_column("measured")
+        self.table.add_column("", justify="right")
+        self.table.add_column("against")
+        self.table.add_column("", justify="right")
+        self.table.add_column("ratio", justify="right")
+        self.table.add_column("aim", justify="right")
+
+    def measure(self, parts: Collection[str]) -> None:
+        """Measure ``parts``."""
+        if {"issue", "relay"} & set(parts):
+            with sides(self._database, old_rows=self._old_rows) as found:
+                if "issue" in parts:
+                    self._issue(found)
+                if "relay" in parts:
+                    self._relay(found)
+        others: dict[str, Callable[[], None]] = {"door": self._door, "sale": self._sale, "latency": self._latency}
+        for name, measure in others.items():
+            if name in parts:
+                measure()
+
+    def _issue(self, found: list[Side]) -> None:
+        turns: dict[str, Prepare] = {}
+        for side in found:
+            for name, prepare in side.run(lambda: issuing.contestants(new_coupon(PIECES))).items():
+                if name != issuing.ONE_BY_ONE or not side.condition:
+                    turns[f"{name}{side.condition}"] = side.prepare(prepare)
+        rates = alternate(turns, rounds=self._rounds)
+        for size in issuing.BATCH_SIZES:
+            self._rate(f"issue by {size:,}", rates[str(size)], "a transaction each", rates[issuing.ONE_BY_ONE])
+        for side in found[1:]:
+            for size in issuing.BATCH_SIZES:
+                self._cost(f"issue by {size:,}{side.condition}", rates[f"{size}{side.condition}"], rates[str(size)])
+
+    def _relay(self, found: list[Side]) -> None:
+        turns: dict[str, Prepare] = {}
+        for side in found:
+            contestants = side.enter(relaying.contestants(side.run(lambda: new_coupon(PIECES))))
+            for name, prepare in contestants.items():
+                if name != relaying.BARE or not side.condition:
+                    turns[f"{name}{side.condition}"] = side.prepare(prepare)
+        rates = alternate(turns, rounds=self._rounds)
+        self._rate("relay", rates[relaying.RELAY], "bare producer", rates[relaying.BARE])
+        for side in found[1:]:
+            self._cost(f"relay{side.condition}", rates[f"{relaying.RELAY}{side.condition}"], rates[relaying.RELAY])
+
+    def _door(self) -> None:
+        rates = door.measure(new_coupon(PIECES), rounds=self._rounds)
+        self._rate("door", rates[door.DOOR], "empty view, plain Django", rates[door.PLAIN], aim=">= 0.4")
+        self._rate("door", rates[door.DOOR], "empty view, no middleware", rates[door.BARE])
+
+    def _sale(self) -> None:
+        sales = sale.measure(rounds=min(self._rounds, _SALES))
+        self._line(
+            "sale, fresh processes", f"{sales.fresh:.1f} s", "warm", f"{sales.warm:.1f} s", sales.fresh / sales.warm
+        )
+        whole = sum(sales.cpu.values())
+        for kind, used in [*sales.cpu.items(), ("all", whole)]:
+            per_thousand = 1000 * used / sale.USERS
+            self._line(
+                f"CPU per 1,000 issued: {kind}", f"{per_thousand:.3f} s", "all", f"{1000 * whole / sale.USERS:.3f} s",
+                used / whole, aim="<= 0.3 s" if kind == "all" else "",
+            )  # fmt: skip
+
+    def _latency(self) -> None:
+        measured = latency.measure()
+        self._line(
+            "constant arrivals", f"{measured.rate:,.0f}/s", "saturation", f"{measured.saturation:,.0f}/s",
+            measured.rate / measured.saturation,
+        )  # fmt: skip
+        for name, percentiles in (("answer", measured.answer), ("result", measured.result)):
+            for percent, seconds in percentiles.items():
+                self._line(
+                    f"time to {name}, p{percent}", f"{1000 * seconds:,.1f} ms",
+                    "p50", f"{1000 * percentiles[50]:,.1f} ms", seconds / percentiles[50],
+                )  # fmt: skip
+
+    def _rate(self, measured: str, rate: float, against: str, other: float, *, aim: str = "") -> None:
+        self._line(measured, f"{rate:,.0f}/s", against, f"{other:,.0f}/s", rate / other, aim=aim)
+
+    def _cost(self, measured: str, rate: float, other: float) -> None:
+        """How many times longer a piece takes than on empty tables."""
+        self._line(measured, f"{rate:,.0f}/s", "empty tables", f"{other:,.0f}/s", other / rate, aim="<= 1.2")
+
+    def _line(self, measured: str, value: str, against: str, other: str, ratio: float, *, aim: str = "") -> None:
+        self.table.add_row(measured, value, against, other, f"{ratio:.{0 if ratio >= 20 else 2}f}x", aim)
+
+
+def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
+    """Measure ``parts`` in a database and topics of the run's own and print the table."""
     # While debugging Django keeps the text of every query, which costs more than many a query.
     settings.DEBUG = False
     _write_log_lines_nowhere()
-    table = _table()
-    with scratch_database(), scratch_topics(ISSUE_SUCCEEDED):
-        coupon = Coupon.objects.create(
-            coupon_type="HOT", name="HOT", discount_type="PERCENT", discount_value=10, total_quantity=10**9
-        )
-        try:
-            _measure(table, coupon, rounds=rounds, condition="")
-            if old_rows:
-                history.add(coupon, old_rows)
-                _measure(table, coupon, rounds=rounds, condition=f" over {old_rows:,} old rows")
-        finally:
-            forget_answers()
-        table.caption = machine()
-    Console().print(table)
+    with ExitStack() as stack:
+        database = stack.enter_context(scratch_database())
+        stack.enter_context(scratch_topics())
+        gathered = Report(database, rounds=rounds, old_rows=old_rows)
+        gathered.measure(parts)
+        gathered.table.caption = "\n".join((machine(), *_EXPLANATIONS))
+    Console().print(gathered.table)
 
 
 def _write_log_lines_nowhere() -> None:
@@ -44,31 +146,3 @@ def _write_log_lines_nowhere() -> None:
     for handler in logging.getLogger("coupons.requests").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(nowhere)
-
-
-def _table() -> Table:
-    table = Table(title="Medians of alternating rounds", title_justify="left", caption_justify="left")
-    table.add_column("path")
-    table.add_column("/s", justify="right")
-    table.add_column("against")
-    table.add_column("/s", justify="right")
-    table.add_column("ratio", justify="right")
-    return table
-
-
-def _measure(table: Table, coupon: Coupon, *, rounds: int, condition: str) -> None:
-    issued = issuing.measure(coupon, rounds=rounds)
-    for size in issuing.BATCH_SIZES:
-        _line(
-            table, f"issue by {size:,}{condition}", issued[str(size)],
-            "a transaction each", issued[issuing.ONE_BY_ONE], decimals=0,
-        )  # fmt: skip
-    relayed = relaying.measure(coupon, rounds=rounds)
-    _line(
-        table, f"relay{condition}", relayed[relaying.RELAY],
-        "bare producer", relayed[relaying.BARE], decimals=2,
-    )  # fmt: skip
-
-
-def _line(table: Table, measured: str, rate: float, against: str, other: float, *, decimals: int) -> None:
-    table.add_row(measured, f"{rate:,.0f}", against, f"{other:,.0f}", f"{rate / other:.{decimals}f}x")

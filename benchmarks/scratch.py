@@ -1,4 +1,4 @@
-"""A database and topics of the run's own, gone when it ends, and its answers in Redis with them."""
+"""Databases and topics of the run's own, gone when it ends, and its groups in Kafka and answers in Redis with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from confluent_kafka.admin import AdminClient
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
@@ -20,16 +21,30 @@ _KEYS_AT_ONCE = 5000
 @contextmanager
 def scratch_database() -> Iterator[str]:
     """A migrated database beside the configured one, which Django uses from now on; the value is its name."""
-    configured = settings.DATABASES["default"]
-    name = f"{configured['NAME'][:40]}_bench_{secrets.token_hex(4)}"
+    with empty_database() as name:
+        settings.DATABASES["default"]["NAME"] = name
+        migrate()
+        try:
+            yield name
+        finally:
+            forget_answers()
+
+
+@contextmanager
+def empty_database() -> Iterator[str]:
+    """A database beside the configured one; the value is its name."""
+    name = f"{settings.DATABASES['default']['NAME'][:40]}_bench_{secrets.token_hex(4)}"
     _on_server("CREATE DATABASE {}", name)
     try:
-        configured["NAME"] = name
-        call_command("migrate", verbosity=0)
         yield name
     finally:
         connection.close()
         _on_server("DROP DATABASE {} WITH (FORCE)", name)
+
+
+def migrate() -> None:
+    """Make the tables where Django's connection leads to."""
+    call_command("migrate", verbosity=0)
 
 
 def _on_server(statement: str, name: str) -> None:
@@ -39,24 +54,39 @@ def _on_server(statement: str, name: str) -> None:
 
 
 @contextmanager
-def scratch_topics(*event_types: str) -> Iterator[None]:
-    """The topics of these events, under a prefix that nobody else has."""
+def scratch_topics() -> Iterator[None]:
+    """The topics of all events, under a prefix that nobody else has."""
     before = settings.KAFKA_TOPIC_PREFIX
     settings.KAFKA_TOPIC_PREFIX = f"bench-{secrets.token_hex(4)}-"
     created: list[str] = []
     try:
-        created, _ = ensure_topics({name: settings.KAFKA_ROUTES[name] for name in event_types})
+        created, _ = ensure_topics(settings.KAFKA_ROUTES)
         yield
     finally:
+        _delete_groups(settings.KAFKA_TOPIC_PREFIX)
+        delete_topics(created)
         settings.KAFKA_TOPIC_PREFIX = before
-        if created:
-            delete_topics(created)
+
+
+def _delete_groups(prefix: str) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
+    groups = [group.group_id for group in admin.list_consumer_groups().result().valid]
+    ours = [group for group in groups if group.startswith(prefix)]
+    for future in (admin.delete_consumer_groups(ours) if ours else {}).values():
+        future.result()
+
+
+def settle_outbox() -> None:
+    """Make what is in the outbox look as if it had been published for a while."""
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kafka_bridge_outboxmessage SET published_at = now() WHERE published_at IS NULL")
+        cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
 
 
 def forget_answers() -> None:
-    """Takes the answers to this run's requests out of Redis."""
+    """Takes the answers to this database's requests out of Redis."""
     redis = get_redis_connection("default")
-    request_ids = IssueRequest.objects.values_list("request_id", flat=True).iterator(_KEYS_AT_ONCE)
-    keys = [f"status:{request_id}" for request_id in request_ids]
+    request_ids = IssueRequest.objects.exclude(requested_at=None).values_list("request_id", flat=True)
+    keys = [f"status:{request_id}" for request_id in request_ids.iterator(_KEYS_AT_ONCE)]
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         redis.unlink(*keys[start : start + _KEYS_AT_ONCE])

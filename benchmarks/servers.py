@@ -57,23 +57,22 @@ def web(place: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def bare_web(place: Path) -> Iterator[Server]:
-    """The same server with the same options around a view that does nothing."""
+def bare_web(place: Path, *, middleware: bool) -> Iterator[Server]:
+    """The same server with the same options around a view that does nothing, see ``bare``."""
     port = free_port()
-    process = procfile_process("web", _environment(place, port), place / "bare.log")
+    environment = {**_environment(place, port), "BARE_MIDDLEWARE": "" if middleware else "none"}
+    process = procfile_process("web", environment, place / f"bare-{port}.log")
     if _APPLICATION not in process.argv[-1]:
         raise AssertionError(f"the Procfile's web process is not {_APPLICATION}")
     process.argv[-1] = process.argv[-1].replace(_APPLICATION, _BARE)
     with process:
-        wait_until(lambda: not is_free(port), _LISTEN_SECONDS, f"the bare server does not listen:\n{place}")
+        wait_until(lambda: not is_free(port), _LISTEN_SECONDS, "the bare server does not listen")
         yield Server(process, port)
 
 
 def _environment(place: Path, port: int = 0) -> dict[str, str]:
-    figures = place / f"figures-{port}"
-    figures.mkdir(exist_ok=True)
     database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{settings.DATABASES['default']['NAME']}")
-    return {
+    environment = {
         "DATABASE_URL": database.geturl(),
         "KAFKA_TOPIC_PREFIX": settings.KAFKA_TOPIC_PREFIX,
         "SECRET_KEY": settings.SECRET_KEY,
@@ -81,5 +80,10 @@ def _environment(place: Path, port: int = 0) -> dict[str, str]:
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "METRICS_PORT": "0",
-        "PROMETHEUS_MULTIPROC_DIR": str(figures) if port else "",
     }
+    if port:
+        # Else the Procfile makes a folder, which stays.
+        figures = place / f"figures-{port}"
+        figures.mkdir()
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
+    return environment

@@ -42,6 +42,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _ADMIN_TIMEOUT = 10.0
+# When a request that gets no answer is given up and goes to the partition's next leader. librdkafka's own minute would
+# be one in which a single frozen broker, long replaced by the others, stops the relay.
+_ANSWER_TIMEOUT_MS = 10_000
 _DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 
 _CONNECTION_PROPERTIES = ("security.", "sasl.", "ssl.", "enable.ssl.", "https.", "broker.address.")
@@ -84,6 +87,7 @@ def make_producer() -> Producer:
     return Producer(
         {
             **_base_config(),
+            "socket.timeout.ms": _ANSWER_TIMEOUT_MS,
             "linger.ms": 5,
             "batch.num.messages": 10000,
             "queue.buffering.max.messages": 100000,
@@ -105,6 +109,7 @@ def make_consumer(group_id: str, *, end_events: bool = False) -> Consumer:
     return Consumer(
         {
             **_base_config(),
+            "socket.timeout.ms": _ANSWER_TIMEOUT_MS,
             "session.timeout.ms": 10000,
             "heartbeat.interval.ms": 2000,
             "fetch.wait.max.ms": 50,

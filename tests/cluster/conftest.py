@@ -32,6 +32,7 @@ _CONSUMER = {**_CLIENT, "session.timeout.ms": 6000}
 HOT_STOCK = 600
 STOCK = 100
 AT_LEAST = 2000
+ISSUERS = 2
 
 
 @pytest.fixture(scope="package")
@@ -97,11 +98,12 @@ def sale(
     load = Load(web_port, coupons, at_least=AT_LEAST)
     try:
         service.start("relay")
-        issuers = [service.start("issuer", "--batch-size", "50", name=f"issuer-{number}") for number in (1, 2)]
+        for number in range(ISSUERS):
+            service.start("issuer", "--batch-size", "50", name=f"issuer-{number}")
         when_shards_are_held()
-        cluster.when_shared(ISSUE.group_id, len(issuers))
+        cluster.when_shared(ISSUE.group_id, ISSUERS)
         load.start()
-        yield Sale(load, coupons, issuers)
+        yield Sale(load, coupons)
     finally:
         load.stop()
         service.end()

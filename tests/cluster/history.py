@@ -48,6 +48,13 @@ def first_copies(records: Sequence[Record]) -> dict[bytes, list[UUID]]:
     return {key: list(unique) for key, unique in ids.items()}
 
 
+def lost_events(records: Sequence[Record], written: Sequence[UUID]) -> list[str]:
+    """Events of the outbox that are not on their topic, and messages that nobody wrote."""
+    published = {record.event_id for record in records}
+    lost = [f"I1 event {event_id} is not on its topic" for event_id in written if event_id not in published]
+    return lost + [f"I1 nobody wrote message {event_id}" for event_id in published - set(written)]
+
+
 def scattered_keys(records: Sequence[Record]) -> list[str]:
     """Keys that lie on several partitions, where nothing keeps their order."""
     partitions: dict[bytes, set[int]] = defaultdict(set)
@@ -73,15 +80,16 @@ def overtaken_requests(published: Sequence[UUID], spans: Mapping[UUID, Span]) ->
 
 
 def displaced_results(published: Sequence[UUID], written: Sequence[UUID]) -> list[str]:
-    """Results of one coupon that are not on the topic in the order in which they were written.
+    """The first result of one coupon that stands on the topic before another that was written earlier.
 
-    Whoever decides holds the coupon's lock, so no two of them ran at once, and the outbox's ids are in order.
+    Whoever decides holds the coupon's lock, so no two of them ran at once: the outbox's ids are in their order.
+    ``published`` are the first copies, ``written`` the results of all coupons as the outbox has them.
     """
-    return [
-        f"I4 result {number} of the coupon is {found}, and was written as {wanted}"
-        for number, (found, wanted) in enumerate(zip(published, written, strict=False))
-        if found != wanted
-    ][:1]
+    concerned = set(published)
+    for found, wanted in zip(published, (event_id for event_id in written if event_id in concerned), strict=True):
+        if found != wanted:
+            return [f"I4 result {found} overtook {wanted}, which was written before it"]
+    return []
 
 
 def undecided_before(offsets: Offsets, records: Sequence[Record]) -> list[str]:

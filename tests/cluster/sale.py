@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from signal import SIGCONT, SIGSTOP
+from collections.abc import Sequence
 from uuid import UUID
 
+from django.db import transaction
 from django.db.models import QuerySet
 
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest
-from devstack import ManagedProcess, wait_until
-from devstack.procinfo import identify, is_stopped
+from devstack import wait_until
 from kafka_bridge.models import OutboxMessage
 from tests.cluster.history import (
     Offsets,
     displaced_results,
     first_copies,
+    lost_events,
     overtaken_requests,
     read_history,
     scattered_keys,
     undecided_before,
 )
 from tests.cluster.load import Load
+from tests.processes.conftest import when_waiting_for_a_lock
 from tests.support.kafka import committed_offsets
 from tests.support.ledger import assert_guarantees_hold
 
@@ -36,13 +35,12 @@ _MOMENT_SECONDS = 60.0
 
 
 class Sale:
-    """The load, the processes that answer it, and what was seen of their offsets on the way."""
+    """The load, and what was seen of the issuers' offsets on the way."""
 
-    def __init__(self, load: Load, coupons: Sequence[Coupon], issuers: Sequence[ManagedProcess]) -> None:
-        """``coupons`` must be new, the first is the hot one."""
+    def __init__(self, load: Load, coupons: Sequence[Coupon]) -> None:
+        """``coupons`` must have been new before ``load``, the first is the hot one."""
         self.load = load
         self._coupons = coupons
-        self._issuers = issuers
         self._seen: list[Offsets] = []
 
     def when_under_way(self) -> None:
@@ -68,13 +66,14 @@ class Sale:
         return partition
 
     def look_at_offsets(self) -> None:
-        """Remember what a crash of the issuers at this moment would leave behind, for the check at the end."""
-        # The first time takes as long as the brokers need to find a coordinator.
-        committed_offsets(ISSUE.group_id, REQUESTS)
-        with _frozen(self._issuers):
-            # In this order: what is decided in between is no reproach.
-            committed = committed_offsets(ISSUE.group_id, REQUESTS)
-            self._seen.append(Offsets(committed, _decided()))
+        """Remember, for the check at the end, what a crash of the issuers would leave behind in the middle of a batch.
+
+        Waits until one of them is there.
+        """
+        with transaction.atomic():
+            assert list(Coupon.objects.select_for_update())
+            when_waiting_for_a_lock("consume_coupons")
+            self._remember_offsets()
 
     def assert_every_promise_kept(self) -> None:
         """End the load and hold answers, PostgreSQL, topics and offsets against each other: I1 to I5 and I8.
@@ -83,20 +82,30 @@ class Sale:
         """
         assert_guarantees_hold(self.load, self._coupons)
         assert not self.load.retries
+        self._remember_offsets()
         requests, results = read_history(REQUESTS), read_history(RESULTS)
         written_requests, written_results = _written(REQUESTS), _written(RESULTS)
-        assert {record.event_id for record in requests} == {*written_requests} == {*self.load.spans}
-        assert {record.event_id for record in results} == {*written_results}
+        assert set(written_requests) == set(self.load.spans)
         assert len(written_results) == len(written_requests)
-        assert scattered_keys([*requests]) + scattered_keys([*results]) == []
+        lines = [
+            *lost_events(requests, written_requests),
+            *lost_events(results, written_results),
+            *scattered_keys(requests),
+            *scattered_keys(results),
+        ]
         for published in first_copies(requests).values():
-            assert overtaken_requests(published, self.load.spans) == []
+            lines += overtaken_requests(published, self.load.spans)
         for published in first_copies(results).values():
-            concerned = {*published}
-            assert displaced_results(published, [event for event in written_results if event in concerned]) == []
-        self._seen.append(Offsets(committed_offsets(ISSUE.group_id, REQUESTS), _decided()))
+            lines += displaced_results(published, written_results)
         for offsets in self._seen:
-            assert undecided_before(offsets, requests) == []
+            lines += undecided_before(offsets, requests)
+        assert lines == []
+
+    def _remember_offsets(self) -> None:
+        # In this order: what is decided in between is no reproach.
+        committed = committed_offsets(ISSUE.group_id, REQUESTS)
+        decided = set(IssueRequest.objects.values_list("request_id", flat=True))
+        self._seen.append(Offsets(committed, decided))
 
     def _decided_hot(self) -> QuerySet[IssueRequest]:
         return IssueRequest.objects.filter(coupon=self._coupons[0])
@@ -109,26 +118,6 @@ class Sale:
         )
 
 
-def _decided() -> set[UUID]:
-    return set(IssueRequest.objects.values_list("request_id", flat=True))
-
-
 def _written(topic: str) -> list[UUID]:
     """The events of a topic in the order of the outbox."""
     return list(OutboxMessage.objects.filter(topic=topic).order_by("id").values_list("event_id", flat=True))
-
-
-@contextmanager
-def _frozen(processes: Sequence[ManagedProcess]) -> Iterator[None]:
-    """Processes stopped by SIGSTOP, which go on afterwards."""
-    try:
-        for process in processes:
-            process.send_signal(SIGSTOP)
-        for process in processes:
-            identity = identify(process.pid)
-            assert identity is not None
-            wait_until(partial(is_stopped, identity), _MOMENT_SECONDS, f"{process.name} goes on")
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(SIGCONT)

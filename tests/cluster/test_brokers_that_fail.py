@@ -30,10 +30,17 @@ def test_a_killed_broker_that_starts_again_costs_nothing(cluster: Cluster, sale:
     sale.assert_every_promise_kept()
 
 
-def test_two_brokers_go_on_without_the_leader_of_the_hot_partition(cluster: Cluster, sale: Sale) -> None:
+def test_two_brokers_go_on_without_the_leader_and_what_only_that_one_had(cluster: Cluster, sale: Sale) -> None:
     sale.when_under_way()
     leader = cluster.leader(REQUESTS, sale.hot_partition())
+    followers = [part for number, part in cluster.brokers.items() if number != leader]
+    for part in followers:
+        part.freeze()
+    # Whatever the leader takes now, it takes into its grave.
+    sale.when_accepted(200)
     cluster.brokers[leader].kill()
+    for part in followers:
+        part.thaw()
     cluster.when_fenced(leader)
     sale.when_it_goes_on()
     sale.look_at_offsets()

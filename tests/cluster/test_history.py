@@ -9,6 +9,7 @@ from tests.cluster.history import (
     Record,
     displaced_results,
     first_copies,
+    lost_events,
     overtaken_requests,
     scattered_keys,
     undecided_before,
@@ -31,9 +32,16 @@ def test_only_first_copies_count() -> None:
     assert first_copies(records) == {b"K": [A, B, C]}
 
 
-def test_results_out_of_order_are_found() -> None:
-    assert displaced_results([A, B, C], [A, B, C]) == []
-    assert displaced_results([B, A, C], [A, B, C])
+def test_a_result_that_overtook_another_of_its_coupon_is_found() -> None:
+    assert displaced_results([A, C], [A, B, C]) == []
+    (line,) = displaced_results([C, A], [A, B, C])
+    assert f"{C} overtook {A}" in line
+
+
+def test_a_lost_event_and_a_foreign_message_are_found() -> None:
+    records = [Record(0, 0, b"K", A), Record(0, 1, b"K", B)]
+    assert lost_events(records, [A, B]) == []
+    assert len(lost_events(records, [A, C])) == 2
 
 
 def test_a_key_on_two_partitions_is_found() -> None:

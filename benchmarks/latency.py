@@ -1,0 +1,87 @@
+"""How long a user waits at a rate that can be kept up: from the moment a request was due, whoever it waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+from django.db import connection
+
+from coupons.models import IssueRequest
+
+from .crowds import requests_for
+from .load import Outcome, Plan
+from .sale import Service, await_issued, new_coupon, service
+from .scratch import settle_outbox
+
+SHARE = 0.6
+_SECONDS = 10
+_WARM_UP = 10_000
+_CONNECTIONS = 256
+_PERCENTS = (50, 95, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Seconds by percentile at ``rate`` requests a second, which is ``SHARE`` of ``saturation``.
+
+    ``answer`` ends with the answer, ``result`` with the decision (processed_at, the database's clock set against ours).
+    """
+
+    saturation: float
+    rate: float
+    answer: dict[int, float]
+    result: dict[int, float]
+
+
+class _Accepted(msgspec.Struct, rename="camel"):
+    request_id: UUID
+
+
+def measure() -> Latencies:
+    """Find out what web, relay and issuer take together, then send ``SHARE`` of that at a constant rate."""
+    settle_outbox()
+    with service() as running:
+        running.sell(_WARM_UP)
+        saturation = _WARM_UP / running.sell(_WARM_UP).answered
+        return _at_constant_rate(running, saturation)
+
+
+def _at_constant_rate(running: Service, saturation: float) -> Latencies:
+    rate = SHARE * saturation
+    coupon = new_coupon(int(rate * _SECONDS))
+    port = running.server.port
+    plan = Plan(port, _CONNECTIONS, requests_for(coupon, coupon.total_quantity, port), rate)
+    with running.client.start(plan) as sending:
+        await_issued(coupon, sending)
+        outcome = running.client.outcome(sending)
+    return Latencies(saturation, rate, _percentiles(outcome.latencies), _percentiles(_times_to_result(outcome, rate)))
+
+
+def _times_to_result(outcome: Outcome, rate: float) -> list[float]:
+    request_ids = [msgspec.json.decode(body, type=_Accepted).request_id for body in outcome.bodies]
+    processed = dict(IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", "processed_at"))
+    started = outcome.started + _clock_difference()
+    return [
+        processed[request_id].timestamp() - (started + number / rate) for number, request_id in enumerate(request_ids)
+    ]
+
+
+def _clock_difference() -> float:
+    """What the database's clock is ahead of this process's, in seconds, to about half a round trip."""
+    with connection.cursor() as cursor:
+        asked = time.time()
+        cursor.execute("SELECT clock_timestamp()")
+        answered = time.time()
+        (moment,) = cursor.fetchone() or (None,)
+    assert isinstance(moment, datetime)
+    return moment.timestamp() - (asked + answered) / 2
+
+
+def _percentiles(values: Sequence[float]) -> dict[int, float]:
+    ordered = sorted(values)
+    return {percent: ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] for percent in _PERCENTS}

@@ -1,0 +1,128 @@
+"""A whole sale on the real processes: from the first request to the last coupon, and what it costs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from coupons.models import Coupon
+from coupons.services.creating import coupon_create
+from devstack import ManagedProcess, wait_until
+
+from .cpu import cpu_seconds, listener
+from .crowds import CONNECTIONS, Client, requests_for
+from .load import Plan
+from .scratch import settle_outbox
+from .servers import Server, folder, web, workers
+
+USERS = 20_000
+_RESULT_SECONDS = 120.0
+_LOOK_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """Seconds from the first request to the last answer and to the last coupon; CPU seconds by kind of process."""
+
+    answered: float
+    issued: float
+    cpu: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sales:
+    """Medians: of sales on processes that just started, and of later ones on the same processes."""
+
+    fresh: float
+    warm: float
+    accepted: float
+    cpu: Mapping[str, float]
+
+
+class Service:
+    """The running processes of a sale."""
+
+    def __init__(self, server: Server, client: Client, roots: Mapping[str, list[int]]) -> None:
+        """``roots`` are pids by kind of process; what is below them belongs to them."""
+        self.server = server
+        self.client = client
+        self._roots = roots
+
+    def sell(self, users: int = USERS) -> Sale:
+        """Sell ``users`` coupons to as many users, as fast as they are taken."""
+        coupon = new_coupon(users)
+        plan = Plan(self.server.port, CONNECTIONS, requests_for(coupon, users, self.server.port))
+        before = self._used()
+        with self.client.start(plan) as sending:
+            ended = await_issued(coupon, sending)
+            outcome = self.client.outcome(sending)
+        used = self._used()
+        return Sale(outcome.seconds, ended - outcome.started, {kind: used[kind] - before[kind] for kind in used})
+
+    def _used(self) -> dict[str, float]:
+        return {kind: cpu_seconds(roots) for kind, roots in self._roots.items()}
+
+
+@contextmanager
+def service() -> Iterator[Service]:
+    """Web, relay and issuer, just started; the web process is ready, the others may still be on their way."""
+    with folder() as place, workers(place, "relay", "issuer") as others, web(place) as server:
+        roots = {"web": [server.process.pid], **{role: [process.pid] for role, process in others.items()}}
+        yield Service(server, Client(place), {**roots, **_servers()})
+
+
+def measure(*, rounds: int) -> Sales:
+    """Sell by turns on processes that just started and on the same processes once more."""
+    settle_outbox()
+    fresh, warm = [], []
+    for _ in range(rounds):
+        with service() as running:
+            fresh.append(running.sell())
+            warm.append(running.sell())
+    return Sales(
+        fresh=median(sale.issued for sale in fresh),
+        warm=median(sale.issued for sale in warm),
+        accepted=median(sale.answered for sale in warm),
+        cpu={kind: median(sale.cpu[kind] for sale in warm) for kind in warm[0].cpu},
+    )
+
+
+def new_coupon(quantity: int) -> Coupon:
+    """An open coupon of a type of its own."""
+    coupon, _ = coupon_create(
+        coupon_type=f"SALE_{secrets.token_hex(4)}",
+        name="sale",
+        discount_type=Coupon.DiscountType.PERCENT,
+        discount_value=10,
+        total_quantity=quantity,
+    )
+    return coupon
+
+
+def await_issued(coupon: Coupon, sending: ManagedProcess) -> float:
+    """Wait for the last coupon, or for the client's failure; returns the wall clock then."""
+
+    def over() -> bool:
+        coupon.refresh_from_db(fields=["issued"])
+        return coupon.issued >= coupon.total_quantity or bool(sending.poll())
+
+    wait_until(over, _RESULT_SECONDS, f"coupons were left after {_RESULT_SECONDS:.0f} s", _LOOK_SECONDS)
+    return time.time()
+
+
+def _servers() -> dict[str, list[int]]:
+    """The pids of PostgreSQL, Redis and Kafka, as far as they run on this machine."""
+    ports = {
+        "postgres": [int(settings.DATABASES["default"]["PORT"] or 5432)],
+        "redis": [urlsplit(settings.REDIS_URL).port or 6379],
+        "kafka": [int(server.rpartition(":")[2]) for server in settings.KAFKA_BOOTSTRAP_SERVERS.split(",")],
+    }
+    found = {kind: [pid for port in numbers if (pid := listener(port))] for kind, numbers in ports.items()}
+    return {kind: pids for kind, pids in found.items() if pids}
