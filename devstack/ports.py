@@ -2,6 +2,7 @@
 
 import random
 import socket
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from devstack.errors import DevstackError
 
 LOOPBACK = "127.0.0.1"
 LOWEST_PORT = 20_000
+_RELEASE_SECONDS = 3.0
 _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -21,6 +23,19 @@ def is_free(port: int) -> bool:
             probe.bind((LOOPBACK, port))
         except OSError:
             return False
+    return True
+
+
+def soon_free(port: int) -> bool:
+    """Say whether a server could listen on this loopback port within a few seconds.
+
+    A killed program counts as gone when its first thread is, but the last one may still hold its sockets.
+    """
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    while not is_free(port):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
     return True
 
 
