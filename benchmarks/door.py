@@ -6,17 +6,17 @@ from coupons.models import Coupon
 
 from .crowds import CONNECTIONS, Client, requests_for
 from .load import Plan
-from .rounds import take_turns
+from .rounds import Rates, take_turns
 from .servers import Server, bare_web, folder, web
 
 DOOR = "door"
 PLAIN = "plain Django"
 BARE = "without middleware"
-_DOOR_REQUESTS = 5_000
-_EMPTY_REQUESTS = 10_000
+_DOOR_REQUESTS = 4_000
+_EMPTY_REQUESTS = 8_000
 
 
-def measure(coupon: Coupon, *, rounds: int) -> dict[str, float]:
+def measure(coupon: Coupon, *, rounds: int) -> Rates:
     """Answers per second of the door and of views that do nothing, each kept as busy as it can be."""
     with (
         folder() as place,

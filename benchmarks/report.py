@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
@@ -14,13 +15,14 @@ from rich.table import Table
 from . import door, issuing, latency, relaying, sale
 from .crowds import CONNECTIONS
 from .machine import machine
-from .rounds import Prepare, alternate
+from .rounds import Prepare, Rates, alternate
 from .sale import new_coupon
 from .scratch import scratch_database, scratch_topics
 from .sides import PIECES, Side, sides
 
 # A sale starts every process anew.
-_SALES = 3
+_SALES = 2
+_WIDTH = 120
 _EXPLANATIONS = (
     "empty view: the Procfile's web server around a Django view that answers a constant, no database or log line; plain"
     f" Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
@@ -67,10 +69,10 @@ class Report:
                     turns[f"{name}{side.condition}"] = side.prepare(prepare)
         rates = alternate(turns, rounds=self._rounds)
         for size in issuing.BATCH_SIZES:
-            self._rate(f"issue by {size:,}", rates[str(size)], "a transaction each", rates[issuing.ONE_BY_ONE])
+            self._rate(f"issue by {size:,}", rates, str(size), "a transaction each", issuing.ONE_BY_ONE)
         for side in found[1:]:
             for size in issuing.BATCH_SIZES:
-                self._cost(f"issue by {size:,}{side.condition}", rates[f"{size}{side.condition}"], rates[str(size)])
+                self._cost(f"issue by {size:,}{side.condition}", rates, f"{size}{side.condition}", str(size))
 
     def _relay(self, found: list[Side]) -> None:
         turns: dict[str, Prepare] = {}
@@ -80,14 +82,14 @@ class Report:
                 if name != relaying.BARE or not side.condition:
                     turns[f"{name}{side.condition}"] = side.prepare(prepare)
         rates = alternate(turns, rounds=self._rounds)
-        self._rate("relay", rates[relaying.RELAY], "bare producer", rates[relaying.BARE])
+        self._rate("relay", rates, relaying.RELAY, "bare producer", relaying.BARE)
         for side in found[1:]:
-            self._cost(f"relay{side.condition}", rates[f"{relaying.RELAY}{side.condition}"], rates[relaying.RELAY])
+            self._cost(f"relay{side.condition}", rates, f"{relaying.RELAY}{side.condition}", relaying.RELAY)
 
     def _door(self) -> None:
         rates = door.measure(new_coupon(PIECES), rounds=self._rounds)
-        self._rate("door", rates[door.DOOR], "empty view, plain Django", rates[door.PLAIN], aim=">= 0.4")
-        self._rate("door", rates[door.DOOR], "empty view, no middleware", rates[door.BARE])
+        self._rate("door", rates, door.DOOR, "empty view, plain Django", door.PLAIN, aim=">= 0.4")
+        self._rate("door", rates, door.DOOR, "empty view, no middleware", door.BARE)
 
     def _sale(self) -> None:
         sales = sale.measure(rounds=min(self._rounds, _SALES))
@@ -115,12 +117,14 @@ class Report:
                     "p50", f"{1000 * percentiles[50]:,.1f} ms", seconds / percentiles[50],
                 )  # fmt: skip
 
-    def _rate(self, measured: str, rate: float, against: str, other: float, *, aim: str = "") -> None:
-        self._line(measured, f"{rate:,.0f}/s", against, f"{other:,.0f}/s", rate / other, aim=aim)
+    def _rate(self, measured: str, rates: Rates, name: str, against: str, other: str, *, aim: str = "") -> None:
+        ratio = rates.ratio(name, other)
+        self._line(measured, f"{rates[name]:,.0f}/s", against, f"{rates[other]:,.0f}/s", ratio, aim=aim)
 
-    def _cost(self, measured: str, rate: float, other: float) -> None:
+    def _cost(self, measured: str, rates: Rates, name: str, other: str) -> None:
         """How many times longer a piece takes than on empty tables."""
-        self._line(measured, f"{rate:,.0f}/s", "empty tables", f"{other:,.0f}/s", other / rate, aim="<= 1.2")
+        ratio = rates.ratio(other, name)
+        self._line(measured, f"{rates[name]:,.0f}/s", "empty tables", f"{rates[other]:,.0f}/s", ratio, aim="<= 1.2")
 
     def _line(self, measured: str, value: str, against: str, other: str, ratio: float, *, aim: str = "") -> None:
         self.table.add_row(measured, value, against, other, f"{ratio:.{0 if ratio >= 20 else 2}f}x", aim)
@@ -131,13 +135,15 @@ def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
     # While debugging Django keeps the text of every query, which costs more than many a query.
     settings.DEBUG = False
     _write_log_lines_nowhere()
+    busy = os.getloadavg()[0]
     with ExitStack() as stack:
         database = stack.enter_context(scratch_database())
         stack.enter_context(scratch_topics())
         gathered = Report(database, rounds=rounds, old_rows=old_rows)
         gathered.measure(parts)
-        gathered.table.caption = "\n".join((machine(), *_EXPLANATIONS))
-    Console().print(gathered.table)
+        gathered.table.caption = "\n".join((f"{machine()}; load {busy:.1f} before", *_EXPLANATIONS))
+    # In a file or a pipe rich would take 80 columns, and break every line.
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(gathered.table)
 
 
 def _write_log_lines_nowhere() -> None:

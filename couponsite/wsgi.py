@@ -16,21 +16,6 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
 
 
-def without_idle_receivers() -> None:
-    """Takes two of Django's receivers off ``request_started``; with asgiref's locals they cost as much as a middleware.
-
-    Worn-out connections are closed when a request ends, and ours looks at the socket when one starts
-    (couponsite.connections); the log of queries, which the other empties, is only kept while debugging.
-    """
-    from django.conf import settings
-    from django.core.signals import request_started
-    from django.db import close_old_connections, reset_queries
-
-    if not settings.DEBUG:
-        request_started.disconnect(close_old_connections)
-        request_started.disconnect(reset_queries)
-
-
 def measured(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
     """Gives API bodies that come without Content-Length (chunked, HTTP/2) their length.
 
@@ -59,7 +44,6 @@ def measured(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterab
 
 try:
     application = measured(get_wsgi_application())
-    without_idle_receivers()
     from kafka_bridge.heartbeat import Heartbeat
     from kafka_bridge.pressure import outbox_pressure
 
