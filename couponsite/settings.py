@@ -321,6 +321,9 @@ CONSUMER_BATCH_SIZE = env.whole("CONSUMER_BATCH_SIZE", default=1000, minimum=1)
 CONSUMER_MAX_ATTEMPTS = env.whole("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1)
 CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0)
 
+# Set but empty, it would make the metrics' client write its files into the working folder.
+if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 METRICS_PORT = env.whole("METRICS_PORT", default=0)
 METRICS_HOST = env.text("METRICS_HOST", default="127.0.0.1")
 
