@@ -77,10 +77,10 @@ class UserCoupon(models.Model):
     """A coupon that a user has. ``user_id`` comes from the token: users live elsewhere."""
 
     class Status(models.TextChoices):
-        ISSUED = "ISSUED"
-        HELD = "HELD"
-        USED = "USED"
-        REVOKED = "REVOKED"
+        ISSUED = policy.COUPON_ISSUED
+        HELD = policy.COUPON_HELD
+        USED = policy.COUPON_USED
+        REVOKED = policy.COUPON_REVOKED
 
     id = models.BigAutoField(primary_key=True)
     # No database check per row: whoever inserts holds the lock on the coupon, and coupons are never deleted.
@@ -140,3 +140,53 @@ class IssueRequest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.request_id} {self.status}"
+
+
+class CouponLedgerEntry(models.Model):
+    """A step of a coupon on its way through an order. Rows are only ever added: the database refuses anything else.
+
+    The latest step tells the state of the coupon, see ``policy.STATUS_AFTER``.
+    """
+
+    class Step(models.TextChoices):
+        HELD = policy.HELD
+        USED = policy.USED
+        RELEASED = policy.RELEASED
+        RETURNED_TO_USER = policy.RETURNED_TO_USER
+        RETURNED_TO_POOL = policy.RETURNED_TO_POOL
+        BURNED = policy.BURNED
+
+    id = models.BigAutoField(primary_key=True)
+    user_coupon = models.ForeignKey(UserCoupon, on_delete=models.PROTECT, related_name="ledger")
+    order_id = models.BigIntegerField()
+    step = models.CharField(max_length=20, choices=Step)
+    cause = models.CharField(max_length=100, help_text="what happened to the order")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["order_id", "step"], name="ledger_step_once_per_order"),
+        ]
+
+    def __str__(self) -> str:
+        return f"coupon {self.user_coupon_id}: {self.step} by order {self.order_id}"
+
+
+class Notification(models.Model):
+    """A message to a user that nobody sends, since no ALIMTALK_URL is set: it can be read here instead."""
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.UUIDField(unique=True)
+    user_id = models.BigIntegerField()
+    template_code = models.CharField(max_length=64)
+    variables = models.JSONField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes = [
+            # The admin's search by user id.
+            models.Index(fields=["user_id"], name="notification_user"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.template_code} to user {self.user_id}"

@@ -19,6 +19,28 @@ NOT_OPEN = "NOT_OPEN"
 UNKNOWN_COUPON = "UNKNOWN_COUPON"
 ERROR = "ERROR"
 
+# The states of a user's coupon in the table; what is past its time reads as EXPIRED.
+COUPON_ISSUED = "ISSUED"
+COUPON_HELD = "HELD"
+COUPON_USED = "USED"
+COUPON_REVOKED = "REVOKED"
+
+# The steps of a coupon through an order, and the state that each leaves the coupon in.
+HELD = "HELD"
+USED = "USED"
+RELEASED = "RELEASED"
+RETURNED_TO_USER = "RETURNED_TO_USER"
+RETURNED_TO_POOL = "RETURNED_TO_POOL"
+BURNED = "BURNED"
+STATUS_AFTER = {
+    HELD: COUPON_HELD,
+    USED: COUPON_USED,
+    RELEASED: COUPON_ISSUED,
+    RETURNED_TO_USER: COUPON_ISSUED,
+    RETURNED_TO_POOL: COUPON_REVOKED,
+    BURNED: COUPON_USED,
+}
+
 _COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

@@ -117,6 +117,21 @@ class Environment:
         except ValueError as error:
             raise ImproperlyConfigured(f"{name}: {error}") from None
 
+    def choices(self, name: str, *, default: Mapping[str, str], allowed: tuple[str, ...] = ()) -> dict[str, str]:
+        """``default`` with a JSON object of texts laid over it: known names only, and only ``allowed`` values."""
+
+        def lay_over(changes: object) -> dict[str, str]:
+            if not isinstance(changes, dict):
+                raise ValueError(f'is not a JSON object, write {{"{next(iter(default))}": "..."}}')
+            for key, value in changes.items():
+                if key not in default:
+                    raise ValueError(f"unknown name {key!r}; known: {', '.join(default)}")
+                if not isinstance(value, str) or not value or (allowed and value not in allowed):
+                    raise ValueError(f"{key} must be {' or '.join(allowed) or 'a text'}")
+            return {**default, **changes}
+
+        return self.overlay(name, lay_over)
+
     def client_options(self, name: str, *, fixed: frozenset[str]) -> dict[str, str | int | float | bool]:
         """librdkafka properties from a JSON object; those in ``fixed`` carry safety and are refused."""
 

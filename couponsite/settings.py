@@ -331,4 +331,30 @@ OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72)
 OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1)
 OUTBOX_MAX_DEPTH = env.whole("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1)
 REQUEST_DEADLINE_SECONDS = env.whole("REQUEST_DEADLINE_SECONDS", default=300, minimum=1)
+
+# Orders, and what follows from a paid one
+
 ORDER_PAYMENT_MINUTES = env.whole("ORDER_PAYMENT_MINUTES", default=30, minimum=1)
+# A class with the methods of orders.clients.payment.PaymentGateway.
+PAYMENT_GATEWAY = env.text("PAYMENT_GATEWAY", default="orders.clients.payment.ApprovingGateway")
+ORDER_EFFECT_POLICIES: dict[str, str] = env.choices(
+    "ORDER_EFFECT_POLICIES",
+    default=dict.fromkeys(("notification", "data-platform", "ranking", "monitoring"), "retry_then_dead_letter"),
+    allowed=("retry_then_dead_letter", "log_only"),
+)
+ALIMTALK_URL = env.url("ALIMTALK_URL", "", schemes=("https", "http"))
+ALIMTALK_KEY = env.text("ALIMTALK_KEY", default="")
+ALIMTALK_TEMPLATES: dict[str, str] = env.choices(
+    "ALIMTALK_TEMPLATES",
+    default={
+        "order.completed": "ORDER_COMPLETED",
+        "coupon.issue.succeeded": "COUPON_ISSUED",
+        "coupon.issue.failed": "COUPON_NOT_ISSUED",
+    },
+)
+DATA_PLATFORM_URL = env.url("DATA_PLATFORM_URL", "", schemes=("https", "http"))
+# How long AlimTalk and the data platform may take for one call.
+HTTP_TIMEOUT_SECONDS = env.real("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1)
+# Above these an alert is opened; 0 is off.
+ALERT_ORDERS_PER_MINUTE = env.whole("ALERT_ORDERS_PER_MINUTE", default=6000)
+ALERT_CANCELLED_PERCENT = env.whole("ALERT_CANCELLED_PERCENT", default=20)

@@ -1,5 +1,7 @@
 from django.db import models
+from django.db.models import Q
 from django.db.models.functions import Now
+from uuid_utils.compat import uuid7
 
 SHARDS = 64
 
@@ -27,7 +29,7 @@ class OutboxMessage(models.Model):
         indexes = [
             # The relay's only read: its unpublished rows in id order. Published rows must not be in it, or the
             # relay slows down with everything that was ever sent.
-            models.Index(fields=["id"], name="outbox_unpublished", condition=models.Q(published_at=None)),
+            models.Index(fields=["id"], name="outbox_unpublished", condition=Q(published_at=None)),
         ]
 
     def __str__(self) -> str:
@@ -109,3 +111,43 @@ class DeadLetter(models.Model):
 
     def __str__(self) -> str:
         return f"{self.consumer_group}: {self.topic}[{self.partition}]@{self.offset}"
+
+
+class ProcessedEvent(models.Model):
+    """The inbox: an event that a consumer group has brought to its effect, written in the transaction of the effect.
+
+    Rows outlive the retention of their topic, so that no replay repeats an effect.
+    """
+
+    pk = models.CompositePrimaryKey("consumer_group", "event_id")
+    consumer_group = models.CharField(max_length=64)
+    event_id = models.UUIDField()
+    processed_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"{self.consumer_group}: {self.event_id}"
+
+
+class Alert(models.Model):
+    """Something that an operator has to know; of one rule at most one is open."""
+
+    class Severity(models.TextChoices):
+        WARNING = "warning"
+        CRITICAL = "critical"
+
+    # Also the idempotency key under which the alert is told.
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    rule = models.CharField(max_length=64)
+    severity = models.CharField(max_length=16, choices=Severity)
+    summary = models.TextField()
+    runbook = models.CharField(max_length=200, help_text="where it says what to do")
+    started_at = models.DateTimeField(db_default=Now())
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["rule"], condition=Q(ended_at=None), name="one_open_alert_per_rule"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.summary}"
