@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 
-from coupons.events import ISSUE_REQUESTED, issue_requested
+from coupons.events import IssueRequested
 from coupons.handlers import ISSUE
+from coupons.messages import ISSUE_REQUESTED, message_of
 from coupons.models import Coupon
 from coupons.services.accepting import new_traceparent
 from kafka_bridge.batch import BatchHandler
@@ -69,21 +70,19 @@ def _message(coupon: Coupon) -> ReceivedMessage:
     """A request of a new user, as the consumer gets it."""
     number = next(_numbers)
     now = datetime.now(UTC)
-    event = issue_requested(
+    request = IssueRequested(
         request_id=new_event_id(),
         user_id=number,
         coupon_id=coupon.id,
         coupon_type=coupon.coupon_type,
         requested_at=now,
-        source="API",
-        admission=coupon.admission,
-        traceparent=new_traceparent(),
     )
+    message = message_of(request, traceparent=new_traceparent())
     headers = cloud_event_headers(
-        event_id=str(event.event_id),
+        event_id=str(message.event_id),
         event_type=ISSUE_REQUESTED,
         time=isoformat_z(now),
-        traceparent=event.traceparent,
+        traceparent=message.traceparent,
     )
     return ReceivedMessage(
         topic="coupon-issue-request",
@@ -91,6 +90,6 @@ def _message(coupon: Coupon) -> ReceivedMessage:
         offset=number,
         timestamp=int(now.timestamp() * 1000),
         key=coupon.coupon_type.encode(),
-        value=encode_body(event.body),
+        value=encode_body(message.body),
         headers=tuple((name, value.encode() if isinstance(value, str) else value) for name, value in headers),
     )

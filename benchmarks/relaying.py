@@ -9,13 +9,14 @@ from functools import partial
 
 from django.db import transaction
 
-from coupons.events import issue_ended
+from coupons.events import IssueEnded
+from coupons.messages import message_of
 from coupons.models import Coupon
 from coupons.services.accepting import new_traceparent
 from kafka_bridge.client import Producer, make_producer
 from kafka_bridge.contracts import cloud_event_headers, isoformat_z
 from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.outbox import Event, new_event_id, outbox_row, publish
+from kafka_bridge.outbox import Message, new_event_id, outbox_row, publish
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relay import Relay
 
@@ -42,7 +43,7 @@ def contestants(coupon: Coupon) -> Iterator[dict[str, Prepare]]:
 def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
     for _ in range(0, _MESSAGES, _ROWS_PER_TRANSACTION):
         with transaction.atomic():
-            publish(_event(coupon) for _ in range(_ROWS_PER_TRANSACTION))
+            publish(_result(coupon) for _ in range(_ROWS_PER_TRANSACTION))
 
     def work() -> int:
         sent = 0
@@ -58,7 +59,7 @@ def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
 def _bare_turn(coupon: Coupon, producer: Producer) -> Callable[[], int]:
     messages = []
     for _ in range(_MESSAGES):
-        event = _event(coupon)
+        event = _result(coupon)
         row = outbox_row(event)
         headers = cloud_event_headers(
             event_id=str(event.event_id),
@@ -78,14 +79,15 @@ def _bare_turn(coupon: Coupon, producer: Producer) -> Callable[[], int]:
     return work
 
 
-def _event(coupon: Coupon) -> Event:
-    return issue_ended(
+def _result(coupon: Coupon) -> Message:
+    result = IssueEnded(
         request_id=new_event_id(),
         user_id=1_000_000,
         coupon_id=coupon.id,
         coupon_type=coupon.coupon_type,
+        status="SUCCESS",
         reason=None,
         user_coupon_id=1_000_000,
         processed_at=datetime.now(UTC),
-        traceparent=new_traceparent(),
     )
+    return message_of(result, traceparent=new_traceparent())

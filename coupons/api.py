@@ -15,7 +15,8 @@ from rest_framework.views import APIView
 
 from . import metrics, openapi, selectors
 from .errors import DomainError, InvalidRequest, NotFound, NotYourself
-from .events import CouponType, Id, is_traceparent
+from .events import CouponType, Id
+from .messages import is_traceparent
 from .models import Coupon, UserCoupon
 from .policy import PENDING
 from .services.accepting import request_accept

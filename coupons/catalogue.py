@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from django.db.models import F
 from django.db.models.functions import Now
@@ -42,7 +43,7 @@ class DatabaseClock:
 class CatalogueEntry:
     coupon_id: int
     coupon_type: str
-    admission: str
+    admission: Literal["queue", "gate", "reserve"]
     window: Window
     loaded_at: float
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from kafka_bridge.registry import ConsumerGroup, register_group, register_refusal, register_undecided
 
-from .events import ISSUE_REQUESTED, read_issue_task
+from .messages import ISSUE_REQUESTED, read_issue_task
 from .models import IssueRequest
 from .services.issuing import issue_many
 from .services.rejecting import end_rejected

@@ -11,8 +11,8 @@ from django.db import connection
 from kafka_bridge.client import group_lag
 from kafka_bridge.outbox import anything_unpublished
 
-from .events import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED
 from .handlers import ISSUE
+from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED
 
 _SHOWN = 20
 

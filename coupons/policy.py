@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
-SUCCESS = "SUCCESS"
-FAILED = "FAILED"
+SUCCESS: Final = "SUCCESS"
+FAILED: Final = "FAILED"
 PENDING = "PENDING"
 
 SOLD_OUT = "SOLD_OUT"
@@ -61,7 +61,7 @@ class Decision(NamedTuple):
     remaining: int | None
 
     @property
-    def status(self) -> str:
+    def status(self) -> Literal["SUCCESS", "FAILED"]:
         return SUCCESS if self.reason is None else FAILED
 
 

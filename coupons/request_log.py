@@ -13,13 +13,8 @@ from typing import Any
 _logger = logging.getLogger("coupons.requests")
 
 
-def tell(event: str, **fields: Any) -> None:
-    """One line about a request; ``fields`` are plain values under the names of the API."""
-    tell_all(event, [fields])
-
-
 def tell_all(event: str, requests: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each of ``requests``, in one write: for those that share a transaction."""
+    """A line for each of ``requests``, plain values under the names of the API, in one write: they share a commit."""
     if requests and _logger.isEnabledFor(logging.INFO):
         # Without the search for the caller in the stack, which costs as much as the line.
         record = _logger.makeRecord(_logger.name, logging.INFO, "", 0, event, (), None, extra={"requests": requests})

@@ -16,7 +16,8 @@ from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.outbox import stored_payload
 
 from . import policy, status_view
-from .events import ISSUE_REQUESTED, IssueRequested
+from .events import IssueRequested
+from .messages import ISSUE_REQUESTED
 from .models import Coupon, IssueRequest, UserCoupon
 from .status_view import RequestStatus
 

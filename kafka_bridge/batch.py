@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
 
-from . import metrics
+from . import inbox, metrics
 from .dead_letters import bury
-from .errors import PoisonFlood, PoisonMessage, is_poison, is_transient
+from .errors import PoisonFlood, PoisonMessage, is_database_outage, is_poison, is_transient
 from .lifecycle import StopFlag, first_line
 from .registry import ConsumerGroup, ReceivedMessage, Rejected, event_types_of
 
 logger = logging.getLogger(__name__)
 
 Decoded = tuple[ReceivedMessage, Any]
+Call = Callable[[Sequence[Any], StopFlag], Sequence[Exception | None]]
 
 # So many messages in a row that a handler fails on point at a fault of ours: burying on would fail requests that nobody
 # has a reason to fail. Of messages that are bad in themselves it takes more: somebody floods the topic with garbage.
@@ -49,15 +51,10 @@ class BatchHandler:
         """
         started_at = time.monotonic()
         decoded, unreadable = self._decode(batch)
-        try:
-            self._handle_with_retries(decoded, unreadable, stop)
-        except Exception as error:
-            if is_transient(error) or isinstance(error, PoisonFlood | BatchAbandoned):
-                raise
-            logger.warning("%s: %s and on: looking for the culprit: %s", self._group.name, batch[0], first_line(error))
-            self._bisect(decoded, stop)
-            with transaction.atomic():
-                self._bury(unreadable)
+        if self._group.call is not None:
+            self._call_out(self._group.call, self._not_handled_yet(decoded), stop)
+            decoded = []
+        self._settle(decoded, unreadable, stop)
         metrics.CONSUMED.labels(self._group.name).inc(len(batch))
         metrics.BATCH_SECONDS.labels(self._group.name).observe(time.monotonic() - started_at)
 
@@ -88,13 +85,57 @@ class BatchHandler:
             return False
         raise PoisonMessage(f"unknown event type or version {event_type[:100]!r}")
 
+    def _call_out(self, call: Call, waiting: Sequence[Decoded], stop: StopFlag) -> None:
+        """Have the calls of ``waiting`` made, outside of any transaction, and settle each as soon as it is done."""
+        for attempt in range(1, settings.CONSUMER_MAX_ATTEMPTS + 1):
+            if not waiting:
+                return
+            outcomes = list(zip(waiting, self._outcomes(call, waiting, stop), strict=True))
+            self._settle([item for item, error in outcomes if error is None], (), stop)
+            failed = [(item, error) for item, error in outcomes if error is not None]
+            if failed and stop:
+                raise BatchAbandoned
+            last = attempt == settings.CONSUMER_MAX_ATTEMPTS
+            for (message, _), error in failed:
+                if last or is_poison(error):
+                    self._bury_culprit(message, error)
+            waiting = [item for item, error in failed if not is_poison(error)]
+            if waiting and not last and stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
+                raise BatchAbandoned
+
+    def _outcomes(self, call: Call, waiting: Sequence[Decoded], stop: StopFlag) -> Sequence[Exception | None]:
+        try:
+            return call([value for _, value in waiting], stop)
+        except Exception as error:
+            if not self._group.log_only or is_database_outage(error):
+                raise
+            return [error] * len(waiting)
+
+    def _not_handled_yet(self, decoded: Sequence[Decoded]) -> list[Decoded]:
+        seen = inbox.handled(self._group.name, [message.inbox_id for message, _ in decoded])
+        return _first_of_each(decoded, lambda event_id: event_id not in seen)
+
+    def _settle(self, decoded: Sequence[Decoded], unreadable: Sequence[Rejected], stop: StopFlag) -> None:
+        """The transaction of the effects, or several if one of the messages is a culprit."""
+        if not decoded and not unreadable:
+            return
+        try:
+            self._handle_with_retries(decoded, unreadable, stop)
+        except Exception as error:
+            if is_transient(error) or isinstance(error, PoisonFlood | BatchAbandoned) or not decoded:
+                raise
+            first = decoded[0][0]
+            logger.warning("%s: %s and on: looking for the culprit: %s", self._group.name, first, first_line(error))
+            self._bisect(decoded, stop)
+            with transaction.atomic():
+                self._bury(unreadable)
+
     def _handle_with_retries(self, decoded: Sequence[Decoded], unreadable: Sequence[Rejected], stop: StopFlag) -> None:
         """The whole batch in one transaction; an error that is neither transient nor poison is tried again."""
         for attempt in range(1, settings.CONSUMER_MAX_ATTEMPTS + 1):
             try:
                 with transaction.atomic():
-                    if decoded:
-                        self._group.handle([value for _, value in decoded])
+                    self._apply(decoded)
                     self._bury(unreadable)
                 if decoded:
                     self._forget_failures()
@@ -105,6 +146,14 @@ class BatchHandler:
             if stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
                 raise BatchAbandoned
 
+    def _apply(self, decoded: Sequence[Decoded]) -> None:
+        """The effect, within the caller's transaction; with an inbox, of what is new."""
+        if self._group.inbox:
+            new = inbox.claim(self._group.name, [message.inbox_id for message, _ in decoded])
+            decoded = _first_of_each(decoded, lambda event_id: event_id in new)
+        if decoded:
+            self._group.handle([value for _, value in decoded])
+
     def _bisect(self, decoded: Sequence[Decoded], stop: StopFlag) -> None:
         """Handle in halves, each in its own transaction and in order, until the culprits stand alone."""
         if not decoded:
@@ -113,7 +162,7 @@ class BatchHandler:
             raise BatchAbandoned
         try:
             with transaction.atomic():
-                self._group.handle([value for _, value in decoded])
+                self._apply(decoded)
             self._forget_failures()
         except Exception as error:
             if is_transient(error):
@@ -141,6 +190,8 @@ class BatchHandler:
                 ) from error
 
     def _count_bad(self, message: ReceivedMessage, error: Exception) -> None:
+        if self._group.log_only:
+            return
         self._bad.add(_place(message))
         if len(self._bad) > BAD_MESSAGES_IN_A_ROW:
             raise PoisonFlood(
@@ -156,9 +207,28 @@ class BatchHandler:
         """Write dead letters and end what hangs on them; returns whether there is a new one."""
         if not rejected:
             return False
+        if self._group.log_only:
+            self._pass_over(rejected)
+            return False
         fresh = bury(self._group.name, self._group.group_id, rejected)
         self._group.on_dead_letters(rejected)
         return bool(fresh)
+
+    def _pass_over(self, rejected: Sequence[Rejected]) -> None:
+        for item in rejected:
+            logger.error("%s: %s is passed over: %s", self._group.name, item.message, first_line(item.error))
+        metrics.PASSED_OVER.labels(self._group.name).inc(len(rejected))
+        if self._group.inbox:
+            inbox.claim(self._group.name, [item.message.inbox_id for item in rejected])
+
+
+def _first_of_each(decoded: Sequence[Decoded], wanted: Callable[[UUID], bool]) -> list[Decoded]:
+    """Of the messages whose inbox id is ``wanted`` the first of each id, in order."""
+    by_id: dict[UUID, Decoded] = {}
+    for item in decoded:
+        if wanted(event_id := item[0].inbox_id):
+            by_id.setdefault(event_id, item)
+    return list(by_id.values())
 
 
 def _place(message: ReceivedMessage) -> tuple[str, int, int]:

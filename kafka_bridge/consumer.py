@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class GroupConsumer:
         self._group = group
         self._handler = BatchHandler(group)
         self._turned = turned
-        self._batch_size = batch_size or settings.CONSUMER_BATCH_SIZE
+        self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
         self._at_end: set[Partition] = set()

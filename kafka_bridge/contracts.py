@@ -14,7 +14,8 @@ import msgspec
 
 SOURCE = b"/coupon-service"
 
-KEY_FIELDS = frozenset({"couponType", "couponId", "orderId"})
+# The fields that may be a message key, as the body has them and as a Struct calls them.
+KEY_FIELDS = {"couponType": "coupon_type", "couponId": "coupon_id", "orderId": "order_id"}
 
 _OVERLAY_FIELDS = {
     "topic": "topic",
@@ -117,7 +118,7 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
     return groups
 
 
-def encode_body(body: Mapping[str, Any]) -> bytes:
+def encode_body(body: Mapping[str, Any] | msgspec.Struct) -> bytes:
     """The bytes of a message body: compact UTF-8 JSON in the order given."""
     return msgspec.json.encode(body)
 

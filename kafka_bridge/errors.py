@@ -29,6 +29,14 @@ class ServiceUnavailable(BridgeError):
     """A service that the process needs does not answer."""
 
 
+class CallRefused(BridgeError):
+    """A service outside refused a call for good: the same call again would be refused again."""
+
+
+class CallFailed(BridgeError):
+    """A service outside did not answer a call, or not with success: it may have had its effect or not."""
+
+
 class BadClientOptions(BridgeError):
     """A property in KAFKA_PRODUCER_CONFIG or KAFKA_CONSUMER_CONFIG is none of librdkafka's."""
 
@@ -51,12 +59,17 @@ _TRANSIENT = (
     redis.exceptions.ReadOnlyError,
     ServiceUnavailable,
 )
-_POISON = (PoisonMessage, DataError, ValueError, UnicodeError, RecursionError)
+_POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether ``error`` is the fault of a service rather than of the message: try again without limit."""
     return any(_is_transient_link(link) for link in _chain(error))
+
+
+def is_database_outage(error: BaseException) -> bool:
+    """Whether ``error`` is transient and PostgreSQL's."""
+    return is_transient(error) and any(isinstance(link, DatabaseError) for link in _chain(error))
 
 
 def _is_transient_link(error: BaseException) -> bool:

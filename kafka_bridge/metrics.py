@@ -45,6 +45,8 @@ LAG = Gauge("consumer_lag_messages", "Messages not handled yet", ["group", "topi
 # 1 while a partition waits for a service or for somebody to mend a fault.
 PAUSED = Gauge("consumer_paused", "1 while a partition waits", ["group", "topic", "partition"])
 DEAD_LETTERS = Counter("dead_letters_total", "Messages buried", ["group"])
+# Messages of groups whose failures are only logged.
+PASSED_OVER = Counter("consumer_passed_over_total", "Messages that failed and were only logged", ["group"])
 
 
 class OutboxCollector(Collector):

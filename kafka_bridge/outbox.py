@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
 from . import arrays
-from .contracts import Route, encode_body
+from .contracts import KEY_FIELDS, Route, encode_body
 from .errors import PayloadTooLarge, PublishOutsideTransaction
 from .models import SHARDS, OutboxMessage
 
@@ -27,11 +27,11 @@ def new_event_id() -> UUID:
     return uuid7()
 
 
-class Event(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened, on its way out. ``body`` must hold the field that the type's route names as key."""
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What tells of an event. ``body``, a mapping or a Struct, must hold the field that its route names as key."""
 
     event_type: str
-    body: Mapping[str, Any]
+    body: Mapping[str, Any] | msgspec.Struct
     event_id: UUID = msgspec.field(default_factory=new_event_id)
     traceparent: str = ""
 
@@ -64,14 +64,14 @@ _INSERT_MANY = f"""
 _INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
 
 
-def publish(events: Iterable[Event]) -> None:
-    """Write ``events`` to the outbox, in order, within the caller's transaction.
+def publish(messages: Iterable[Message]) -> None:
+    """Write ``messages`` to the outbox, in order, within the caller's transaction.
 
     Raises PublishOutsideTransaction outside ``transaction.atomic``, PayloadTooLarge for a body past
-    ``MAX_PAYLOAD_BYTES``, KeyError for a type without a route or a body without its key.
+    ``MAX_PAYLOAD_BYTES``, KeyError for a type without a route or a mapping without its key.
     """
     routes: Mapping[str, Route] = settings.KAFKA_ROUTES
-    insert_rows([_row(event, routes[event.event_type]) for event in events])
+    insert_rows([_row(message, routes[message.event_type]) for message in messages])
 
 
 def insert_rows(rows: Sequence[OutboxRow]) -> None:
@@ -113,25 +113,31 @@ def _columns(rows: Sequence[OutboxRow]) -> list[str]:
     ]
 
 
-def outbox_row(event: Event) -> OutboxRow:
-    """The row of an event: topic and key by the route of its type."""
-    return _row(event, settings.KAFKA_ROUTES[event.event_type])
+def outbox_row(message: Message) -> OutboxRow:
+    """The row of a message: topic and key by the route of its type."""
+    return _row(message, settings.KAFKA_ROUTES[message.event_type])
 
 
-def _row(event: Event, route: Route) -> OutboxRow:
-    payload = encode_body(event.body)
+def _row(message: Message, route: Route) -> OutboxRow:
+    payload = encode_body(message.body)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(
-            f"{event.event_type}: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; send a reference instead"
+            f"{message.event_type}: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; send a reference instead"
         )
     return OutboxRow(
-        event_id=event.event_id,
-        event_type=event.event_type,
+        event_id=message.event_id,
+        event_type=message.event_type,
         topic=route.topic,
-        key=str(event.body[route.key] or "").encode(),
+        key=str(_field(message.body, route.key) or "").encode(),
         payload=payload,
-        traceparent=event.traceparent,
+        traceparent=message.traceparent,
     )
+
+
+def _field(body: Mapping[str, Any] | msgspec.Struct, name: str) -> Any:
+    if isinstance(body, msgspec.Struct):
+        return getattr(body, KEY_FIELDS[name])
+    return body[name]
 
 
 def _require_transaction() -> None:

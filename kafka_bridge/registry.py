@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from django.conf import settings
 
 from .contracts import Headers, Route
+from .lifecycle import StopFlag
+
+_NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,15 @@ class ReceivedMessage:
         except ValueError:
             return None
 
+    @property
+    def inbox_id(self) -> UUID:
+        """Under what the message is known in an inbox: its event id, or its place if it brought none.
+
+        The timestamp tells apart two messages at one offset of a topic that was deleted and made anew.
+        """
+        place = f"{self.topic}/{self.partition}/{self.offset}/{self.timestamp}"
+        return self.event_id or uuid5(_NO_EVENT_ID, place)
+
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
@@ -57,15 +69,37 @@ class ConsumerGroup:
 
     ``decode`` turns a message into what ``handle`` takes and raises PoisonMessage for what it cannot read; it must
     not touch the database. ``handle`` gets the decoded messages of one partition in offset order, inside a
-    transaction, and must be safe to call again with the same ones. ``on_dead_letters`` runs in the transaction that
-    writes the dead letters. Each message's event type is one of ``event_types``; others on the topic are passed over.
+    transaction. ``on_dead_letters`` runs in the transaction that writes the dead letters. Each message's event type is
+    one of ``event_types``; others on the topic are passed over.
+
+    Without ``inbox``, ``handle`` must be safe to call again with the same messages. With it, the bridge keeps a row per
+    group and event in the transaction of ``handle``, which then gets every event once.
+
+    ``call`` is for what must not happen inside a transaction, such as HTTP. It gets the messages that the inbox does
+    not know, before ``handle``, and may get them again after a crash: it passes the event id on as the idempotency key.
+    It returns for each message None, or the error it ended with: a poison one (CallRefused) makes it a dead letter at
+    once, any other is tried again, ``CONSUMER_MAX_ATTEMPTS`` times in all. It raises ServiceUnavailable when nothing
+    gets through: then the partition waits. ``largest_batch`` bounds what is under way at once.
+
+    ``log_only`` (seed 004): what fails is logged and counts as handled, instead of waiting or becoming a dead letter;
+    only a database that is away is waited for, since without it nothing can be noted.
     """
 
     name: str
     event_types: tuple[str, ...]
     decode: Callable[[ReceivedMessage], Any]
-    handle: Callable[[Sequence[Any]], None]
+    handle: Callable[[Sequence[Any]], None] = field(default=lambda values: None)
     on_dead_letters: Callable[[Sequence[Rejected]], None] = field(default=lambda rejected: None)
+    inbox: bool = False
+    call: Callable[[Sequence[Any], StopFlag], Sequence[Exception | None]] | None = None
+    largest_batch: int | None = None
+    log_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.call is not None and not self.inbox:
+            raise ValueError(
+                f"group {self.name!r} calls out: it needs the inbox, or a batch that comes again is sent again"
+            )
 
     @property
     def group_id(self) -> str:

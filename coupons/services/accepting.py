@@ -7,7 +7,7 @@ import hmac
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -27,7 +27,8 @@ from kafka_bridge.pressure import outbox_pressure
 from .. import request_log
 from ..catalogue import CatalogueEntry, catalogue
 from ..errors import CouponNotOpen, IdempotencyKeyReused, NotFound, Unavailable
-from ..events import ISSUE_REQUESTED, IssueRequested, issue_requested
+from ..events import IssueRequested
+from ..messages import ISSUE_REQUESTED, message_of
 from ..models import IssueRequest
 
 # Seconds after which a client may try again when the outbox is far behind: minutes of backlog do not go in seconds.
@@ -52,7 +53,7 @@ def request_accept(
     caller_id: int,
     idempotency_key: str | None = None,
     traceparent: str = "",
-    source: str = "API",
+    source: Literal["API", "BATCH"] = "API",
 ) -> Accepted:
     """Accept a request for a coupon (by id or type); its outbox row is all that is written.
 
@@ -77,23 +78,25 @@ def request_accept(
             return _repeat(earlier, coupon, user_id)
     if refusal:
         raise CouponNotOpen(refusal)
-    event = issue_requested(
-        request_id=request_id,
-        user_id=user_id,
-        coupon_id=coupon.coupon_id,
-        coupon_type=coupon.coupon_type,
-        requested_at=moment,
-        source=source,
-        admission=coupon.admission,
+    message = message_of(
+        IssueRequested(
+            request_id=request_id,
+            user_id=user_id,
+            coupon_id=coupon.coupon_id,
+            coupon_type=coupon.coupon_type,
+            requested_at=moment,
+            source=source,
+            admission=coupon.admission,
+        ),
         traceparent=traceparent or new_traceparent(),
     )
     told = {
         "requestId": request_id,
         "couponType": coupon.coupon_type,
         "userId": user_id,
-        "traceparent": event.traceparent,
+        "traceparent": message.traceparent,
     }
-    if not _acceptances.submit(_Acceptance(outbox_row(event), told)):
+    if not _acceptances.submit(_Acceptance(outbox_row(message), told)):
         waiting = _waiting(request_id) or _ended(request_id)
         if waiting is None:
             raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -18,7 +18,8 @@ from kafka_bridge.outbox import (
 )
 
 from .. import metrics, request_log, status_view
-from ..events import issue_ended
+from ..events import IssueEnded
+from ..messages import message_of
 from ..status_view import RequestStatus
 
 _READ_DECIDED = """
@@ -45,7 +46,7 @@ class Terminal(NamedTuple):
     coupon_id: int | None
     coupon_type: str
     user_id: int | None
-    status: str
+    status: Literal["SUCCESS", "FAILED"]
     reason: str | None
     user_coupon_id: int | None
     source: str
@@ -93,14 +94,17 @@ def end_requests(rows: Sequence[Terminal]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_REQUESTS, columns)
     publish(
-        issue_ended(
-            request_id=row.request_id,
-            user_id=row.user_id,
-            coupon_id=row.coupon_id,
-            coupon_type=row.coupon_type,
-            reason=row.reason,
-            user_coupon_id=row.user_coupon_id,
-            processed_at=row.processed_at,
+        message_of(
+            IssueEnded(
+                request_id=row.request_id,
+                user_id=row.user_id,
+                coupon_id=row.coupon_id,
+                coupon_type=row.coupon_type,
+                status=row.status,
+                reason=row.reason,
+                user_coupon_id=row.user_coupon_id,
+                processed_at=row.processed_at,
+            ),
             traceparent=row.traceparent,
         )
         for row in rows
@@ -117,15 +121,20 @@ def _tell(rows: Sequence[Terminal]) -> None:
         if row.requested_at is not None:
             waited = row.processed_at - datetime.fromisoformat(row.requested_at)
             metrics.TIME_TO_RESULT.observe(max(0.0, waited.total_seconds()))
-        request_log.tell(
-            "request decided",
-            requestId=row.request_id,
-            couponType=row.coupon_type,
-            userId=row.user_id,
-            status=row.status,
-            reason=row.reason,
-            traceparent=row.traceparent,
-        )
+    request_log.tell_all(
+        "request decided",
+        [
+            {
+                "requestId": row.request_id,
+                "couponType": row.coupon_type,
+                "userId": row.user_id,
+                "status": row.status,
+                "reason": row.reason,
+                "traceparent": row.traceparent,
+            }
+            for row in rows
+        ],
+    )
 
 
 def _store_views(rows: Sequence[Terminal]) -> None:

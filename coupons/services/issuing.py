@@ -17,7 +17,7 @@ from kafka_bridge.outbox import (
 )
 
 from .. import policy
-from ..events import ISSUE_REQUESTED, IssueTask
+from ..messages import ISSUE_REQUESTED, IssueTask
 from ..policy import Claim, Decision, Window
 from .ending import Terminal, database_time, decided_requests, end_requests
 

@@ -15,7 +15,7 @@ from kafka_bridge.outbox import (
 from kafka_bridge.registry import Rejected
 
 from .. import policy
-from ..events import ISSUE_REQUESTED, read_traceparent
+from ..messages import ISSUE_REQUESTED, read_traceparent
 from ..models import Coupon
 from .ending import Terminal, database_time, decided_requests, end_requests
 

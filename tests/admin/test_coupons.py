@@ -12,7 +12,7 @@ from django.db import transaction
 from django.test import Client
 
 from coupons import admin
-from coupons.events import read_issue_task
+from coupons.messages import read_issue_task
 from coupons.models import Coupon
 from coupons.services.issuing import issue_many
 from kafka_bridge.admin_base import BigTableAdmin

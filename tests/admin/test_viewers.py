@@ -18,7 +18,7 @@ from django.forms.models import model_to_dict
 from django.test import Client
 from django.urls import reverse
 
-from coupons.events import read_issue_task
+from coupons.messages import read_issue_task
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services.issuing import issue_many
 from couponsite.viewers import VIEWERS

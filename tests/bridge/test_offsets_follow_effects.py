@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, OperationalError
 
-from coupons.events import IssueTask
 from coupons.handlers import ISSUE
+from coupons.messages import IssueTask
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services import issuing
 from devstack.processes import wait_until

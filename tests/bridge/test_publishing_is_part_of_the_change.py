@@ -5,7 +5,7 @@ from django.db import transaction
 
 from kafka_bridge.errors import PayloadTooLarge, PublishOutsideTransaction
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import Event, insert_new_rows, outbox_row, publish
+from kafka_bridge.outbox import Message, insert_new_rows, outbox_row, publish
 from tests.support.outbox import EVENT, publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def test_publishing_outside_a_transaction_is_refused() -> None:
     with pytest.raises(PublishOutsideTransaction):
-        publish([Event(EVENT, {"orderId": 1})])
+        publish([Message(EVENT, {"orderId": 1})])
     with pytest.raises(PublishOutsideTransaction):
-        insert_new_rows([outbox_row(Event(EVENT, {"orderId": 1}))])
+        insert_new_rows([outbox_row(Message(EVENT, {"orderId": 1}))])
 
 
 def test_a_change_that_is_rolled_back_is_told_to_nobody() -> None:
     with transaction.atomic():
-        publish([Event(EVENT, {"orderId": 1})])
+        publish([Message(EVENT, {"orderId": 1})])
         transaction.set_rollback(True)
     assert OutboxMessage.objects.count() == 0
 
@@ -32,11 +32,11 @@ def test_events_keep_the_order_in_which_they_were_published() -> None:
 
 def test_an_event_past_what_topics_take_is_refused_before_it_is_stored() -> None:
     with pytest.raises(PayloadTooLarge, match="at most 900000"), transaction.atomic():
-        publish([Event(EVENT, {"orderId": 1, "text": "x" * 900_000})])
+        publish([Message(EVENT, {"orderId": 1, "text": "x" * 900_000})])
 
 
 def test_an_event_published_once_more_under_its_id_is_not_stored_twice() -> None:
-    one, two = (outbox_row(Event(EVENT, {"orderId": n})) for n in (1, 2))
+    one, two = (outbox_row(Message(EVENT, {"orderId": n})) for n in (1, 2))
     with transaction.atomic():
         assert insert_new_rows([one, one]) == [True, False]
         assert insert_new_rows([two, one]) == [True, False]

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
+import confluent_kafka
 import pytest
-from confluent_kafka import Message
 from django.db import connection, transaction
 
 from devstack.processes import wait_until
@@ -12,7 +12,7 @@ from kafka_bridge import floor, relay
 from kafka_bridge.leases import Leases
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import SHARDS, OutboxMessage
-from kafka_bridge.outbox import Event, publish
+from kafka_bridge.outbox import Message, publish
 from kafka_bridge.relay import Relay
 from tests.support.kafka import header, read_topic, relay_everything
 from tests.support.outbox import EVENT, TOPIC, publish_numbers, publish_orders
@@ -28,11 +28,11 @@ def every_relay_holds_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Leases, "holds_all", property(lambda self: True))
 
 
-def numbers(messages: Sequence[Message]) -> list[int]:
+def numbers(messages: Sequence[confluent_kafka.Message]) -> list[int]:
     return [json.loads(message.value() or b"")["number"] for message in messages]
 
 
-def first_copies(messages: Sequence[Message]) -> list[int]:
+def first_copies(messages: Sequence[confluent_kafka.Message]) -> list[int]:
     return list(dict.fromkeys(numbers(messages)))
 
 
@@ -94,7 +94,7 @@ def sent_around_a_hanging_relay() -> list[int]:
 
 def publish_late_and_early(relay_between: Relay) -> None:
     """A row whose transaction is still open when a row with a higher id is committed and relayed."""
-    with OpenTransaction(lambda: publish([Event(EVENT, {"orderId": 1, "number": 0})])) as late:
+    with OpenTransaction(lambda: publish([Message(EVENT, {"orderId": 1, "number": 0})])) as late:
         publish_numbers(range(1, 2))
         settle(relay_between)
         late.commit()

@@ -12,10 +12,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from django.db import transaction
 
-from coupons.events import ISSUE_REQUESTED
+from coupons.messages import ISSUE_REQUESTED
 from coupons.models import IssueRequest
 from kafka_bridge.models import DeadLetter, OutboxMessage
-from kafka_bridge.outbox import Event, publish
+from kafka_bridge.outbox import Message, publish
 from kafka_bridge.registry import prefixed
 from tests.support.kafka import header, read_topic, relay_everything
 from tests.support.messages import request_body
@@ -46,7 +46,7 @@ NOISE = Random(1).randbytes(10_000).hex()
 @pytest.mark.usefixtures("small_topic")
 def test_one_event_past_the_topics_limit_does_not_hold_up_the_others() -> None:
     with transaction.atomic():
-        publish(Event(EVENT, {"orderId": 1, "number": n, "text": NOISE if n == 1 else ""}) for n in range(4))
+        publish(Message(EVENT, {"orderId": 1, "number": n, "text": NOISE if n == 1 else ""}) for n in range(4))
     relay_everything()
 
     assert not OutboxMessage.objects.filter(published_at=None).exists()
@@ -62,7 +62,7 @@ def test_a_request_that_is_refused_ends_with_error_and_its_dead_letter_is_told(m
     body = request_body(coupon, 7) | {"note": NOISE}
     request_id = UUID(body["requestId"])
     with transaction.atomic():
-        publish([Event(ISSUE_REQUESTED, body, event_id=request_id)])
+        publish([Message(ISSUE_REQUESTED, body, event_id=request_id)])
     relay_everything()
 
     row = IssueRequest.objects.get()

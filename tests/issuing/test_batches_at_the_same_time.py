@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from django.db import IntegrityError, transaction
 
-from coupons.events import IssueTask, read_issue_task
+from coupons.messages import IssueTask, read_issue_task
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services import issuing
 from coupons.services.ending import decided_requests

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from django.db import OperationalError
 
-from coupons.events import IssueTask
 from coupons.handlers import ISSUE
+from coupons.messages import IssueTask
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services import issuing
 from kafka_bridge import batch as batches

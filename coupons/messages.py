@@ -1,0 +1,92 @@
+"""The messages about coupons: which event becomes which, and how they are read."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from kafka_bridge.errors import PoisonMessage
+from kafka_bridge.outbox import Message
+from kafka_bridge.registry import ReceivedMessage
+
+from .events import IssueEnded, IssueRequested
+from .policy import SUCCESS
+
+ISSUE_REQUESTED = "coupon.issue.requested.v1"
+ISSUE_SUCCEEDED = "coupon.issue.succeeded.v1"
+ISSUE_FAILED = "coupon.issue.failed.v1"
+
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class IssueTask(NamedTuple):
+    """A request as it came out of the topic, with the place it stood at."""
+
+    request_id: UUID
+    request: IssueRequested
+    topic: str
+    partition: int
+    offset: int
+    traceparent: str
+
+
+class ResultTask(NamedTuple):
+    """A result as it came out of its topic. ``event_id`` is under what the inbox knows it."""
+
+    event_id: UUID
+    result: IssueEnded
+    traceparent: str
+
+
+def message_of(event: IssueRequested | IssueEnded, *, traceparent: str = "") -> Message:
+    """The message that tells of ``event``; that of a request has the request's id."""
+    if isinstance(event, IssueEnded):
+        event_type = ISSUE_SUCCEEDED if event.status == SUCCESS else ISSUE_FAILED
+        return Message(event_type, event, traceparent=traceparent)
+    assert event.request_id is not None
+    return Message(ISSUE_REQUESTED, event, event_id=event.request_id, traceparent=traceparent)
+
+
+_request_decoder = msgspec.json.Decoder(IssueRequested)
+_result_decoder = msgspec.json.Decoder(IssueEnded)
+
+
+def read_issue_task(message: ReceivedMessage) -> IssueTask:
+    """The request in ``message``. A body without requestId takes it from ``ce_id``. Raises PoisonMessage."""
+    if message.value is None:
+        raise PoisonMessage("the message has no body")
+    try:
+        request = _request_decoder.decode(message.value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PoisonMessage(f"not a valid {ISSUE_REQUESTED}: {error}") from error
+    if request.coupon_id is None and request.coupon_type is None:
+        raise PoisonMessage("neither couponId nor couponType is given")
+    request_id = request.request_id or message.event_id
+    if request_id is None:
+        raise PoisonMessage("neither requestId nor a ce_id that is a UUID is given")
+    return IssueTask(request_id, request, message.topic, message.partition, message.offset, read_traceparent(message))
+
+
+def read_result_task(message: ReceivedMessage) -> ResultTask:
+    """The result in ``message``. Raises PoisonMessage."""
+    if message.value is None:
+        raise PoisonMessage("the message has no body")
+    try:
+        result = _result_decoder.decode(message.value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PoisonMessage(f"not a valid result: {error}") from error
+    return ResultTask(message.inbox_id, result, read_traceparent(message))
+
+
+def read_traceparent(message: ReceivedMessage) -> str:
+    """The W3C trace context of the message, empty if there is none or it is malformed."""
+    raw = (message.header("traceparent") or b"").decode("ascii", "replace")
+    return raw if is_traceparent(raw) else ""
+
+
+def is_traceparent(text: str) -> bool:
+    """Whether ``text`` is a version 00 traceparent (W3C Trace Context, 3.2)."""
+    return _TRACEPARENT.fullmatch(text) is not None

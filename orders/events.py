@@ -1,0 +1,47 @@
+"""What happens to orders, in the words of the domain. How it is told to other systems stands in ``messages``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Won = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Item(msgspec.Struct, frozen=True, rename="camel"):
+    """A line of an order with name and price as they were when it was placed."""
+
+    product_id: Id
+    name: str
+    quantity: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    unit_price: Won
+
+
+class OrderCompleted(msgspec.Struct, frozen=True, rename="camel"):
+    """An order was paid."""
+
+    order_id: Id
+    user_id: Id
+    items: tuple[Item, ...]
+    total_amount: Won
+    discount_amount: Won
+    pay_amount: Won
+    user_coupon_id: Id | None
+    paid_at: AwareTime
+
+
+class OrderCancelled(msgspec.Struct, frozen=True, rename="camel"):
+    """An order that had been paid was cancelled and its money given back."""
+
+    order_id: Id
+    user_id: Id
+    items: tuple[Item, ...]
+    paid_at: AwareTime
+    cancelled_at: AwareTime
+
+
+OrderEvent = OrderCompleted | OrderCancelled

@@ -1,0 +1,53 @@
+"""The messages about orders: which event becomes which, and how they are read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from coupons.messages import read_traceparent
+from kafka_bridge.errors import PoisonMessage
+from kafka_bridge.outbox import Message
+from kafka_bridge.registry import ReceivedMessage, event_types_of
+
+from .events import OrderCancelled, OrderCompleted, OrderEvent
+
+ORDER_COMPLETED = "order.completed.v1"
+ORDER_CANCELLED = "order.cancelled.v1"
+
+_TYPES: dict[type[OrderEvent], str] = {OrderCompleted: ORDER_COMPLETED, OrderCancelled: ORDER_CANCELLED}
+_DECODERS: dict[str, msgspec.json.Decoder[OrderEvent]] = {
+    type_name: msgspec.json.Decoder(kind) for kind, type_name in _TYPES.items()
+}
+
+
+class OrderTask(NamedTuple):
+    """An order's event as it came out of its topic. ``event_id`` is under what the inbox knows it."""
+
+    event_id: UUID
+    event: OrderEvent
+    body: bytes
+    traceparent: str
+
+
+def message_of(event: OrderEvent, *, event_id: UUID, traceparent: str = "") -> Message:
+    """The message that tells of ``event``."""
+    return Message(_TYPES[type(event)], event, event_id=event_id, traceparent=traceparent)
+
+
+def read_order_task(message: ReceivedMessage) -> OrderTask:
+    """The event in ``message``; without ``ce_type`` the topic tells its type. Raises PoisonMessage."""
+    header = message.header("ce_type")
+    known = {header.decode()} if header else event_types_of(message.topic) & _DECODERS.keys()
+    if len(known) != 1:
+        raise PoisonMessage(f"the topic carries {', '.join(sorted(known))}, and the message does not say which it is")
+    event_type = known.pop()
+    if message.value is None:
+        raise PoisonMessage("the message has no body")
+    try:
+        event = _DECODERS[event_type].decode(message.value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PoisonMessage(f"not a valid {event_type}: {error}") from error
+    return OrderTask(message.inbox_id, event, message.value, read_traceparent(message))
