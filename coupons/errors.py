@@ -45,6 +45,12 @@ class CouponNotOpen(DomainError):
     title = "The coupon is not open"
 
 
+class CouponNotUsable(DomainError):
+    status = 409
+    code = "coupon_not_usable"
+    title = "The coupon cannot be used for this order"
+
+
 class IdempotencyKeyReused(DomainError):
     status = 422
     code = "idempotency_key_reused"

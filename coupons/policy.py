@@ -138,6 +138,14 @@ class Window:
         }.get(state)
 
 
+def discount(kind: str, value: int, cap: int | None, amount: int) -> int:
+    """What a coupon takes off ``amount``, in won: at most all of it, of a percentage at most ``cap``, rounded down."""
+    off = value if kind == "FIXED" else amount * value // 100
+    if kind == "PERCENT" and cap is not None:
+        off = min(off, cap)
+    return min(off, amount)
+
+
 def is_coupon_type(text: str) -> bool:
     """Whether ``text`` can be a coupon type: 1 to 64 of ``A-Z a-z 0-9 _ -``."""
     return _COUPON_TYPE.fullmatch(text) is not None

@@ -38,7 +38,7 @@ class Order(models.Model):
     # whoever comes may ask again.
     paying_until = models.DateTimeField(null=True, blank=True)
     paid_at = models.DateTimeField(null=True, blank=True)
-    # While PAID: a cancellation has begun, and the refund may have happened.
+    # The money is to be given back, and may have been; the sweep asks until it is certain.
     refund_requested_at = models.DateTimeField(null=True, blank=True)
     cancelled_at = models.DateTimeField(null=True, blank=True)
     # The events that told of it: what every effect must have in its inbox.
@@ -71,7 +71,7 @@ class Order(models.Model):
             models.Index(
                 fields=["refund_requested_at"],
                 name="order_refund_in_doubt",
-                condition=Q(status="PAID", refund_requested_at__isnull=False),
+                condition=Q(refund_requested_at__isnull=False),
             ),
             # The days of the ranking.
             models.Index(fields=["paid_at"], name="order_paid", condition=Q(paid_at__isnull=False)),

@@ -13,9 +13,7 @@ from django.db import connection, transaction
 
 from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
-from kafka_bridge.outbox import (
-    publish,
-)
+from kafka_bridge.outbox import publish
 
 from .. import metrics, request_log, status_view
 from ..events import IssueEnded
@@ -63,14 +61,6 @@ def decided_requests(request_ids: Sequence[UUID]) -> set[UUID]:
     with connection.cursor() as cursor:
         cursor.execute(_READ_DECIDED, [arrays.uuids(request_ids)])
         return {request_id for (request_id,) in cursor.fetchall()}
-
-
-def database_time() -> datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        (now,) = cursor.fetchone()
-    assert isinstance(now, datetime)
-    return now
 
 
 def end_requests(rows: Sequence[Terminal]) -> None:

@@ -10,16 +10,15 @@ from typing import NamedTuple
 from django.db import connection
 
 from kafka_bridge import arrays
+from kafka_bridge.clock import database_time
 from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.errors import PoisonMessage
-from kafka_bridge.outbox import (
-    stored_payloads,
-)
+from kafka_bridge.outbox import stored_payloads
 
 from .. import policy
 from ..messages import ISSUE_REQUESTED, IssueTask
 from ..policy import Claim, Decision, Window
-from .ending import Terminal, database_time, decided_requests, end_requests
+from .ending import Terminal, decided_requests, end_requests
 
 
 class _LockedCoupon(NamedTuple):

@@ -9,15 +9,14 @@ from uuid import UUID
 
 import msgspec
 
-from kafka_bridge.outbox import (
-    stored_payloads,
-)
+from kafka_bridge.clock import database_time
+from kafka_bridge.outbox import stored_payloads
 from kafka_bridge.registry import Rejected
 
 from .. import policy
 from ..messages import ISSUE_REQUESTED, read_traceparent
 from ..models import Coupon
-from .ending import Terminal, database_time, decided_requests, end_requests
+from .ending import Terminal, decided_requests, end_requests
 
 
 def end_rejected(rejected: Sequence[Rejected]) -> None:

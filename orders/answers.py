@@ -1,0 +1,45 @@
+"""What the API tells about orders. Services return these, so that the first answer to a key can be kept as it was."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .events import AwareTime, Id, Item, Won
+
+
+class CreatedOrder(msgspec.Struct, frozen=True, rename="camel"):
+    order_id: Id
+    status: Literal["PENDING"]
+    items: tuple[Item, ...]
+    total_amount: Won
+    discount_amount: Won
+    pay_amount: Won
+    user_coupon_id: Id | None
+    expires_at: AwareTime
+
+
+class PaidOrder(msgspec.Struct, frozen=True, rename="camel"):
+    order_id: Id
+    status: Literal["PAID"]
+    paid_at: AwareTime
+
+
+class CancelledOrder(msgspec.Struct, frozen=True, rename="camel"):
+    order_id: Id
+    status: Literal["CANCELLED"]
+    cancelled_at: AwareTime
+
+
+class Order(msgspec.Struct, frozen=True, rename="camel"):
+    order_id: Id
+    status: Literal["PENDING", "PAYING", "PAID", "CANCELLED", "EXPIRED"]
+    items: tuple[Item, ...]
+    total_amount: Won
+    discount_amount: Won
+    pay_amount: Won
+    user_coupon_id: Id | None
+    expires_at: AwareTime
+    paid_at: AwareTime | None
+    cancelled_at: AwareTime | None

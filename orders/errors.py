@@ -1,0 +1,17 @@
+"""Refusals of orders; status and code stand on the class, see ``coupons.errors``."""
+
+from __future__ import annotations
+
+from coupons.errors import DomainError
+
+
+class InvalidState(DomainError):
+    status = 409
+    code = "invalid_state"
+    title = "The order is not in a state that allows this"
+
+
+class InProgress(DomainError):
+    status = 409
+    code = "in_progress"
+    title = "The same is under way already"

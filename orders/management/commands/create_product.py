@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from kafka_bridge.management.worker import positive
+
+from ...models import Product
+from ...policy import MOST_WON
+
+_NAME_LENGTH = 200
+
+
+class Command(BaseCommand):
+    help = 'Creates a product and prints {"productId"}.'
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name", metavar="NAME", help=f"1 to {_NAME_LENGTH} characters")
+        parser.add_argument("--price", type=positive, required=True, metavar="WON")
+
+    def handle(self, *args: Any, name: str, price: int, **options: Any) -> None:
+        if not 1 <= len(name) <= _NAME_LENGTH or "\0" in name:
+            raise CommandError(f"NAME must be 1 to {_NAME_LENGTH} characters")
+        if price > MOST_WON:
+            raise CommandError(f"--price must be at most {MOST_WON}")
+        self.stdout.write(json.dumps({"productId": Product.objects.create(name=name, price=price).id}))

@@ -1,0 +1,26 @@
+"""Reads."""
+
+from __future__ import annotations
+
+from . import answers
+from .models import Order
+from .services.lines import items_of
+
+
+def order_of_user(order_id: int, user_id: int) -> answers.Order | None:
+    """An order of this user, None if there is none of that id."""
+    order = Order.objects.filter(id=order_id, user_id=user_id).first()
+    if order is None:
+        return None
+    return answers.Order(
+        order_id=order.id,
+        status=order.status,  # type: ignore[arg-type]
+        items=items_of(order),
+        total_amount=order.total_amount,
+        discount_amount=order.discount_amount,
+        pay_amount=order.pay_amount,
+        user_coupon_id=order.user_coupon_id,
+        expires_at=order.expires_at,
+        paid_at=order.paid_at,
+        cancelled_at=order.cancelled_at,
+    )

@@ -1,0 +1,44 @@
+"""Cancelling an order: what was held is released; what was paid is refunded first."""
+
+from __future__ import annotations
+
+from django.db import transaction
+
+from coupons.services.spending import coupon_release
+from kafka_bridge.clock import database_time
+
+from .. import policy
+from ..answers import CancelledOrder
+from ..errors import InProgress, InvalidState
+from ..models import Order
+from .locking import order_lock
+from .refunding import refund_settle, refund_want
+
+
+def order_cancel(*, order_id: int, user_id: int, traceparent: str = "") -> CancelledOrder:
+    """Cancel an order; of an order that is cancelled, tell the same again.
+
+    Raises NotFound, InvalidState for an expired order or a refund that the provider declines, InProgress while it is
+    being paid, Unavailable while the provider does not answer: the refund then follows by the sweep, or the next call.
+    """
+    with transaction.atomic():
+        order = order_lock(order_id, user_id=user_id)
+        if order.status == policy.PAYING:
+            raise InProgress("The order is being paid: cancel it afterwards.", retry_after=1)
+        if order.status == policy.EXPIRED:
+            raise InvalidState("The order has expired: there is nothing to cancel.")
+        if order.status == policy.PENDING:
+            _cancel_unpaid(order)
+        refund = refund_want(order) if order.status == policy.PAID else None
+    if refund is not None:
+        order = refund_settle(refund, traceparent=traceparent)
+    assert order.cancelled_at is not None
+    return CancelledOrder(order_id=order.id, status="CANCELLED", cancelled_at=order.cancelled_at)
+
+
+def _cancel_unpaid(order: Order) -> None:
+    order.status = policy.CANCELLED
+    order.cancelled_at = database_time()
+    order.save(update_fields=["status", "cancelled_at"])
+    if order.user_coupon_id is not None:
+        coupon_release(user_coupon_id=order.user_coupon_id, order_id=order.id, cause="order cancelled")

@@ -1,0 +1,69 @@
+"""Idempotency keys of orders: a row in the transaction of the call's effect."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+
+from django.db import connection
+from django.db.models.functions import Now
+
+from coupons.errors import IdempotencyKeyReused
+
+from ..errors import InProgress
+from ..models import IdempotencyKey
+
+# Longer than the day that clients may count on.
+KEPT = timedelta(days=2)
+
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
+
+
+def fingerprint(asked: bytes) -> bytes:
+    """What tells two calls apart under one key."""
+    return hashlib.sha256(asked).digest()
+
+
+def key_claim(*, user_id: int, operation: str, key: str, asked: bytes) -> bytes | None:
+    """Claim a key for the call that is about to be made, within its transaction; returns the answer it had already.
+
+    None: go on, and ``keys_answer`` when the answer is known. A transaction that is rolled back leaves no claim. Raises
+    IdempotencyKeyReused for a key that was given with another call, InProgress while the same call is under way.
+    """
+    # A second INSERT of the key would wait for the first one's commit: who comes second is told instead.
+    with connection.cursor() as cursor:
+        cursor.execute(_TRY_LOCK, [f"{user_id}\n{operation}\n{key}"])
+        (alone,) = cursor.fetchone() or (False,)
+    if not alone:
+        raise InProgress("A call with this Idempotency-Key is under way: ask again in a moment.", retry_after=1)
+    mark = fingerprint(asked)
+    row, created = IdempotencyKey.objects.get_or_create(
+        user_id=user_id, operation=operation, key=key, defaults={"fingerprint": mark}
+    )
+    if created:
+        return None
+    if bytes(row.fingerprint) != mark:
+        raise IdempotencyKeyReused("The Idempotency-Key belongs to another call: make a new one for this.")
+    return None if row.response is None else bytes(row.response)
+
+
+def keys_answer(*, user_id: int, operation: str, asked: bytes, response: bytes) -> None:
+    """Keep ``response`` for every key under which this user asked for this and has no answer yet."""
+    _unanswered(user_id, operation, asked).update(response=response)
+
+
+def keys_forget(*, user_id: int, operation: str, asked: bytes) -> None:
+    """The call was refused: its keys may try again, also with another call."""
+    _unanswered(user_id, operation, asked).delete()
+
+
+def keys_prune(*, limit: int) -> int:
+    """Forget up to ``limit`` keys that are past their time; returns how many."""
+    old = IdempotencyKey.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at")[:limit]
+    return IdempotencyKey.objects.filter(id__in=old.values("id")).delete()[0]
+
+
+def _unanswered(user_id: int, operation: str, asked: bytes):  # type: ignore[no-untyped-def]
+    return IdempotencyKey.objects.filter(
+        user_id=user_id, operation=operation, fingerprint=fingerprint(asked), response=None
+    )

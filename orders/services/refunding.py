@@ -1,0 +1,98 @@
+"""Giving money back, once: the wish is committed before the provider is asked.
+
+If the process dies in between, the sweep asks again under the same key and finishes what the refund was for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from django.db import transaction
+
+from coupons.errors import Unavailable
+from coupons.services.spending import coupon_refund
+from kafka_bridge.clock import database_time
+from kafka_bridge.lifecycle import first_line
+from kafka_bridge.outbox import new_event_id, publish
+
+from .. import policy
+from ..clients.payment import PaymentDeclined, payment_gateway
+from ..errors import InvalidState
+from ..events import OrderCancelled
+from ..messages import message_of
+from ..models import Order
+from .lines import items_of
+from .locking import order_lock
+
+logger = logging.getLogger(__name__)
+
+
+class Refund(NamedTuple):
+    """Money to be given back, in won."""
+
+    order_id: int
+    amount: int
+
+
+def refund_want(order: Order) -> Refund:
+    """Note that the order's money is to be given back. The caller holds the order's lock."""
+    order.refund_requested_at = database_time()
+    order.save(update_fields=["refund_requested_at"])
+    return Refund(order.id, order.pay_amount)
+
+
+def refund_take_over(order_id: int) -> Refund | None:
+    """A refund that was wanted and is not done; None if none is wanted any more."""
+    with transaction.atomic():
+        order = order_lock(order_id)
+        return None if order.refund_requested_at is None else refund_want(order)
+
+
+def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
+    """Give the money back; an order that was PAID is cancelled then. Returns the order. Not inside a transaction.
+
+    Raises InvalidState if the provider declines, and Unavailable while it does not answer.
+    """
+    if transaction.get_connection().in_atomic_block:
+        raise RuntimeError("the provider is never called inside a transaction")
+    try:
+        if refund.amount:
+            payment_gateway().refund(
+                order_id=refund.order_id, amount=refund.amount, idempotency_key=f"{refund.order_id}-refund"
+            )
+    except PaymentDeclined as error:
+        Order.objects.filter(id=refund.order_id).update(refund_requested_at=None)
+        logger.error("refund of order %d declined: %s", refund.order_id, first_line(error))
+        raise InvalidState(f"The refund was declined: {error}") from error
+    except Exception as error:
+        logger.warning("refund of order %d in doubt: %s", refund.order_id, first_line(error))
+        raise Unavailable(
+            "The payment provider does not answer. The money is given back as soon as it does.", retry_after=1
+        ) from error
+    with transaction.atomic():
+        order = order_lock(refund.order_id)
+        order.refund_requested_at = None
+        order.save(update_fields=["refund_requested_at"])
+        if order.status == policy.PAID:
+            _cancel(order, traceparent)
+    return order
+
+
+def _cancel(order: Order, traceparent: str) -> None:
+    """The order, what becomes of its coupon and the row of the outbox, in the caller's one transaction."""
+    assert order.paid_at is not None
+    order.status = policy.CANCELLED
+    order.cancelled_at = database_time()
+    order.cancelled_event_id = new_event_id()
+    order.save(update_fields=["status", "cancelled_at", "cancelled_event_id"])
+    if order.user_coupon_id is not None:
+        coupon_refund(user_coupon_id=order.user_coupon_id, order_id=order.id)
+    event = OrderCancelled(
+        order_id=order.id,
+        user_id=order.user_id,
+        items=items_of(order),
+        paid_at=order.paid_at,
+        cancelled_at=order.cancelled_at,
+    )
+    publish([message_of(event, event_id=order.cancelled_event_id, traceparent=traceparent)])
