@@ -14,7 +14,7 @@ AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class IssueRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename="camel"):
-    """Somebody asks for a coupon. Our own name all of the ids; others may leave out either the coupon's id or its type."""
+    """Somebody asks for a coupon. Our own name all ids; others may leave out the coupon's id or its type."""
 
     request_id: UUID | None = None
     user_id: Id

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 _ATTEMPT_SECONDS = 10.0
@@ -163,7 +164,7 @@ class Connection:
 
 
 def encode_request(
-    method: str, path: str, port: int, headers: Mapping[str, str], body: Mapping[str, str] | None = None
+    method: str, path: str, port: int, headers: Mapping[str, str], body: Mapping[str, Any] | None = None
 ) -> bytes:
     """The bytes of a request with a JSON body, or without one."""
     content = b"" if body is None else json.dumps(body).encode()

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from coupons.models import Coupon
+from couponsite.demo.orders import OrderOutcome
 from couponsite.demo.sale import Outcome
 from couponsite.demo.sale import Progress as Report
 
@@ -57,6 +58,28 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     console.print(_coupon_table(outcome.coupons))
 
 
+def print_orders(console: Console, outcome: OrderOutcome) -> None:
+    """The tables of the orders after the sale."""
+    table = _two_columns("The orders")
+    saved = sum(order.discount_amount for order in outcome.paid)
+    for name, value in (
+        ("paid", f"{len(outcome.paid)}"),
+        ("with a coupon", f"{len(outcome.with_coupon)}"),
+        ("cancelled after the payment", f"{len(outcome.cancelled)}"),
+        ("paid in all", f"{sum(order.pay_amount for order in outcome.paid):,} won"),
+        ("saved by coupons", f"{saved:,} won"),
+        ("until all were paid", f"{outcome.paid_in:.1f} s"),
+        ("until every effect had them", f"{outcome.told_in:.1f} s"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    ranking = Table("product", title="Best sellers today", title_justify="left")
+    ranking.add_column("sold", justify="right")
+    for row in outcome.best_sellers:
+        ranking.add_row(row.name, f"{row.quantity}")
+    console.print(ranking)
+
+
 def _sale_table(outcome: Outcome) -> Table:
     ids = [coupon.id for coupon in outcome.coupons]
     with connection.cursor() as cursor:
@@ -67,9 +90,7 @@ def _sale_table(outcome: Outcome) -> Table:
     accepted = sum(answer.status == 202 for answer in outcome.answers)
     known = {("SUCCESS", ""), ("FAILED", "SOLD_OUT"), ("FAILED", "ALREADY_ISSUED")}
     retries = ", ".join(f"{count} {what}" for what, count in sorted(outcome.retries.items()))
-    table = Table(title="The sale", show_header=False, title_justify="left")
-    table.add_column(justify="left")
-    table.add_column(justify="right")
+    table = _two_columns("The sale")
     for name, value in (
         ("requests answered", f"{len(outcome.answers)}"),
         ("accepted (202)", f"{accepted}"),
@@ -86,6 +107,13 @@ def _sale_table(outcome: Outcome) -> Table:
         ("until all had a result", f"{outcome.decided_in:.1f} s"),
     ):
         table.add_row(name, value)
+    return table
+
+
+def _two_columns(title: str) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(justify="left")
+    table.add_column(justify="right")
     return table
 
 

@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -73,7 +73,7 @@ class FlashSale:
         self._port = port
         self._coupons = _make_coupons(size)
         self._asks = make_asks(size.requests, size.users, self._coupons)
-        self._tokens = bearer_tokens(self._asks)
+        self._tokens = bearer_tokens(ask.user_id for ask in self._asks)
 
     def run(
         self,
@@ -173,12 +173,9 @@ def make_asks(requests: int, users: int, coupons: Sequence[Coupon]) -> list[Ask]
     return asks
 
 
-def bearer_tokens(asks: Sequence[Ask]) -> dict[int, str]:
-    """The value of the Authorization header for each user of ``asks``."""
-    return {
-        user_id: f"Bearer {issue_access_token(user_id, lifetime=_TOKEN_LIFETIME)}"
-        for user_id in {ask.user_id for ask in asks}
-    }
+def bearer_tokens(user_ids: Iterable[int]) -> dict[int, str]:
+    """The value of the Authorization header for each user."""
+    return {user_id: f"Bearer {issue_access_token(user_id, lifetime=_TOKEN_LIFETIME)}" for user_id in set(user_ids)}
 
 
 def _stored_results(request_ids: Sequence[UUID]) -> dict[UUID, Result]:

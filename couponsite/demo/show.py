@@ -17,8 +17,9 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from rich.console import Console
 
+from couponsite.demo.orders import OrderOutcome, OrderRound
 from couponsite.demo.processes import Supervisor, procfile_process, wait_until_ready
-from couponsite.demo.report import print_outcome, progress_bar
+from couponsite.demo.report import print_orders, print_outcome, progress_bar
 from couponsite.demo.sale import FlashSale, Outcome, Size
 from devstack.ports import free_port, is_free
 from kafka_bridge.client import check_kafka, delete_topics, ensure_topics
@@ -40,8 +41,9 @@ class Login:
 class Demo:
     """Everything from the empty database to the verdict, cleaned up at the end however that comes."""
 
-    def __init__(self, *, size: Size, issuers: int, log_folder: Path, console: Console) -> None:
+    def __init__(self, *, size: Size, orders: int, issuers: int, log_folder: Path, console: Console) -> None:
         self._size = size
+        self._orders = orders
         self._issuers = issuers
         self._log_folder = log_folder
         self._console = console
@@ -60,13 +62,22 @@ class Demo:
                 sample=_SAMPLE,
             )
             print_outcome(self._console, outcome)
-            held = self._verdict(outcome)
+            orders = self._run_orders(port, outcome)
+            held = self._verdict(outcome, orders)
             if stay:
                 self._show_addresses(port, login)
                 with suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(1)
         return held
+
+    def _run_orders(self, port: int, sale: Outcome) -> OrderOutcome:
+        self._say(f"the shop: {self._orders} orders")
+        outcome = OrderRound(port, sale.coupons, count=self._orders).run(
+            progress_bar(self._console, "paid", self._orders)
+        )
+        print_orders(self._console, outcome)
+        return outcome
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -102,8 +113,11 @@ class Demo:
             procfile_process("issuer", env, self._log(f"issuer-{number}"), name=f"issuer-{number}")
             for number in range(1, self._issuers + 1)
         ]
-        self._say(f"starting web, relay and {self._issuers} issuers; their logs are in {self._log_folder}")
-        with Supervisor([web, relay, *issuers], self._say):
+        others = [procfile_process(role, env, self._log(role)) for role in ("effects", "orders")]
+        self._say(
+            f"starting web, relay, {self._issuers} issuers, effects and orders; their logs are in {self._log_folder}"
+        )
+        with Supervisor([web, relay, *issuers, *others], self._say):
             wait_until_ready(web, port)
             self._say(f"the sale: {self._size.requests} requests of {self._size.users} users")
             yield
@@ -114,14 +128,16 @@ class Demo:
         path.unlink(missing_ok=True)
         return path
 
-    def _verdict(self, outcome: Outcome) -> bool:
+    def _verdict(self, outcome: Outcome, orders: OrderOutcome) -> bool:
         self._say(f"{outcome.sampled} statuses were read back through the API and compared with PostgreSQL")
-        for line in outcome.complaints:
+        for line in (complaints := [*outcome.complaints, *orders.complaints]):
             self._say(f"FAIL {line}")
         if not outcome.complaints:
             self._say(
                 "ok   every accepted request has one result, the stock went out to the last piece, nobody has two"
             )
+        if not orders.complaints:
+            self._say("ok   every paid order reached every effect, and the ranking shows what was sold")
         try:
             output = StringIO()
             call_command("check_invariants", stdout=output)
@@ -130,8 +146,8 @@ class Demo:
             self._say(f"verdict: {error}")
             return False
         self._say(output.getvalue().rstrip())
-        self._say("verdict: " + ("something does not hold" if outcome.complaints else "everything holds"))
-        return not outcome.complaints
+        self._say("verdict: " + ("something does not hold" if complaints else "everything holds"))
+        return not complaints
 
     def _show_addresses(self, port: int, login: Login) -> None:
         site = f"http://localhost:{port}"

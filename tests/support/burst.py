@@ -20,7 +20,7 @@ class Burst:
     def __init__(self, port: int, coupons: Sequence[Coupon], *, requests: int, users: int) -> None:
         """Every user wants one of ``coupons``; those that come round again ask for the same once more."""
         self.asks = make_asks(requests, users, coupons)
-        self._crowd = Crowd(port, bearer_tokens(self.asks))
+        self._crowd = Crowd(port, bearer_tokens(ask.user_id for ask in self.asks))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="burst", daemon=True)
 

@@ -25,6 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--users", type=positive, default=10_000, metavar="N", help="default 10000")
         parser.add_argument("--coupons", type=positive, default=5, metavar="N", help="kinds of coupons (default 5)")
         parser.add_argument("--quantity", type=positive, default=1000, metavar="N", help="of each (default 1000)")
+        parser.add_argument("--orders", type=positive, default=300, metavar="N", help="paid after it (default 300)")
         parser.add_argument("--issuers", type=positive, default=3, metavar="N", help="issuer processes (default 3)")
         parser.add_argument("--logs", type=Path, default=settings.BASE_DIR / ".devstack" / "demo" / "logs")
 
@@ -37,7 +38,13 @@ class Command(BaseCommand):
         except ModuleNotFoundError as error:
             raise CommandError(f"{error.name} is missing: pip install -r requirements-dev.txt") from error
         size = Size(options["requests"], options["users"], options["coupons"], options["quantity"])
-        demo = Demo(size=size, issuers=options["issuers"], log_folder=options["logs"], console=Console())
+        demo = Demo(
+            size=size,
+            orders=options["orders"],
+            issuers=options["issuers"],
+            log_folder=options["logs"],
+            console=Console(),
+        )
         try:
             with interrupted_by_signals():
                 held = demo.run(stay=os.environ.get("DEMO_EXIT") != "1")
