@@ -9,14 +9,25 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from kafka_bridge.admin_base import BigTableAdmin, ReadOnlyAdmin, code, column, exact_utc, number_in, utc, uuid_in
+from kafka_bridge.admin_base import (
+    BigTableAdmin,
+    ReadOnlyAdmin,
+    ReadOnlyInline,
+    code,
+    column,
+    exact_utc,
+    number_in,
+    row_link,
+    search_link,
+    utc,
+    uuid_in,
+)
 from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
-from .models import Coupon, IssueRequest, UserCoupon
+from .models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
 
 _STATE_COLOURS = {
     "SCHEDULED": "info", "OPEN": "success", "PAUSED": "warning", "SOLD_OUT": "danger", "CLOSED": "default",
@@ -188,9 +199,19 @@ class CouponAdmin(BigTableAdmin):
         return False
 
 
+class LedgerInline(ReadOnlyInline):
+    """What orders did to the coupon, from its first step to its latest."""
+
+    model = CouponLedgerEntry
+    verbose_name_plural = "ledger"
+    ordering = ("id",)
+    shown = (code("step"), "order_id", "cause", exact_utc("created_at"))
+
+
 @admin.register(UserCoupon)
 class UserCouponAdmin(ReadOnlyAdmin):
     search_help_text = "user id"
+    inlines = (LedgerInline,)
     list_select_related = ("coupon",)
     list_display = (
         "id", "user_id", "coupon",
@@ -228,24 +249,34 @@ class IssueRequestAdmin(ReadOnlyAdmin):
 
     @admin.display(description="user id")
     def user(self, row: IssueRequest) -> SafeString | None:
-        return None if row.user_id is None else _search_link(UserCoupon, str(row.user_id))
+        return None if row.user_id is None else search_link(UserCoupon, str(row.user_id))
 
     @admin.display
     def user_coupon(self, row: IssueRequest) -> SafeString | None:
-        if row.user_coupon_id is None:
-            return None
-        address = reverse("admin:coupons_usercoupon_change", args=[row.user_coupon_id])
-        return format_html('<a href="{}">{}</a>', address, row.user_coupon_id)
+        return None if row.user_coupon_id is None else row_link(UserCoupon, row.user_coupon_id)
 
     @admin.display(description="outbox")
     def message(self, row: IssueRequest) -> SafeString:
-        return _search_link(OutboxMessage, str(row.request_id))
+        return search_link(OutboxMessage, str(row.request_id))
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         request_id = uuid_in(text)
         return None if request_id is None else rows.filter(pk=request_id)
 
 
-def _search_link(model: type[OutboxMessage | UserCoupon], text: str) -> SafeString:
-    address = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist", query={"q": text})
-    return format_html('<a href="{}">{}</a>', address, text)
+@admin.register(Notification)
+class NotificationAdmin(ReadOnlyAdmin):
+    search_help_text = "user id, or event id (UUID)"
+    list_display = ("id", "user_id", "template_code", "event_id", utc("created_at"))
+    not_in_the_list = ("variables",)
+    shown = ("id", "user_id", "template_code", "variables", "message", exact_utc("created_at"))
+
+    @admin.display(description="outbox")
+    def message(self, row: Notification) -> SafeString:
+        return search_link(OutboxMessage, str(row.event_id))
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        if (user_id := number_in(text)) is not None:
+            return rows.filter(user_id=user_id)
+        event_id = uuid_in(text)
+        return None if event_id is None else rows.filter(event_id=event_id)

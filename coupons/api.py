@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from django.http import HttpResponse
-from rest_framework.exceptions import NotFound as NotAPage
-from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from . import metrics, openapi, selectors
-from .errors import DomainError, InvalidRequest, NotFound, NotYourself
+from .errors import DomainError, NotFound, NotYourself
 from .events import CouponType, Id
-from .messages import is_traceparent
+from .http import Caller, Nothing, caller_of, idempotency_key, page, traceparent
 from .models import Coupon, UserCoupon
 from .policy import PENDING
 from .services.accepting import request_accept
 
-_KEY_LENGTH = 255
-_MAX_LIMIT = 200
 _accepted = metrics.ACCEPTED.labels("API")
-
-
-class Caller(Protocol):
-    """Who asks, as the authentication classes tell it in ``request.user``."""
-
-    @property
-    def user_id(self) -> int: ...
-    @property
-    def may_issue_for_others(self) -> bool: ...
 
 
 class IssueByType(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -42,10 +29,6 @@ class IssueByType(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 class IssueById(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     user_id: Id | msgspec.UnsetType = msgspec.UNSET
-
-
-class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class IssueByTypeView(APIView):
@@ -81,7 +64,7 @@ class IssueRequestView(APIView):
     @openapi.issue_request
     def get(self, request: Request, request_id: UUID) -> Response:
         status = selectors.request_status(request_id)
-        caller = _caller(request)
+        caller = caller_of(request)
         # Somebody else's request reads like one that does not exist: the id gives no access.
         if status is None or (status.user_id != caller.user_id and not caller.may_issue_for_others):
             raise NotFound("There is no such request.")
@@ -93,7 +76,7 @@ class CouponListView(APIView):
 
     @openapi.coupon_list
     def get(self, request: Request) -> Response:
-        return _page(request, self, selectors.coupons(), _coupon_body)
+        return page(request, self, selectors.coupons(), _coupon_body)
 
 
 class CouponView(APIView):
@@ -112,42 +95,12 @@ class UserCouponListView(APIView):
 
     @openapi.user_coupon_list
     def get(self, request: Request, user_id: int) -> Response:
-        _allow(_caller(request), user_id)
-        return _page(request, self, selectors.user_coupons(user_id), _user_coupon_body)
-
-
-class Cursor(CursorPagination):
-    """Pages by id, newest first; ``limit`` 1 to 200."""
-
-    ordering = "-id"
-    page_size = 50
-    page_size_query_param = "limit"
-    max_page_size = _MAX_LIMIT
-    invalid_cursor_message = "The cursor is not one that this list gave out."
-
-    def decode_cursor(self, request: Request) -> Any:
-        try:
-            cursor = super().decode_cursor(request)
-        except NotAPage as error:
-            raise InvalidRequest(self.invalid_cursor_message) from error
-        # The position goes into the query as it is, and anybody can make a cursor.
-        position = "0" if cursor is None else str(cursor.position or "0")
-        if not (position.isascii() and position.isdigit() and int(position[:20]) < 2**63):
-            raise InvalidRequest(self.invalid_cursor_message)
-        return cursor
-
-    def get_page_size(self, request: Request) -> int:
-        raw = request.query_params.get("limit", str(self.page_size))
-        if not (raw.isascii() and raw.isdigit() and 1 <= int(raw[:9]) <= _MAX_LIMIT):
-            raise InvalidRequest(
-                f"limit must be a number from 1 to {_MAX_LIMIT}.",
-                errors=[{"field": "limit", "message": f"must be a number from 1 to {_MAX_LIMIT}"}],
-            )
-        return int(raw)
+        _allow(caller_of(request), user_id)
+        return page(request, self, selectors.user_coupons(user_id), _user_coupon_body)
 
 
 def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.UnsetType) -> HttpResponse:
-    caller = _caller(request)
+    caller = caller_of(request)
     target = caller.user_id if user_id is msgspec.UNSET else user_id
     _allow(caller, target)
     try:
@@ -155,8 +108,8 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
             id_or_type=id_or_type,
             user_id=target,
             caller_id=caller.user_id,
-            idempotency_key=_idempotency_key(request),
-            traceparent=_traceparent(request),
+            idempotency_key=idempotency_key(request),
+            traceparent=traceparent(request),
         )
     except DomainError as error:
         metrics.REFUSED.labels(error.code).inc()
@@ -179,37 +132,9 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
     )
 
 
-def _caller(request: Request) -> Caller:
-    return cast(Caller, request.user)
-
-
 def _allow(caller: Caller, user_id: int) -> None:
     if user_id != caller.user_id and not caller.may_issue_for_others:
         raise NotYourself(f"You are user {caller.user_id} and may not act for user {user_id}.")
-
-
-def _idempotency_key(request: Request) -> str | None:
-    # META, since ``headers`` would translate the names of them all.
-    key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
-    if key is None:
-        return None
-    if not (1 <= len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()):
-        raise InvalidRequest(
-            f"Idempotency-Key must be 1 to {_KEY_LENGTH} printable ASCII characters.",
-            errors=[{"field": "Idempotency-Key", "message": f"must be 1 to {_KEY_LENGTH} printable ASCII characters"}],
-        )
-    return key
-
-
-def _traceparent(request: Request) -> str:
-    raw: str = request.META.get("HTTP_TRACEPARENT", "")
-    return raw if is_traceparent(raw) else ""
-
-
-def _page(request: Request, view: APIView, rows: Any, body: Any) -> Response:
-    cursor = Cursor()
-    page: list[Any] = cursor.paginate_queryset(rows, request, view=view) or []
-    return Response({"results": [body(row) for row in page], "next": cursor.get_next_link()})
 
 
 def _coupon_body(coupon: Coupon) -> dict[str, Any]:

@@ -8,7 +8,7 @@ class DomainError(Exception):
 
     status = 400
     code = "invalid"
-    title = "The request is not valid"
+    title = "The request is invalid"
 
     def __init__(
         self,
@@ -30,13 +30,13 @@ class InvalidRequest(DomainError):
 class NotYourself(DomainError):
     status = 403
     code = "forbidden"
-    title = "You may only act for yourself"
+    title = "Not allowed"
 
 
 class NotFound(DomainError):
     status = 404
     code = "not_found"
-    title = "There is no such thing"
+    title = "Not found"
 
 
 class CouponNotOpen(DomainError):
@@ -60,4 +60,4 @@ class IdempotencyKeyReused(DomainError):
 class Unavailable(DomainError):
     status = 503
     code = "unavailable"
-    title = "The service cannot take requests at the moment"
+    title = "Temporarily unavailable"

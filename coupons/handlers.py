@@ -7,10 +7,12 @@ from uuid import UUID
 
 from kafka_bridge.registry import ConsumerGroup, register_group, register_refusal, register_undecided
 
-from .messages import ISSUE_REQUESTED, read_issue_task
+from .clients import alimtalk
+from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
 from .models import IssueRequest
 from .services.issuing import issue_many
 from .services.rejecting import end_rejected
+from .telling import read_notice
 
 ISSUE = ConsumerGroup(
     name="issue",
@@ -19,11 +21,22 @@ ISSUE = ConsumerGroup(
     handle=issue_many,
     on_dead_letters=end_rejected,
 )
+RESULTS = ConsumerGroup(
+    name="results",
+    event_types=(ISSUE_SUCCEEDED, ISSUE_FAILED),
+    decode=read_notice,
+    call=alimtalk.send,
+    handle=alimtalk.keep,
+    inbox=True,
+    # As many may be sent again after a crash.
+    largest_batch=100,
+)
 
 
 def register() -> None:
     """Called once, when the app is ready."""
     register_group(ISSUE)
+    register_group(RESULTS)
     register_refusal(ISSUE_REQUESTED, end_rejected)
     register_undecided(ISSUE_REQUESTED, undecided_requests)
 

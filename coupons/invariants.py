@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db import connection
+from django_redis import get_redis_connection
+from redis.exceptions import RedisError
 
 from kafka_bridge.client import group_lag
+from kafka_bridge.clock import database_time
 from kafka_bridge.outbox import anything_unpublished
 
+from . import policy, status_view
 from .handlers import ISSUE
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED
+from .models import IssueRequest
 
 _SHOWN = 20
+_COMPARED = 100
 
+_STATUS_AFTER = ", ".join(f"('{step}', '{status}')" for step, status in policy.STATUS_AFTER.items())
+_POSSIBLE_STEPS = ", ".join(
+    f"('{before}', '{step}')"
+    for before, step in (
+        ("", policy.HELD),
+        (policy.RELEASED, policy.HELD),
+        (policy.RETURNED_TO_USER, policy.HELD),
+        (policy.HELD, policy.USED),
+        (policy.HELD, policy.RELEASED),
+        (policy.USED, policy.RETURNED_TO_USER),
+        (policy.USED, policy.RETURNED_TO_POOL),
+        (policy.USED, policy.BURNED),
+    )
+)
 # Each finds violations as lines of text; the letters are those of the guarantees in the README.
 _QUERIES = {
     "I2 issued and reserved are within the stock": """
@@ -53,12 +74,37 @@ _QUERIES = {
         ) AS event
         GROUP BY body ->> 'requestId' HAVING count(*) > 1
     """,
+    "I3 the ledger tells the state of every coupon": f"""
+        SELECT format('coupon %s of user %s is %s, its ledger says %s', u.coupon_id, u.user_id, u.status,
+                      coalesce(latest.step, 'nothing'))
+        FROM coupons_usercoupon u
+        LEFT JOIN (
+            SELECT DISTINCT ON (user_coupon_id) user_coupon_id, step FROM coupons_couponledgerentry
+            ORDER BY user_coupon_id, id DESC
+        ) AS latest ON latest.user_coupon_id = u.id
+        LEFT JOIN (VALUES {_STATUS_AFTER}) AS known (step, status) ON known.step = latest.step
+        WHERE u.status <> coalesce(known.status, 'ISSUED')
+    """,
+    "I3 a coupon goes its way through one order at a time": f"""
+        SELECT format('coupon %s of user %s: %s by order %s after %s', u.coupon_id, u.user_id, step, order_id,
+                      coalesce(before || ' by order ' || order_before, 'nothing'))
+        FROM (
+            SELECT *, lag(step) OVER way AS before, lag(order_id) OVER way AS order_before
+            FROM coupons_couponledgerentry WINDOW way AS (PARTITION BY user_coupon_id ORDER BY id)
+        ) AS entry
+        LEFT JOIN coupons_usercoupon u ON u.id = user_coupon_id
+        WHERE (coalesce(before, ''), step) NOT IN (VALUES {_POSSIBLE_STEPS})
+           OR (step <> 'HELD' AND order_id <> order_before)
+    """,
+    "I8 nobody is told SOLD_OUT while there is stock": """
+        SELECT format('request %s: coupon %s had %s left', request_id, coupon_type, remaining)
+        FROM coupons_issuerequest WHERE reason = 'SOLD_OUT' AND remaining > 0
+    """,
 }
 
 _OVERDUE = """
     SELECT o.event_id::text FROM kafka_bridge_outboxmessage o
-    WHERE o.event_type = %s AND o.headers IS NULL
-      AND o.created_at < statement_timestamp() - %s * interval '1 second'
+    WHERE o.event_type = %s AND o.headers IS NULL AND o.created_at < %s
       AND NOT EXISTS (SELECT 1 FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
     ORDER BY o.id
 """
@@ -69,8 +115,9 @@ def violations() -> Iterator[tuple[str, list[str]]]:
     names = {"succeeded": ISSUE_SUCCEEDED, "failed": ISSUE_FAILED}
     for name, query in _QUERIES.items():
         # format() of PostgreSQL and the driver both know "%s": only the named placeholders are the driver's.
-        yield name, _lines(query.replace("%s", "%%s"), names)
-    yield "I1 every accepted request is answered", overdue_requests()
+        yield name, query_lines(query.replace("%s", "%%s"), names)
+    yield "I1 I5 every accepted request is answered", overdue_requests()
+    yield "I6 Redis tells of requests what PostgreSQL says", wrong_views()
 
 
 def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
@@ -78,19 +125,41 @@ def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
 
     ``lag`` tells the issuer's lag in messages; by default Kafka is asked. Raises ServiceUnavailable if it is away.
     """
-    overdue = _lines(_OVERDUE, [ISSUE_REQUESTED, settings.REQUEST_DEADLINE_SECONDS])
-    if not overdue or anything_unpublished():
+    asked = [ISSUE_REQUESTED, deadline()]
+    if not query_lines(_OVERDUE, asked) or anything_unpublished() or (lag or _issuer_lag)() != 0:
         return []
-    return overdue if (lag or _issuer_lag)() == 0 else []
+    # Read again: what was on its way before the lag was known to be none has arrived.
+    return query_lines(_OVERDUE, asked)
 
 
-def _issuer_lag() -> int:
-    return group_lag(ISSUE.group_id, ISSUE.topics)
+def wrong_views() -> list[str]:
+    """Of the requests decided last, those that Redis tells otherwise; none while it is away or has forgotten them."""
+    try:
+        # Asked once: with a Redis that hangs, each view would be waited for.
+        get_redis_connection("default").ping()
+    except RedisError:
+        return []
+    wrong = []
+    for request in IssueRequest.objects.order_by("-processed_at")[:_COMPARED]:
+        view = status_view.load(request.request_id)
+        if view is not None and (view.status, view.reason) != (request.status, request.reason):
+            wrong.append(f"request {request.request_id}: {view.status} in Redis, {request.status} in PostgreSQL")
+    return wrong
 
 
-def _lines(query: str, values: Any) -> list[str]:
+def deadline() -> datetime:
+    """What was to be done before then is late."""
+    return database_time() - timedelta(seconds=settings.REQUEST_DEADLINE_SECONDS)
+
+
+def query_lines(query: str, values: Any) -> list[str]:
+    """The one text column that ``query`` selects; at most 20 lines and a count of the rest."""
     with connection.cursor() as cursor:
         cursor.execute(query, values)
         lines = [line for (line,) in cursor.fetchmany(_SHOWN)]
         more = cursor.rowcount - len(lines)
     return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def _issuer_lag() -> int:
+    return group_lag(ISSUE.group_id, ISSUE.topics)

@@ -16,8 +16,9 @@ from msgspec import Meta
 
 from .errors import CouponNotOpen, DomainError, IdempotencyKeyReused, NotFound, NotYourself, Unavailable
 from .events import AwareTime, CouponType, Id
+from .http import KEY_LENGTH, MOST_ROWS, USUAL_ROWS
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+Method = TypeVar("Method", bound=Callable[..., Any])
 Example = Mapping[str, Any]
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -84,6 +85,7 @@ class UserCouponPage(msgspec.Struct):
 EXAMPLE_COUPON_ID = 7
 EXAMPLE_COUPON_TYPE = "SUMMER-2026"
 EXAMPLE_USER_ID = 1001
+EXAMPLE_USER_COUPON_ID = 53
 EXAMPLE_REQUEST_ID = "0197c3f2-8c1e-7b43-9d5a-2f6e1c0b4a99"
 
 _ASKED_AT = "2026-07-01T03:00:00.412094Z"
@@ -102,7 +104,7 @@ _EXAMPLE_STATUS = {
     "userId": EXAMPLE_USER_ID,
     "status": "SUCCESS",
     "reason": None,
-    "userCouponId": 53,
+    "userCouponId": EXAMPLE_USER_COUPON_ID,
     "requestedAt": _ASKED_AT,
     "processedAt": _ISSUED_AT,
 }
@@ -122,7 +124,7 @@ _EXAMPLE_COUPON = {
     "serverTime": _ASKED_AT,
 }
 _EXAMPLE_USER_COUPON = {
-    "userCouponId": 53,
+    "userCouponId": EXAMPLE_USER_COUPON_ID,
     "couponId": EXAMPLE_COUPON_ID,
     "couponType": EXAMPLE_COUPON_TYPE,
     "status": "ISSUED",
@@ -153,7 +155,7 @@ REQUEST_ID = OpenApiParameter(
 IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
     # Blanks around the value of a header are no part of it.
-    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     OpenApiParameter.HEADER,
     description=(
         "The same key, caller and body get the first accepted answer again, without a second effect; with another "
@@ -169,17 +171,24 @@ TRACEPARENT = OpenApiParameter(
     examples=[OpenApiExample("example", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")],
 )
 PAGE = (
-    OpenApiParameter("limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+    OpenApiParameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": USUAL_ROWS}),
     OpenApiParameter("cursor", str, description="As in `next` of the page before."),
 )
-_LOCATION = OpenApiParameter(
-    "Location",
-    {"type": "string", "pattern": "^/api/v1/issue-requests/[0-9a-f-]{36}$"},
-    OpenApiParameter.HEADER,
-    required=True,
-    description="Where the request's end can be read.",
-    response=[202],
-)
+
+
+def location(status: int, pattern: str, description: str) -> OpenApiParameter:
+    """The header ``Location`` of the answer with ``status``."""
+    return OpenApiParameter(
+        "Location",
+        {"type": "string", "pattern": pattern},
+        OpenApiParameter.HEADER,
+        required=True,
+        description=description,
+        response=[status],
+    )
+
+
+_LOCATION = location(202, "^/api/v1/issue-requests/[0-9a-f-]{36}$", "Where the request's end can be read.")
 _RETRY_AFTER = OpenApiParameter(
     "Retry-After",
     {"type": "integer", "minimum": 1},
@@ -206,7 +215,7 @@ def describe(
     parameters: Sequence[OpenApiParameter] = (),
     refusals: Sequence[type[DomainError] | str] = (),
     links: Mapping[int, Mapping[str, Any]] | None = None,
-) -> Callable[[_Method], _Method]:
+) -> Callable[[Method], Method]:
     """The description of a view's method; the docstring of the method, or of its class, is its summary.
 
     ``bodies`` are examples of ``body`` by name; ``refusals`` are the errors (or codes of couponsite.problems) that
@@ -237,7 +246,7 @@ def issue(
     body: type[msgspec.Struct],
     bodies: Mapping[str, Example],
     *path: OpenApiParameter,
-) -> Callable[[_Method], _Method]:
+) -> Callable[[Method], Method]:
     """The description of a door that takes requests for a coupon."""
     return describe(
         operation_id,

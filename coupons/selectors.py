@@ -111,10 +111,13 @@ def request_status(request_id: UUID) -> RequestStatus | None:
 def ended_request(request_id: UUID) -> RequestStatus | None:
     """The terminal answer of a request, from PostgreSQL."""
     row = IssueRequest.objects.filter(request_id=request_id).first()
-    if row is None:
-        return None
+    return None if row is None else terminal_status(row)
+
+
+def terminal_status(row: IssueRequest) -> RequestStatus:
+    """The terminal answer that ``row`` is."""
     return RequestStatus(
-        request_id=request_id,
+        request_id=row.request_id,
         coupon_type=row.coupon_type,
         user_id=row.user_id,
         status=row.status,

@@ -40,15 +40,20 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(RequestStatus)
 
 
+def write(statuses: Iterable[RequestStatus]) -> None:
+    """Make terminal statuses readable from Redis. Raises RedisError."""
+    keys, views = [], []
+    for status in statuses:
+        keys.append(_key(status.request_id))
+        views.append(_encoder.encode(status))
+    if keys:
+        _redis().register_script(_STORE)(keys=keys, args=[TTL_SECONDS, *views])
+
+
 def store(statuses: Iterable[RequestStatus]) -> None:
-    """Make terminal statuses readable from Redis. Best effort: PostgreSQL stands behind."""
+    """Like ``write`` at best effort: PostgreSQL stands behind."""
     try:
-        keys, views = [], []
-        for status in statuses:
-            keys.append(_key(status.request_id))
-            views.append(_encoder.encode(status))
-        if keys:
-            _redis().register_script(_STORE)(keys=keys, args=[TTL_SECONDS, *views])
+        write(statuses)
     except RedisError as error:
         logger.warning("status view not written, reads fall back to PostgreSQL: %s", error)
 

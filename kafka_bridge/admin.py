@@ -11,10 +11,10 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from .admin_base import ReadOnlyAdmin, exact_utc, number_in, utc, uuid_in
+from .admin_base import ReadOnlyAdmin, code, exact_utc, number_in, utc, uuid_in
 from .contracts import cloud_event_headers, decode_headers, isoformat_z
 from .dead_letters import RELAY
-from .models import DeadLetter, OutboxMessage
+from .models import Alert, DeadLetter, OutboxMessage
 
 _SHOWN_IN_LISTS = 80
 
@@ -119,6 +119,21 @@ class GroupFilter(admin.SimpleListFilter):
         return queryset.filter(consumer_group=self.value()) if self.value() else queryset
 
 
+class OpenFilter(admin.SimpleListFilter):
+    """Open alerts are in a partial index; so few that to walk past them to those that ended is nothing."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("open", "open"), ("ended", "ended")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() not in ("open", "ended"):
+            return queryset
+        return queryset.filter(ended_at__isnull=self.value() == "open")
+
+
 @admin.register(OutboxMessage)
 class OutboxMessageAdmin(MessageAdmin):
     search_help_text = "event id or request id (UUID), or id"
@@ -157,3 +172,20 @@ class DeadLetterAdmin(MessageAdmin):
             return rows.filter(pk=row_id)
         event_id = uuid_in(text)
         return None if event_id is None else rows.filter(event_id=event_id)
+
+
+@admin.register(Alert)
+class AlertAdmin(ReadOnlyAdmin):
+    search_help_text = "alert id (UUID), the Idempotency-Key under which it was told"
+    list_display = (
+        code("severity", {"warning": "warning", "critical": "danger"}), "rule", "summary", utc("started_at"),
+        utc("ended_at"),
+    )  # fmt: skip
+    list_filter = (OpenFilter,)
+    shown = (
+        "id", "rule", code("severity"), "summary", "runbook", exact_utc("started_at"), exact_utc("ended_at"),
+    )  # fmt: skip
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        alert_id = uuid_in(text)
+        return None if alert_id is None else rows.filter(pk=alert_id)

@@ -14,6 +14,7 @@ from django.contrib.admin.views.main import SEARCH_VAR
 from django.contrib.admin.views.main import ChangeListSearchForm as _ChangeListSearchForm
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -98,6 +99,18 @@ def exact_utc(field: str) -> Column:
     return column(field, value)
 
 
+def search_link(model: type[Model], text: str) -> SafeString:
+    """A link to what the list of ``model`` finds by ``text``."""
+    address = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist", query={SEARCH_VAR: text})
+    return format_html('<a href="{}">{}</a>', address, text)
+
+
+def row_link(model: type[Model], key: object) -> SafeString:
+    """A link to the page of a row."""
+    address = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[key])
+    return format_html('<a href="{}">{}</a>', address, key)
+
+
 class BoundedPaginator(AnyPaginator):
     """Counts nothing: it says how much may be leafed through, not how much there is."""
 
@@ -178,6 +191,9 @@ class BigTableAdmin(AnyModelAdmin):
 class _ReadOnly:
     """To look at, for superusers too: these rows are written by the service alone."""
 
+    # A row's fields, from top to bottom or from left to right.
+    shown: tuple[str | Column, ...] = ()
+
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
@@ -187,11 +203,6 @@ class _ReadOnly:
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-
-class ReadOnlyAdmin(_ReadOnly, BigTableAdmin):
-    # The page of a row, from top to bottom.
-    shown: tuple[str | Column, ...] = ()
-
     def get_fields(self, request: HttpRequest, obj: Model | None = None) -> Any:
         return self.shown
 
@@ -199,5 +210,11 @@ class ReadOnlyAdmin(_ReadOnly, BigTableAdmin):
         return self.shown
 
 
+class ReadOnlyAdmin(_ReadOnly, BigTableAdmin):
+    """Lists, and pages of a row."""
+
+
 class ReadOnlyInline(_ReadOnly, AnyTabularInline):
+    """Rows on the page of the row that they belong to."""
+
     extra = 0

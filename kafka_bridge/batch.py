@@ -13,9 +13,9 @@ from django.db import transaction
 
 from . import inbox, metrics
 from .dead_letters import bury
-from .errors import PoisonFlood, PoisonMessage, is_database_outage, is_poison, is_transient
+from .errors import PoisonFlood, is_database_outage, is_poison, is_transient
 from .lifecycle import StopFlag, first_line
-from .registry import ConsumerGroup, ReceivedMessage, Rejected, event_types_of
+from .registry import ConsumerGroup, ReceivedMessage, Rejected, is_of_types
 
 logger = logging.getLogger(__name__)
 
@@ -63,27 +63,17 @@ class BatchHandler:
         unreadable: list[Rejected] = []
         for message in batch:
             try:
-                if self._concerns_group(message):
+                if is_of_types(message, self._group.event_types):
                     decoded.append((message, self._group.decode(message)))
-                self._bad.clear()
+                # What is to be called may still be refused: there only a success ends the run.
+                if self._group.call is None:
+                    self._bad.clear()
             except Exception as error:
                 if not is_poison(error):
                     raise
                 unreadable.append(Rejected(message, error))
                 self._count_bad(message, error)
         return decoded, unreadable
-
-    def _concerns_group(self, message: ReceivedMessage) -> bool:
-        """Whether the message is of a type that the group handles; PoisonMessage for a type nobody knows."""
-        header = message.header("ce_type")
-        if header is None:
-            return True
-        event_type = header.decode()
-        if event_type in self._group.event_types:
-            return True
-        if event_type in event_types_of(message.topic):
-            return False
-        raise PoisonMessage(f"unknown event type or version {event_type[:100]!r}")
 
     def _call_out(self, call: Call, waiting: Sequence[Decoded], stop: StopFlag) -> None:
         """Have the calls of ``waiting`` made, outside of any transaction, and settle each as soon as it is done."""
@@ -107,9 +97,17 @@ class BatchHandler:
         try:
             return call([value for _, value in waiting], stop)
         except Exception as error:
-            if not self._group.log_only or is_database_outage(error):
+            if self._waits_for(error):
                 raise
-            return [error] * len(waiting)
+            if len(waiting) == 1 or is_transient(error):
+                return [error] * len(waiting)
+        # A fault of ours that one of them brings out: the others are called without it.
+        middle = len(waiting) // 2
+        return [*self._outcomes(call, waiting[:middle], stop), *self._outcomes(call, waiting[middle:], stop)]
+
+    def _waits_for(self, error: Exception) -> bool:
+        """Whether the batch waits until somebody's service is back."""
+        return is_database_outage(error) if self._group.log_only else is_transient(error)
 
     def _not_handled_yet(self, decoded: Sequence[Decoded]) -> list[Decoded]:
         seen = inbox.handled(self._group.name, [message.inbox_id for message, _ in decoded])
@@ -122,7 +120,7 @@ class BatchHandler:
         try:
             self._handle_with_retries(decoded, unreadable, stop)
         except Exception as error:
-            if is_transient(error) or isinstance(error, PoisonFlood | BatchAbandoned) or not decoded:
+            if self._waits_for(error) or isinstance(error, PoisonFlood | BatchAbandoned) or not decoded:
                 raise
             first = decoded[0][0]
             logger.warning("%s: %s and on: looking for the culprit: %s", self._group.name, first, first_line(error))
@@ -141,7 +139,7 @@ class BatchHandler:
                     self._forget_failures()
                 return
             except Exception as error:
-                if is_transient(error) or is_poison(error) or attempt == settings.CONSUMER_MAX_ATTEMPTS:
+                if self._waits_for(error) or is_poison(error) or attempt == settings.CONSUMER_MAX_ATTEMPTS:
                     raise
             if stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
                 raise BatchAbandoned
@@ -165,10 +163,11 @@ class BatchHandler:
                 self._apply(decoded)
             self._forget_failures()
         except Exception as error:
-            if is_transient(error):
+            if self._waits_for(error):
                 raise
-            if len(decoded) == 1:
-                self._bury_culprit(decoded[0][0], error)
+            if len(decoded) == 1 or is_transient(error):
+                for message, _ in decoded:
+                    self._bury_culprit(message, error)
                 return
             middle = len(decoded) // 2
             self._bisect(decoded[:middle], stop)

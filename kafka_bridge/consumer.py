@@ -126,10 +126,10 @@ class GroupConsumer:
         if error is None:
             # A message fetched before its partition was revoked may still come out of the client's queue.
             if partition in self._assigned:
-                received = _received(message, topic, number)
+                arrived = received(message, topic, number)
                 self._at_end.discard(partition)
-                self._buffers[partition].append(received)
-                self._next_offsets.setdefault(partition, received.offset)
+                self._buffers[partition].append(arrived)
+                self._next_offsets.setdefault(partition, arrived.offset)
         elif error.code() == PARTITION_EOF:
             if partition in self._assigned:
                 self._at_end.add(partition)
@@ -213,7 +213,8 @@ class GroupConsumer:
         metrics.PAUSED.labels(self._group.name, partition[0], str(partition[1])).set(value)
 
 
-def _received(message: Message, topic: str, partition: int) -> ReceivedMessage:
+def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
+    """The message as the bridge knows it; ``topic`` is with the prefix."""
     offset = message.offset()
     assert offset is not None
     return ReceivedMessage(

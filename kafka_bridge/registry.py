@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 from django.conf import settings
 
 from .contracts import Headers, Route
+from .errors import PoisonMessage
 from .lifecycle import StopFlag
 
 _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
@@ -169,3 +170,16 @@ def event_types_of(topic: str) -> set[str]:
     """The event types that the routes send to ``topic`` (without the prefix)."""
     routes: dict[str, Route] = settings.KAFKA_ROUTES
     return {event_type for event_type, route in routes.items() if route.topic == topic}
+
+
+def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:
+    """Whether the message is of one of ``event_types``, as a group would judge; PoisonMessage for an unknown type."""
+    header = message.header("ce_type")
+    if header is None:
+        return True
+    event_type = header.decode()
+    if event_type in event_types:
+        return True
+    if event_type in event_types_of(message.topic):
+        return False
+    raise PoisonMessage(f"unknown event type or version {event_type[:100]!r}")

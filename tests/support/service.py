@@ -52,6 +52,19 @@ class Service:
         process.start()
         return process
 
+    def start_command(self, *arguments: str, name: str) -> ManagedProcess:
+        """Start a command of ``manage.py`` that runs until it is stopped."""
+        process = ManagedProcess(
+            name,
+            [sys.executable, "manage.py", *arguments],
+            {**os.environ, **self._env},
+            settings.BASE_DIR,
+            self._log_folder / f"{name}.log",
+        )
+        self.processes[name] = process
+        process.start()
+        return process
+
     def end(self) -> None:
         """End everything; the ends of the logs are printed, which pytest shows for a failed test."""
         for process in self.processes.values():

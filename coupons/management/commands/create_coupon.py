@@ -57,6 +57,8 @@ def moment(text: str) -> datetime:
 def _values(options: dict[str, Any]) -> dict[str, Any]:
     if not is_coupon_type(options["coupon_type"]):
         raise CommandError("TYPE must be 1 to 64 of A-Z a-z 0-9 _ -")
+    if options["name"] is not None and not options["name"].isprintable():
+        raise CommandError("--name must be printable characters")
     fixed, percent, cap = options["fixed"], options["percent"] or 10, options["cap"]
     if fixed and cap:
         raise CommandError("--cap goes with --percent")

@@ -1,0 +1,75 @@
+"""Messages to users: by AlimTalk, or without an ALIMTALK_URL into a table where they can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+from django.conf import settings
+
+from kafka_bridge.http_calls import Endpoint, HttpCall
+from kafka_bridge.lifecycle import StopFlag
+
+from ..models import Notification
+
+
+class Notice(NamedTuple):
+    """What one user is told. ``template`` is a name in ALIMTALK_TEMPLATES; ``variables`` are what the text shows.
+
+    Nobody is told where ``user_id`` is None.
+    """
+
+    event_id: UUID
+    user_id: int | None
+    template: str
+    variables: Mapping[str, str | int | None]
+    traceparent: str = ""
+
+    @property
+    def template_code(self) -> str:
+        return str(settings.ALIMTALK_TEMPLATES[self.template])
+
+
+def send(notices: Sequence[Notice], stop: StopFlag) -> Sequence[Exception | None]:
+    """Tell the users by AlimTalk, outside of any transaction; returns and raises what ``Endpoint.post_all`` does.
+
+    The event id is the idempotency key: a notice that is sent again reaches nobody twice. Without ALIMTALK_URL there
+    is nothing to send: ``keep`` takes the notices.
+    """
+    if not settings.ALIMTALK_URL:
+        return [None] * len(notices)
+    endpoint = _endpoint(settings.ALIMTALK_URL, settings.ALIMTALK_KEY)
+    told = [item for item in notices if item.user_id is not None]
+    errors = iter(endpoint.post_all([HttpCall(item.event_id, _body(item), item.traceparent) for item in told], stop))
+    return [None if item.user_id is None else next(errors) for item in notices]
+
+
+def keep(notices: Sequence[Notice]) -> None:
+    """Without ALIMTALK_URL, store the notices within the caller's transaction; with it they have been sent."""
+    if settings.ALIMTALK_URL:
+        return
+    rows = [
+        Notification(
+            event_id=item.event_id,
+            user_id=item.user_id,
+            template_code=item.template_code,
+            variables=dict(item.variables),
+        )
+        for item in notices
+        if item.user_id is not None
+    ]
+    Notification.objects.bulk_create(rows, ignore_conflicts=True)
+
+
+def _body(notice: Notice) -> bytes:
+    body = {"templateCode": notice.template_code, "userId": notice.user_id, "variables": dict(notice.variables)}
+    return msgspec.json.encode(body)
+
+
+@lru_cache(maxsize=4)
+def _endpoint(url: str, key: str) -> Endpoint:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return Endpoint("AlimTalk", url, headers=headers, mend="look at ALIMTALK_URL and ALIMTALK_KEY")

@@ -1,0 +1,95 @@
+"""What the views of every app share: who asks, the headers that go along, bodies without fields, and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import msgspec
+from django.db.models import QuerySet
+from rest_framework.exceptions import NotFound as NotAPage
+from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from .errors import InvalidRequest
+from .messages import is_traceparent
+
+KEY_LENGTH = 255
+MOST_ROWS = 200
+USUAL_ROWS = 50
+
+
+class Caller(Protocol):
+    """Who asks, as the authentication classes tell it in ``request.user``."""
+
+    @property
+    def user_id(self) -> int: ...
+    @property
+    def may_issue_for_others(self) -> bool: ...
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a call that needs none."""
+
+
+class Cursor(CursorPagination):
+    """Pages by id, newest first; ``limit`` 1 to 200."""
+
+    ordering = "-id"
+    page_size = USUAL_ROWS
+    page_size_query_param = "limit"
+    max_page_size = MOST_ROWS
+    invalid_cursor_message = "The cursor is not one that this list gave out."
+
+    def decode_cursor(self, request: Request) -> Any:
+        try:
+            cursor = super().decode_cursor(request)
+        except NotAPage as error:
+            raise InvalidRequest(self.invalid_cursor_message) from error
+        # The position goes into the query as it is, and anybody can make a cursor.
+        position = "0" if cursor is None else str(cursor.position or "0")
+        if not (position.isascii() and position.isdigit() and int(position[:20]) < 2**63):
+            raise InvalidRequest(self.invalid_cursor_message)
+        return cursor
+
+    def get_page_size(self, request: Request) -> int:
+        raw = request.query_params.get("limit", str(self.page_size))
+        if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and 1 <= int(raw) <= MOST_ROWS):
+            raise InvalidRequest(
+                f"limit must be a number from 1 to {MOST_ROWS}.",
+                errors=[{"field": "limit", "message": f"must be a number from 1 to {MOST_ROWS}"}],
+            )
+        return int(raw)
+
+
+def caller_of(request: Request) -> Caller:
+    return cast(Caller, request.user)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The ``Idempotency-Key`` of a call, None without one. Raises InvalidRequest for one that cannot be a key."""
+    # META, since ``headers`` would translate the names of them all.
+    key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return None
+    if not (1 <= len(key) <= KEY_LENGTH and key.isascii() and key.isprintable()):
+        raise InvalidRequest(
+            f"Idempotency-Key must be 1 to {KEY_LENGTH} printable ASCII characters.",
+            errors=[{"field": "Idempotency-Key", "message": f"must be 1 to {KEY_LENGTH} printable ASCII characters"}],
+        )
+    return key
+
+
+def traceparent(request: Request) -> str:
+    """The ``traceparent`` of a call; empty without one, or for anything else than version 00 of Trace Context."""
+    raw: str = request.META.get("HTTP_TRACEPARENT", "")
+    return raw if is_traceparent(raw) else ""
+
+
+def page(request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[Any], Any]) -> Response:
+    """A page of ``rows``, each told by ``body``. Raises InvalidRequest for a limit or cursor that is none."""
+    cursor = Cursor()
+    found: list[Any] = cursor.paginate_queryset(rows, request, view=view) or []
+    return Response({"results": [body(row) for row in found], "next": cursor.get_next_link()})

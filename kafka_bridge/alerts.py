@@ -1,0 +1,47 @@
+"""Alerts: what an operator has to know, as rows. Of one rule at most one is open."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Literal
+
+from django.db import connection, transaction
+from uuid_utils.compat import uuid7
+
+from .models import Alert
+
+logger = logging.getLogger(__name__)
+
+_OPEN = f"""
+    INSERT INTO {Alert._meta.db_table} (id, rule, severity, summary, runbook)
+    VALUES (%s, %s, %s, %s, %s)
+    ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
+"""
+_END = f"""
+    UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp() WHERE rule = %s AND ended_at IS NULL
+"""
+
+
+def open_alert(*, rule: str, severity: Literal["warning", "critical"], summary: str, runbook: str) -> bool:
+    """Open an alert of ``rule`` unless one is open; returns whether it is new.
+
+    ``runbook`` says where to read what to do, like ``docs/operations.md#orders``. Within a transaction the alert
+    exists, and is logged, once that is committed.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_OPEN, [uuid7(), rule, severity, summary, runbook])
+        is_new: bool = cursor.rowcount == 1
+    if is_new:
+        transaction.on_commit(partial(logger.error, "alert %s (%s): %s; see %s", rule, severity, summary, runbook))
+    return is_new
+
+
+def end_alert(rule: str) -> bool:
+    """End the open alert of ``rule``, if there is one; returns whether there was."""
+    with connection.cursor() as cursor:
+        cursor.execute(_END, [rule])
+        ended: bool = cursor.rowcount == 1
+    if ended:
+        transaction.on_commit(partial(logger.info, "alert %s has ended", rule))
+    return ended

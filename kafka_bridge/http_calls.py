@@ -1,0 +1,239 @@
+"""Calls to a service outside: many at once, tried again under the same idempotency key, judged together.
+
+A service that is away and a call that the service cannot answer look the same from a single call. Seen over all calls
+they differ: when the service is away nothing gets through, and then nobody's message is at fault.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import cache
+from typing import NamedTuple
+from uuid import UUID
+
+import httpx
+from django.conf import settings
+
+from .errors import CallFailed, CallRefused, ServiceUnavailable
+from .lifecycle import StopFlag
+
+# It writes a line per call with the whole URL, which may carry a secret.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+# How many calls to one service are under way at once.
+PARALLEL = 16
+# Before the second and the third try, in seconds; a service that names a time itself is given at most the longest.
+PAUSES = (0.3, 1.0)
+LONGEST_PAUSE = 5.0
+# For all calls of one ``post_all``, in seconds: three of them fit into the time that Kafka gives a consumer.
+BUDGET = 60.0
+# So many calls may fail while others get through without the service being to blame, or a tenth of those others.
+FEW = 3
+# Calls that failed and were not made again for so many seconds are no longer counted.
+_FORGOTTEN_AFTER = 120.0
+# An answer's body interests nobody; one that is read to its end leaves the connection for the next call.
+_BODY_BYTES = 64 * 1024
+
+_TRY_AGAIN = frozenset({408, 425, 429})
+# Not the fault of the message: the address is wrong, or the key.
+_MISDIRECTED = frozenset({401, 403, 404, 405, 407})
+
+
+class HttpCall(NamedTuple):
+    """A POST of ``body`` (JSON); ``traceparent`` may be empty."""
+
+    idempotency_key: UUID
+    body: bytes
+    traceparent: str = ""
+
+
+class Endpoint:
+    """One address of a service outside. Threads may share it: only together they know whether it is away."""
+
+    def __init__(self, name: str, url: str, *, headers: Mapping[str, str] = {}, mend: str) -> None:
+        """``name`` is what logs call the service; ``mend`` names the settings to look at when it refuses everything."""
+        self.name = name
+        self._url = url
+        self._headers = {**headers, "content-type": "application/json"}
+        self._mend = mend
+        self._record = _Record()
+        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix=name)
+
+    def post_all(self, calls: Sequence[HttpCall], stop: StopFlag) -> list[Exception | None]:
+        """Make ``calls``, several at once; returns for each None if it was answered with 2xx, or its error.
+
+        CallRefused: the same call would be refused again. CallFailed: it may have had its effect or not, also when
+        ``stop`` or the budget came first. Raises ServiceUnavailable when none of them gets through and the calls of
+        other threads do not either; it takes about ``BUDGET`` seconds and one timeout at most.
+        """
+        since = self._record.successes
+        deadline = time.monotonic() + BUDGET
+        outcomes: dict[int, Future[Exception | None]] = {}
+
+        def begin(places: Collection[int]) -> list[Future[Exception | None]]:
+            started = {place: self._pool.submit(self._post, calls[place], stop, deadline) for place in places}
+            outcomes.update(started)
+            return list(started.values())
+
+        # First as many as are under way at once: when none of those gets through, the others need not wait for their
+        # timeouts. A random choice, since a batch that comes again may begin with those that never get through.
+        first = random.sample(range(len(calls)), min(PARALLEL, len(calls)))
+        answered = any(_answered(future.result()) for future in as_completed(begin(first)))
+        if not answered:
+            self._raise_if_away(calls, outcomes, since, stop)
+        for future in begin(set(range(len(calls))).difference(first)):
+            answered = _answered(future.result()) or answered
+        if not answered:
+            self._raise_if_away(calls, outcomes, since, stop)
+        else:
+            self._note_failures(calls, outcomes, since)
+        return [outcomes[place].result() for place in range(len(calls))]
+
+    def _raise_if_away(
+        self, calls: Sequence[HttpCall], outcomes: Mapping[int, Future[Exception | None]], since: int, stop: StopFlag
+    ) -> None:
+        failed = self._note_failures(calls, outcomes, since)
+        if failed and not stop and not self._record.others_get_through(failed):
+            error = next(iter(outcomes.values())).result()
+            raise ServiceUnavailable(f"nothing gets through to {self.name}: {error}")
+
+    def _note_failures(
+        self, calls: Sequence[HttpCall], outcomes: Mapping[int, Future[Exception | None]], since: int
+    ) -> list[UUID]:
+        failed = [
+            calls[place].idempotency_key
+            for place, future in outcomes.items()
+            if isinstance(future.result(), CallFailed)
+        ]
+        self._record.failed(failed, since)
+        return failed
+
+    def _post(self, call: HttpCall, stop: StopFlag, deadline: float) -> Exception | None:
+        """One call with its tries."""
+        failure: Exception = CallFailed("not called: there was no time left")
+        for pause in (*PAUSES, 0.0):
+            if stop:
+                return CallFailed("stopped")
+            if time.monotonic() >= deadline:
+                break
+            outcome = self._try(call)
+            if outcome is None:
+                self._record.got_through(call.idempotency_key)
+                return None
+            failure = outcome.error
+            if not outcome.again:
+                break
+            if pause and stop.wait(max(outcome.wait, pause * random.uniform(0.5, 1.5))):
+                return CallFailed("stopped")
+        return failure
+
+    def _try(self, call: HttpCall) -> _NoSuccess | None:
+        headers = {**self._headers, "Idempotency-Key": str(call.idempotency_key)}
+        if call.traceparent:
+            headers["traceparent"] = call.traceparent
+        timeout = settings.HTTP_TIMEOUT_SECONDS
+        try:
+            with _client().stream("POST", self._url, content=call.body, headers=headers, timeout=timeout) as response:
+                _read_little(response)
+        # Only their kind is told: some texts quote headers, and with them the key.
+        except httpx.TimeoutException:
+            return _NoSuccess(CallFailed(f"no answer within {timeout:g} s"))
+        except httpx.TransportError as error:
+            return _NoSuccess(CallFailed(f"no connection ({type(error).__name__})"))
+        except (httpx.InvalidURL, UnicodeError) as error:
+            return _NoSuccess(CallFailed(f"cannot be called ({type(error).__name__}); {self._mend}"), again=False)
+        return self._judged(response)
+
+    def _judged(self, response: httpx.Response) -> _NoSuccess | None:
+        status = response.status_code
+        if response.is_success:
+            return None
+        if response.is_server_error or status in _TRY_AGAIN:
+            return _NoSuccess(CallFailed(f"answered {status}"), wait=_retry_after(response))
+        if status in _MISDIRECTED or not response.is_client_error:
+            return _NoSuccess(CallFailed(f"answered {status}; {self._mend}"), again=False)
+        return _NoSuccess(CallRefused(f"{self.name} refused the call: answered {status}"), again=False)
+
+
+class _NoSuccess(NamedTuple):
+    error: Exception
+    again: bool = True
+    # What the service asks for, in seconds.
+    wait: float = 0.0
+
+
+class _Failing(NamedTuple):
+    # How many calls had got through before this one failed for the first time.
+    since: int
+    seen_at: float
+
+
+class _Record:
+    """What gets through and what does not, over all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failing: dict[UUID, _Failing] = {}
+        self.successes = 0
+
+    def got_through(self, key: UUID) -> None:
+        with self._lock:
+            self.successes += 1
+            self._failing.pop(key, None)
+
+    def failed(self, keys: Collection[UUID], since: int) -> None:
+        """Note calls that were given up; ``since``: how many had got through when they began."""
+        now = time.monotonic()
+        with self._lock:
+            for key, failing in list(self._failing.items()):
+                if now - failing.seen_at > _FORGOTTEN_AFTER:
+                    del self._failing[key]
+            for key in keys:
+                before = self._failing.get(key)
+                self._failing[key] = _Failing(before.since if before else since, now)
+
+    def others_get_through(self, keys: Collection[UUID]) -> bool:
+        """Whether one of these failing calls is an exception among calls that get through."""
+        with self._lock:
+            return any(self._is_exception(self.successes - self._failing[key].since) for key in keys)
+
+    def _is_exception(self, successes: int) -> bool:
+        return successes > 0 and len(self._failing) <= max(FEW, successes // 10)
+
+
+_making_the_client = threading.Lock()
+
+
+def _client() -> httpx.Client:
+    """One for all threads, made at the first call: no process that is forked may share its connections."""
+    with _making_the_client:
+        return _make_client()
+
+
+@cache
+def _make_client() -> httpx.Client:
+    return httpx.Client()
+
+
+def _answered(outcome: Exception | None) -> bool:
+    """Whether the service dealt with the call, be it by refusing it."""
+    return not isinstance(outcome, CallFailed)
+
+
+def _read_little(response: httpx.Response) -> None:
+    read = 0
+    for chunk in response.iter_raw():
+        read += len(chunk)
+        if read > _BODY_BYTES:
+            break
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """The header in seconds, 0 if it is missing or a date."""
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), LONGEST_PAUSE) if text.isascii() and text.isdigit() else 0.0

@@ -1,0 +1,133 @@
+"""Effect of a paid order: the data platform's copy, a row of ours and the event itself for a platform elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+from django.conf import settings
+from django.db import connection
+
+from kafka_bridge import arrays
+from kafka_bridge.contracts import isoformat_z
+from kafka_bridge.errors import PoisonMessage
+from kafka_bridge.http_calls import Endpoint, HttpCall
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
+
+from ..events import OrderCancelled, OrderEvent
+from ..messages import ORDER_CANCELLED, ORDER_COMPLETED, read_order_task
+
+# As many may be sent again after a crash.
+_LARGEST_BATCH = 100
+
+# What is stored stays: an event adds what no earlier one told. Rows in the order of their ids: two consumers that store
+# the same orders in different orders would wait for each other.
+_STORE = """
+    INSERT INTO orders_storedorder AS stored
+        (order_id, user_id, items, total_amount, discount_amount, pay_amount, user_coupon_id, paid_at, cancelled_at)
+    SELECT order_id, user_id, items::jsonb, total_amount, discount_amount, pay_amount, user_coupon_id, paid_at,
+           cancelled_at
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+                %s::timestamptz[], %s::timestamptz[])
+         AS row (order_id, user_id, items, total_amount, discount_amount, pay_amount, user_coupon_id, paid_at,
+                 cancelled_at)
+    ORDER BY order_id
+    ON CONFLICT (order_id) DO UPDATE SET
+        total_amount = coalesce(stored.total_amount, excluded.total_amount),
+        discount_amount = coalesce(stored.discount_amount, excluded.discount_amount),
+        pay_amount = coalesce(stored.pay_amount, excluded.pay_amount),
+        user_coupon_id = coalesce(stored.user_coupon_id, excluded.user_coupon_id),
+        cancelled_at = coalesce(stored.cancelled_at, excluded.cancelled_at)
+"""
+
+
+class OrderRow(NamedTuple):
+    """The columns of one order; None is what its events have not told."""
+
+    order_id: int
+    user_id: int
+    items: str
+    total_amount: int | None
+    discount_amount: int | None
+    pay_amount: int | None
+    user_coupon_id: int | None
+    paid_at: str
+    cancelled_at: str | None
+
+    def completed_by(self, later: OrderRow) -> OrderRow:
+        return OrderRow._make(new if old is None else old for old, new in zip(self, later, strict=True))
+
+
+class Told(NamedTuple):
+    """An event as the two copies have it."""
+
+    call: HttpCall
+    row: OrderRow
+
+
+def group() -> ConsumerGroup:
+    """The consumer group of this effect."""
+    return ConsumerGroup(
+        name="data-platform",
+        event_types=(ORDER_COMPLETED, ORDER_CANCELLED),
+        decode=read_order,
+        call=send_orders,
+        handle=store_orders,
+        inbox=True,
+        largest_batch=_LARGEST_BATCH,
+        log_only=settings.ORDER_EFFECT_POLICIES["data-platform"] == "log_only",
+    )
+
+
+def read_order(message: ReceivedMessage) -> Told:
+    """What the event in ``message`` tells about its order. Raises PoisonMessage."""
+    task = read_order_task(message)
+    try:
+        row = _row(task.event)
+    except OverflowError as error:
+        raise PoisonMessage("a time of the order is at the end of the calendar") from error
+    return Told(HttpCall(task.event_id, task.body, task.traceparent), row)
+
+
+def send_orders(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:
+    """Send each event as it is to DATA_PLATFORM_URL, if set; see ``Endpoint.post_all``."""
+    if not settings.DATA_PLATFORM_URL:
+        return [None] * len(told)
+    return _endpoint(settings.DATA_PLATFORM_URL).post_all([item.call for item in told], stop)
+
+
+def store_orders(told: Sequence[Told]) -> None:
+    """Store what the events tell, within the caller's transaction, in one statement."""
+    rows: dict[int, OrderRow] = {}
+    for _, row in told:
+        # A statement may touch a row only once: two events of one order become one row here.
+        rows[row.order_id] = row if row.order_id not in rows else rows[row.order_id].completed_by(row)
+    if not rows:
+        return
+    ids, users, items, totals, discounts, pays, coupons, paid, cancelled = zip(*rows.values(), strict=True)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _STORE,
+            [
+                arrays.numbers(ids), arrays.numbers(users), arrays.texts(items), arrays.numbers(totals),
+                arrays.numbers(discounts), arrays.numbers(pays), arrays.numbers(coupons), arrays.texts(paid),
+                arrays.texts(cancelled),
+            ],
+        )  # fmt: skip
+
+
+def _row(event: OrderEvent) -> OrderRow:
+    items, paid_at = msgspec.json.encode(event.items).decode(), isoformat_z(event.paid_at)
+    if isinstance(event, OrderCancelled):
+        cancelled_at = isoformat_z(event.cancelled_at)
+        return OrderRow(event.order_id, event.user_id, items, None, None, None, None, paid_at, cancelled_at)
+    amounts = event.total_amount, event.discount_amount, event.pay_amount
+    return OrderRow(event.order_id, event.user_id, items, *amounts, event.user_coupon_id, paid_at, None)
+
+
+@lru_cache(maxsize=4)
+def _endpoint(url: str) -> Endpoint:
+    return Endpoint("the data platform", url, mend="look at DATA_PLATFORM_URL")

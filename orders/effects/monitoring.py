@@ -1,0 +1,146 @@
+"""Effect of a paid order: figures by the minute, and an alert when they are out of the ordinary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Literal, NamedTuple
+
+from django.conf import settings
+from django.db import connection, transaction
+
+from kafka_bridge import arrays
+from kafka_bridge.alerts import end_alert, open_alert
+from kafka_bridge.contracts import isoformat_z
+from kafka_bridge.errors import PoisonMessage
+from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
+
+from .. import metrics
+from ..events import OrderCompleted
+from ..messages import ORDER_CANCELLED, ORDER_COMPLETED, read_order_task
+from ..models import OrderMinute
+
+MANY_ORDERS = "orders-per-minute"
+MANY_CANCELLED = "orders-cancelled"
+RUNBOOK = "docs/operations.md#orders"
+
+# Fewer orders than this say nothing about their share.
+FEWEST_ORDERS = 20
+
+_TABLE = OrderMinute._meta.db_table
+# In the order of the minutes: two batches that count the same ones in different orders would wait for each other.
+_COUNT = f"""
+    INSERT INTO {_TABLE} AS counted (minute, completed, cancelled, amount)
+    SELECT minute, completed, cancelled, amount
+    FROM unnest(%s::timestamptz[], %s::bigint[], %s::bigint[], %s::bigint[])
+         AS row (minute, completed, cancelled, amount)
+    ORDER BY minute
+    ON CONFLICT (minute) DO UPDATE SET
+        completed = counted.completed + excluded.completed,
+        cancelled = counted.cancelled + excluded.cancelled,
+        amount = counted.amount + excluded.amount
+"""
+# By the database's time: a backlog that is caught up tells of minutes that are long over.
+_LATELY = f"""
+    SELECT coalesce(max(completed), 0),
+           coalesce(sum(completed) FILTER (WHERE minute > statement_timestamp() - interval '10 minutes'), 0)::bigint,
+           coalesce(sum(cancelled) FILTER (WHERE minute > statement_timestamp() - interval '10 minutes'), 0)::bigint
+    FROM {_TABLE} WHERE minute BETWEEN statement_timestamp() - interval '1 hour' AND statement_timestamp()
+"""
+
+
+class Occurrence(NamedTuple):
+    """An order that was paid, or cancelled, in a minute (UTC); ``amount`` in won, 0 for a cancellation."""
+
+    minute: datetime
+    is_payment: bool
+    amount: int
+
+
+@dataclass(slots=True)
+class _Minute:
+    completed: int = 0
+    cancelled: int = 0
+    amount: int = 0
+
+
+def group() -> ConsumerGroup:
+    """The consumer group of this effect."""
+    return ConsumerGroup(
+        name="monitoring",
+        event_types=(ORDER_COMPLETED, ORDER_CANCELLED),
+        decode=read_occurrence,
+        handle=count_orders,
+        inbox=True,
+        log_only=settings.ORDER_EFFECT_POLICIES["monitoring"] == "log_only",
+    )
+
+
+def read_occurrence(message: ReceivedMessage) -> Occurrence:
+    """What the event in ``message`` tells the monitoring. Raises PoisonMessage."""
+    event = read_order_task(message).event
+    is_payment = isinstance(event, OrderCompleted)
+    moment, amount = (event.paid_at, event.pay_amount) if isinstance(event, OrderCompleted) else (event.cancelled_at, 0)
+    try:
+        minute = moment.astimezone(UTC).replace(second=0, microsecond=0)
+    except OverflowError as error:
+        raise PoisonMessage(f"the event's time is at the end of the calendar: {moment}") from error
+    return Occurrence(minute, is_payment, amount)
+
+
+def count_orders(occurrences: Sequence[Occurrence]) -> None:
+    """Count within the transaction of the batch, then judge the last minutes."""
+    minutes: dict[datetime, _Minute] = {}
+    for occurrence in occurrences:
+        counted = minutes.setdefault(occurrence.minute, _Minute())
+        counted.completed += occurrence.is_payment
+        counted.cancelled += not occurrence.is_payment
+        counted.amount += occurrence.amount
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _COUNT,
+            [
+                arrays.texts([isoformat_z(minute) for minute in minutes]),
+                arrays.numbers([counted.completed for counted in minutes.values()]),
+                arrays.numbers([counted.cancelled for counted in minutes.values()]),
+                arrays.numbers([counted.amount for counted in minutes.values()]),
+            ],
+        )
+    transaction.on_commit(partial(_tell, list(minutes.values())), robust=True)
+    judge()
+
+
+def _tell(minutes: Sequence[_Minute]) -> None:
+    metrics.ORDERS_PAID.inc(sum(minute.completed for minute in minutes))
+    metrics.ORDERS_CANCELLED.inc(sum(minute.cancelled for minute in minutes))
+    metrics.WON_PAID.inc(sum(minute.amount for minute in minutes))
+
+
+def judge() -> None:
+    """Open the alerts whose rule holds, end those whose rule does not; a threshold of 0 turns a rule off."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LATELY)
+        busiest, completed, cancelled = cursor.fetchone()
+    most = settings.ALERT_ORDERS_PER_MINUTE
+    _set_alert(
+        MANY_ORDERS,
+        "warning",
+        holds=0 < most < busiest,
+        summary=f"{busiest} orders were paid in one minute of the last hour, more than {most}",
+    )
+    percent = settings.ALERT_CANCELLED_PERCENT
+    _set_alert(
+        MANY_CANCELLED,
+        "critical",
+        holds=bool(percent) and completed >= FEWEST_ORDERS and 100 * cancelled > percent * completed,
+        summary=f"{cancelled} orders were cancelled and {completed} paid in ten minutes, more than {percent} %",
+    )
+
+
+def _set_alert(rule: str, severity: Literal["warning", "critical"], *, holds: bool, summary: str) -> None:
+    if holds:
+        open_alert(rule=rule, severity=severity, summary=summary, runbook=RUNBOOK)
+    else:
+        end_alert(rule)

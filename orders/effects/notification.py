@@ -1,0 +1,56 @@
+"""Effect of a paid order: its user is told."""
+
+from __future__ import annotations
+
+from django.conf import settings
+
+from coupons.clients import alimtalk
+from coupons.clients.alimtalk import Notice
+from kafka_bridge.contracts import isoformat_z
+from kafka_bridge.errors import PoisonMessage
+from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
+
+from ..events import OrderCompleted
+from ..messages import ORDER_COMPLETED, read_order_task
+
+# As many may be sent again after a crash.
+_LARGEST_BATCH = 100
+
+
+def group() -> ConsumerGroup:
+    """The consumer group of this effect."""
+    return ConsumerGroup(
+        name="notification",
+        event_types=(ORDER_COMPLETED,),
+        decode=read_notice,
+        call=alimtalk.send,
+        handle=alimtalk.keep,
+        inbox=True,
+        largest_batch=_LARGEST_BATCH,
+        log_only=settings.ORDER_EFFECT_POLICIES["notification"] == "log_only",
+    )
+
+
+def read_notice(message: ReceivedMessage) -> Notice:
+    """What the event in ``message`` tells its user. Raises PoisonMessage."""
+    event_id, order, _, traceparent = read_order_task(message)
+    # Also on a topic that the routes make it share with cancellations, where a message may lack its type.
+    if not isinstance(order, OrderCompleted):
+        raise PoisonMessage(f"not a valid {ORDER_COMPLETED}")
+    try:
+        paid_at = isoformat_z(order.paid_at)
+    except OverflowError as error:
+        raise PoisonMessage(f"paidAt is at the end of the calendar: {order.paid_at}") from error
+    return Notice(
+        event_id=event_id,
+        user_id=order.user_id,
+        template="order.completed",
+        variables={
+            "orderId": order.order_id,
+            "totalAmount": order.total_amount,
+            "discountAmount": order.discount_amount,
+            "payAmount": order.pay_amount,
+            "paidAt": paid_at,
+        },
+        traceparent=traceparent,
+    )

@@ -1,0 +1,26 @@
+"""Days as the business counts them: from midnight to midnight in BUSINESS_TIME_ZONE."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+
+from kafka_bridge.clock import database_time
+
+
+def day_of(moment: datetime) -> date:
+    """The day that ``moment``, which must be aware, falls on. OverflowError at the ends of the calendar."""
+    return moment.astimezone(ZoneInfo(settings.BUSINESS_TIME_ZONE)).date()
+
+
+def start_of(day: date) -> datetime:
+    """The moment at which ``day`` begins, aware."""
+    return datetime.combine(day, time.min, ZoneInfo(settings.BUSINESS_TIME_ZONE))
+
+
+def last_days(count: int) -> list[date]:
+    """The last ``count`` days, oldest first, today included; today by the database's clock."""
+    today = day_of(database_time())
+    return [today - timedelta(days=back) for back in reversed(range(count))]

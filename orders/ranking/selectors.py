@@ -1,0 +1,60 @@
+"""Reads of the ranking: from Redis, or from PostgreSQL while Redis has none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from django.db.models import F, QuerySet, Sum
+from redis.exceptions import RedisError
+
+from ..models import Order, OrderLine, Product
+from . import view
+from .days import last_days, start_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BestSeller:
+    """A product and how many of it were sold, those of cancelled orders not counted."""
+
+    product_id: int
+    name: str
+    quantity: int
+
+
+def paid_on(days: Sequence[date]) -> QuerySet[Order]:
+    """The orders that were paid on these days, which follow each other; those cancelled later are among them."""
+    return Order.objects.filter(paid_at__gte=start_of(days[0]), paid_at__lt=start_of(days[-1] + timedelta(days=1)))
+
+
+def best_sellers(*, days: int, limit: int) -> list[BestSeller]:
+    """The ``limit`` products sold most in the last ``days`` days, today included; by id among equals."""
+    window = last_days(days)
+    found = _from_redis(window, limit)
+    if found is None:
+        found = _from_postgresql(window, limit)
+    names = dict(Product.objects.filter(id__in=[product_id for product_id, _ in found]).values_list("id", "name"))
+    # Others may have put a product on the topic that we do not know.
+    return [BestSeller(product_id, names.get(product_id, f"#{product_id}"), sold) for product_id, sold in found]
+
+
+def _from_redis(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
+    try:
+        return view.best(days, limit)
+    except RedisError as error:
+        logger.warning("ranking not read from Redis: %s", error)
+        return None
+
+
+def _from_postgresql(days: Sequence[date], limit: int) -> list[tuple[int, int]]:
+    sold = (
+        OrderLine.objects.filter(order__in=paid_on(days).filter(status=Order.Status.PAID))
+        .values("product_id")
+        .annotate(sold=Sum("quantity"))
+        .order_by(F("sold").desc(), "product_id")
+    )
+    return list(sold.values_list("product_id", "sold")[:limit])

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from coupons.clients import alimtalk as alimtalk_client
+from kafka_bridge import http_calls
+from orders.effects import data_platform as data_platform_effect
+from tests.effects.provider import Provider
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.CONSUMER_BACKOFF_SECONDS = 0.05
+    settings.HTTP_TIMEOUT_SECONDS = 0.5
+    monkeypatch.setattr(http_calls, "PAUSES", (0.05, 0.1))
+
+
+@pytest.fixture
+def closed_provider() -> Iterator[Provider]:
+    """A service that takes no connection before its ``up``."""
+    provider = Provider()
+    yield provider
+    provider.release()
+    # Its connections end with the test, not when somebody collects them; and the next one may get the same port.
+    http_calls._client().close()
+    for cached in (http_calls._make_client, alimtalk_client._endpoint, data_platform_effect._endpoint):
+        cached.cache_clear()
+    provider.close()
+
+
+@pytest.fixture
+def provider(closed_provider: Provider) -> Provider:
+    closed_provider.up()
+    return closed_provider
+
+
+@pytest.fixture
+def alimtalk(provider: Provider, settings: Any) -> Provider:
+    settings.ALIMTALK_URL = provider.url
+    settings.ALIMTALK_KEY = "the-key"
+    return provider
+
+
+@pytest.fixture
+def data_platform(provider: Provider, settings: Any) -> Provider:
+    settings.DATA_PLATFORM_URL = provider.url
+    return provider

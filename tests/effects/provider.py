@@ -1,0 +1,123 @@
+"""A service outside on loopback: it answers as it is told to, and has an effect once per idempotency key."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+HANG = "hang"
+ENDLESS = "endless"
+
+Answer = int | str | tuple[int, dict[str, str]]
+
+
+class Call(NamedTuple):
+    """A call as it came; ``number`` counts from 1, header names are in lower case."""
+
+    number: int
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def key(self) -> str:
+        return self.headers["idempotency-key"]
+
+
+class Provider:
+    """``answer`` tells for each call a status, a status with headers, HANG or ENDLESS.
+
+    What is answered with 2xx or hangs had its effect: a second call under its key has none.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Callable[[Call], Answer] = lambda call: 200
+        self.calls: list[Call] = []
+        self.effects: dict[str, Call] = {}
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+        handler = type("Handler", (_Handler,), {"provider": self})
+        self._server = _Server(("127.0.0.1", 0), handler, bind_and_activate=False)
+        # Bound and not listening: calls are refused.
+        self._server.server_bind()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}/told"
+
+    def up(self) -> None:
+        self._server.server_activate()
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="provider")
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let go of the calls that hang."""
+        self._released.set()
+
+    def close(self) -> None:
+        self.release()
+        if self._thread is not None:
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+    def tries(self, key: object) -> int:
+        with self._lock:
+            return sum(call.key == str(key) for call in self.calls)
+
+    def take(self, handler: BaseHTTPRequestHandler) -> Answer:
+        body = handler.rfile.read(int(handler.headers["content-length"]))
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        with self._lock:
+            call = Call(len(self.calls) + 1, handler.path, headers, body)
+            self.calls.append(call)
+        answer = self.answer(call)
+        status = answer[0] if isinstance(answer, tuple) else answer
+        if isinstance(status, str) or 200 <= status < 300:
+            with self._lock:
+                self.effects.setdefault(call.key, call)
+        if answer == HANG:
+            self._released.wait(30)
+        return answer
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # The default is five: more that come at once would have to knock again after a second.
+    request_queue_size = 128
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    provider: Provider
+
+    def do_POST(self) -> None:
+        answer = self.provider.take(self)
+        if answer == HANG:
+            self.close_connection = True
+            return
+        if answer == ENDLESS:
+            self._answer_without_end()
+            return
+        status, headers = answer if isinstance(answer, tuple) else (int(answer), {})
+        self.send_response(status)
+        for name, value in {**headers, "content-length": "2"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def _answer_without_end(self) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"x" * 10_000)
+        except OSError:
+            pass
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the test looks at ``calls``."""

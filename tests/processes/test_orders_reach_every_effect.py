@@ -1,0 +1,131 @@
+"""What is paid is told: to everyone, once, whoever dies or is unwell meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from django.db.models import Sum
+
+from devstack import wait_until
+from kafka_bridge.models import DeadLetter, ProcessedEvent
+from orders.models import Order, OrderMinute, Product, StoredOrder
+from orders.ranking.selectors import best_sellers
+from tests.processes.conftest import Web
+from tests.support.flaky import FlakyServer
+from tests.support.service import Service, environment
+from tests.support.shop import Shoppers
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+EFFECTS = ("notification", "data-platform", "ranking", "monitoring")
+SECONDS = 120.0
+
+StartEffects = Callable[..., Service]
+
+
+@pytest.fixture
+def products(transactional_db: None) -> list[Product]:
+    return Product.objects.bulk_create([Product(name=name, price=1000) for name in ("Mug", "Lamp", "Keyboard")])
+
+
+@pytest.fixture
+def service_with(topics: str, tmp_path: Path, redis_flushed: None) -> Iterator[Callable[..., Service]]:
+    """``service_with(NAME="value")``: processes with these settings."""
+    begun: list[Service] = []
+
+    def begin(**settings: str) -> Service:
+        begun.append(Service(tmp_path, environment(HTTP_TIMEOUT_SECONDS="0.5", **settings)))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.end()
+
+
+def start_effect(service: Service, group: str) -> None:
+    service.start_command("consume_coupons", "--group", group, name=group)
+
+
+def handled(group: str) -> int:
+    return ProcessedEvent.objects.filter(consumer_group=group).count()
+
+
+def when_handled(group: str, count: int) -> None:
+    """Wait until a group has had so many events."""
+    wait_until(lambda: handled(group) >= count, SECONDS, f"{group} has had {handled(group)} of {count} events", 0.05)
+
+
+def completed_events() -> set[UUID]:
+    return {event for event in Order.objects.values_list("completed_event_id", flat=True) if event is not None}
+
+
+def assert_told_once(server: FlakyServer, event_ids: set[UUID]) -> None:
+    assert set(server.taken) == {str(event_id) for event_id in event_ids}
+    assert {key: len(bodies) for key, bodies in server.taken.items() if len(bodies) > 1} == {}
+
+
+def test_each_order_is_told_stored_and_counted_once_while_every_effect_is_killed_and_alimtalk_is_unwell(
+    web: Web, products: list[Product], service_with: Callable[..., Service]
+) -> None:
+    orders = 2000
+    with FlakyServer(fails=5, hangs=20) as alimtalk, FlakyServer() as platform:
+        service = service_with(ALIMTALK_URL=alimtalk.url, ALIMTALK_KEY="key", DATA_PLATFORM_URL=platform.url)
+        service.start("relay")
+        for group in EFFECTS:
+            start_effect(service, group)
+        shoppers = Shoppers(web.port, products, orders=orders, clients=16)
+        shoppers.start()
+        for count in (100, 400, 800):
+            for group in EFFECTS:
+                when_handled(group, count)
+                service.processes[group].kill()
+                assert handled(group) < orders
+            for group in EFFECTS:
+                service.processes[group].start()
+        paid = shoppers.finish()
+        for group in EFFECTS:
+            when_handled(group, orders)
+
+        events = completed_events()
+        assert len(events) == orders
+        assert_told_once(alimtalk, events)
+        assert_told_once(platform, events)
+        assert alimtalk.failed > 100
+        assert alimtalk.hung > 50
+    assert set(StoredOrder.objects.values_list("order_id", flat=True)) == {order.order_id for order in paid}
+    sold = Counter[int]()
+    for order in paid:
+        sold.update({item.product_id: item.quantity for item in order.items})
+    assert {row.product_id: row.quantity for row in best_sellers(days=2, limit=10)} == sold
+    counted = OrderMinute.objects.aggregate(orders=Sum("completed"), won=Sum("amount"))
+    assert counted == {"orders": orders, "won": sum(order.pay_amount for order in paid)}
+    assert not DeadLetter.objects.exists()
+
+
+def test_an_effect_that_is_down_holds_up_no_other_and_catches_up(
+    web: Web, products: list[Product], service_with: Callable[..., Service]
+) -> None:
+    orders = 200
+    with FlakyServer() as alimtalk:
+        url = alimtalk.url
+    # Nobody listens at that address now.
+    service = service_with(ALIMTALK_URL=url, ALIMTALK_KEY="key")
+    service.start("relay")
+    for group in EFFECTS:
+        start_effect(service, group)
+    shoppers = Shoppers(web.port, products, orders=orders, clients=16)
+    shoppers.start()
+    shoppers.finish()
+    for group in ("data-platform", "ranking", "monitoring"):
+        when_handled(group, orders)
+    assert handled("notification") == 0
+    assert not DeadLetter.objects.exists()
+
+    with FlakyServer(port=int(url.rstrip("/").rpartition(":")[2])) as alimtalk:
+        when_handled("notification", orders)
+        assert_told_once(alimtalk, completed_events())
+    assert not DeadLetter.objects.exists()
