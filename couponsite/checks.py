@@ -8,6 +8,10 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+
+from kafka_bridge.lifecycle import first_line
+from orders.clients.payment import payment_gateway
 
 _SAFE_REPLICATION = 3
 
@@ -25,6 +29,24 @@ def topics_can_be_created(app_configs: Sequence[AppConfig] | None, **_options: A
         for event_type, route in settings.KAFKA_ROUTES.items()
         if route.dead_letter_topic in events
     ]
+
+
+@register(Tags.compatibility)
+def payment_gateway_can_be_used(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
+    """Found out at the first payment, every order would stay in doubt.
+
+    Raised rather than listed: a start that fails over a setting says so in one line.
+    """
+    name = settings.PAYMENT_GATEWAY
+    try:
+        gateway = payment_gateway()
+    except Exception as error:
+        raise ImproperlyConfigured(f"PAYMENT_GATEWAY: {name!r} cannot be used: {first_line(error)}") from error
+    if missing := [method for method in ("charge", "refund") if not callable(getattr(gateway, method, None))]:
+        raise ImproperlyConfigured(
+            f"PAYMENT_GATEWAY: {name!r} has no {' and no '.join(missing)}: see orders.clients.payment.PaymentGateway"
+        )
+    return []
 
 
 @register(Tags.security, deploy=True)

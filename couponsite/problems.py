@@ -19,7 +19,7 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 from rest_framework import exceptions as drf
 
-from coupons.errors import DomainError
+from coupons.errors import DomainError, InvalidRequest, NotFound, NotYourself, Unavailable
 from couponsite.connections import drop_connections
 from kafka_bridge.errors import is_transient
 
@@ -34,16 +34,14 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "invalid": Kind(400, "The request is invalid"),
+    # What the domain refuses with too is called as there.
+    **{error.code: Kind(error.status, error.title) for error in (InvalidRequest, NotYourself, NotFound, Unavailable)},
     "unauthenticated": Kind(401, "Authentication is missing or not valid"),
-    "forbidden": Kind(403, "Not allowed"),
-    "not_found": Kind(404, "Not found"),
     "method_not_allowed": Kind(405, "Method not allowed"),
     "too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "The body is not application/json"),
     "throttled": Kind(429, "Too many requests"),
     "error": Kind(500, "Internal error"),
-    "unavailable": Kind(503, "Temporarily unavailable"),
 }
 
 

@@ -223,7 +223,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Flash coupons",
     "DESCRIPTION": (
         "First come, first served coupons. A request for one is taken at once (202) and decided soon after: ask "
-        "`GET /api/v1/issue-requests/{requestId}` how it ended.\n\n"
+        "`GET /api/v1/issue-requests/{requestId}` how it ended. Orders are placed with a coupon or without, paid "
+        "within their time, and paid once however often that is asked for.\n\n"
         "Bodies are one JSON object of at most 16 KiB without unknown fields; an empty body counts as `{}`. Times are "
         "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Refusals are RFC 9457 problems with a "
         "`code`. Lists come in pages: `next` is the address of the next one, or null."

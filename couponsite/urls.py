@@ -12,6 +12,7 @@ urlpatterns = [
     path("api/v1/auth/token", TokenView.as_view(), name="auth-token"),
     path("api/v1/auth/token/refresh", TokenRefreshView.as_view(), name="auth-token-refresh"),
     path("api/v1/", include("coupons.api_urls")),
+    path("api/v1/", include("orders.api_urls")),
     path("", include("coupons.seed_urls")),
     path("api/schema", SpectacularJSONAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),

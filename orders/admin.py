@@ -1,15 +1,31 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from django import forms
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.utils.dateparse import parse_datetime
+from django.utils.safestring import SafeString
 
-from kafka_bridge.admin_base import BigTableAdmin, ReadOnlyAdmin, ReadOnlyInline, code, exact_utc, number_in, utc
+from coupons.models import UserCoupon
+from kafka_bridge.admin_base import (
+    BigTableAdmin,
+    ReadOnlyAdmin,
+    ReadOnlyInline,
+    code,
+    exact_utc,
+    number_in,
+    row_link,
+    search_link,
+    utc,
+)
+from kafka_bridge.models import OutboxMessage
 
-from .models import Order, OrderLine, Product
+from .models import Order, OrderLine, OrderMinute, Product, StoredOrder
 
 _STATUS_COLOURS = {
     "PENDING": "info", "PAYING": "warning", "PAID": "success", "CANCELLED": "danger", "EXPIRED": "default",
@@ -46,7 +62,7 @@ class ProductAdmin(BigTableAdmin):
 
 class OrderLineInline(ReadOnlyInline):
     model = OrderLine
-    fields = readonly_fields = ("product", "name", "unit_price", "quantity")
+    shown = ("product", "name", "unit_price", "quantity")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         lines: QuerySet[Any] = super().get_queryset(request).select_related("product")
@@ -62,10 +78,73 @@ class OrderAdmin(ReadOnlyAdmin):
         utc("created_at"), utc("paid_at"),
     )  # fmt: skip
     shown = (
-        "id", "user_id", code("status"), "user_coupon_id", "total_amount", "discount_amount", "pay_amount",
-        exact_utc("created_at"), exact_utc("expires_at"), exact_utc("paid_at"), exact_utc("cancelled_at"),
+        "id", "user_id", code("status"), "user_coupon", "total_amount", "discount_amount", "pay_amount",
+        exact_utc("created_at"), exact_utc("expires_at"), exact_utc("paying_until"), exact_utc("paid_at"),
+        exact_utc("refund_requested_at"), exact_utc("cancelled_at"), "completed_event", "cancelled_event",
     )  # fmt: skip
+
+    @admin.display
+    def user_coupon(self, row: Order) -> SafeString | None:
+        return None if row.user_coupon_id is None else row_link(UserCoupon, row.user_coupon_id)
+
+    @admin.display
+    def completed_event(self, row: Order) -> SafeString | None:
+        return _event_link(row.completed_event_id)
+
+    @admin.display
+    def cancelled_event(self, row: Order) -> SafeString | None:
+        return _event_link(row.cancelled_event_id)
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         number = number_in(text)
         return None if number is None else rows.filter(Q(pk=number) | Q(user_id=number))
+
+
+@admin.register(StoredOrder)
+class StoredOrderAdmin(ReadOnlyAdmin):
+    search_help_text = "order id; for a user id, search the orders"
+    list_display = (
+        "order_id", "user_id", "total_amount", "discount_amount", "pay_amount", utc("paid_at"), utc("cancelled_at"),
+        utc("stored_at"),
+    )  # fmt: skip
+    not_in_the_list = ("items",)
+    shown = (
+        "order", "user_id", "items", "total_amount", "discount_amount", "pay_amount", "user_coupon_id",
+        exact_utc("paid_at"), exact_utc("cancelled_at"), exact_utc("stored_at"),
+    )  # fmt: skip
+
+    @admin.display
+    def order(self, row: StoredOrder) -> SafeString:
+        # Not a link to its page: the event may have told of an order that is not ours.
+        return search_link(Order, str(row.order_id))
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        order_id = number_in(text)
+        return None if order_id is None else rows.filter(pk=order_id)
+
+
+@admin.register(OrderMinute)
+class OrderMinuteAdmin(ReadOnlyAdmin):
+    search_help_text = "minute (UTC), like 2026-07-01 03:00"
+    list_display = (utc("minute"), "completed", "cancelled", "amount")
+    shown = (exact_utc("minute"), "completed", "cancelled", "amount")
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        minute = _minute_in(text)
+        return None if minute is None else rows.filter(pk=minute)
+
+
+def _event_link(event_id: UUID | None) -> SafeString | None:
+    return None if event_id is None else search_link(OutboxMessage, str(event_id))
+
+
+def _minute_in(text: str) -> datetime | None:
+    """The minute that the moment ``text`` lies in, None if it is none; without a zone it is UTC."""
+    try:
+        moment = parse_datetime(text)
+        if moment is None:
+            return None
+        in_utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return in_utc.replace(second=0, microsecond=0)

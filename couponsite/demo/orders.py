@@ -25,8 +25,8 @@ _CATALOGUE = (("Keyboard", 89_000), ("Headphones", 129_000), ("Mug", 12_000), ("
 _EFFECTS = ("notification", "data-platform", "ranking", "monitoring")
 _CONNECTIONS = 16
 _WITH_COUPON = 3
-_PAID_SECONDS = 120.0
-_EFFECT_SECONDS = 60.0
+_PAID_SECONDS = 300.0
+_EFFECT_SECONDS = 120.0
 _LOOK_SECONDS = 0.1
 
 

@@ -22,8 +22,8 @@ from couponsite.demo.ledger import Undecided, violations
 from couponsite.tokens import issue_access_token
 
 _TOKEN_LIFETIME = timedelta(hours=1)
-_ANSWER_SECONDS = 120.0
-_RESULT_SECONDS = 60.0
+_ANSWER_SECONDS = 300.0
+_RESULT_SECONDS = 120.0
 _LOOK_SECONDS = 0.05
 _EARLY = 20
 

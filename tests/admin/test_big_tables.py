@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from django.contrib.admin.utils import quote
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
@@ -21,7 +23,8 @@ from tests.support.factories import CouponFactory
 ROWS = 200_000
 BIG = {
     "coupons_usercoupon", "coupons_issuerequest", "kafka_bridge_outboxmessage", "kafka_bridge_deadletter",
-    "orders_order", "orders_orderline",
+    "kafka_bridge_alert", "coupons_couponledgerentry", "coupons_notification", "orders_order", "orders_orderline",
+    "orders_storedorder", "orders_orderminute",
 }  # fmt: skip
 
 COUPONS = "/admin/coupons/coupon/"
@@ -31,7 +34,16 @@ OUTBOX = "/admin/kafka_bridge/outboxmessage/"
 DEAD_LETTERS = "/admin/kafka_bridge/deadletter/"
 PRODUCTS = "/admin/orders/product/"
 ORDERS = "/admin/orders/order/"
-LISTS = [COUPONS, USER_COUPONS, REQUESTS, OUTBOX, DEAD_LETTERS, PRODUCTS, ORDERS]
+STORED_ORDERS = "/admin/orders/storedorder/"
+MINUTES = "/admin/orders/orderminute/"
+NOTIFICATIONS = "/admin/coupons/notification/"
+ALERTS = "/admin/kafka_bridge/alert/"
+LISTS = [
+    COUPONS, USER_COUPONS, REQUESTS, NOTIFICATIONS, OUTBOX, DEAD_LETTERS, ALERTS, PRODUCTS, ORDERS, STORED_ORDERS,
+    MINUTES,
+]  # fmt: skip
+
+FIRST_MINUTE = datetime(2026, 1, 1, tzinfo=UTC)
 
 # Row n belongs to user n % 50,000 + 1: four rows each. Its UUID is n in hexadecimal.
 _UUID = "lpad(to_hex(n), 32, '0')::uuid"
@@ -54,9 +66,24 @@ _FILL = f"""
     SELECT n, {_USER}, 'PAID', 100, 0, 100, now() FROM generate_series(1, {ROWS}) n;
     INSERT INTO orders_orderline (order_id, product_id, name, unit_price, quantity)
     SELECT n, 1, 'Socks', 100, 1 FROM generate_series(1, {ROWS}) n;
+    INSERT INTO coupons_couponledgerentry (user_coupon_id, order_id, step, cause)
+    SELECT n, n, 'HELD', 'order created' FROM generate_series(1, {ROWS}) n;
+    INSERT INTO coupons_notification (id, event_id, user_id, template_code, variables)
+    SELECT n, {_UUID}, {_USER}, 'COUPON_ISSUED', '{{}}' FROM generate_series(1, {ROWS}) n;
+    INSERT INTO kafka_bridge_alert (id, rule, severity, summary, runbook, ended_at)
+    SELECT {_UUID}, 'rule ' || n, 'warning', '', '', CASE WHEN n % 10000 > 0 THEN now() END
+    FROM generate_series(1, {ROWS}) n;
+    INSERT INTO orders_storedorder (order_id, user_id, items, paid_at)
+    SELECT n, {_USER}, '[]', now() FROM generate_series(1, {ROWS}) n;
+    INSERT INTO orders_orderminute (minute, completed, cancelled, amount)
+    SELECT '{FIRST_MINUTE}'::timestamptz + n * interval '1 minute', n, 0, 100 FROM generate_series(1, {ROWS}) n;
     ANALYZE;
 """
 _EMPTY = f"TRUNCATE coupons_coupon, orders_product, {', '.join(sorted(BIG))} RESTART IDENTITY CASCADE"
+
+
+def minute(number: int) -> datetime:
+    return FIRST_MINUTE + timedelta(minutes=number)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +159,15 @@ def test_a_list_opens_quickly_and_newest_first(browser: Client, path: str) -> No
         (PRODUCTS, "1", [1]),
         (ORDERS, "77", [150_076, 100_076, 50_076, 77, 76]),
         (ORDERS, "150076", [150_076]),
+        (NOTIFICATIONS, "77", [150_076, 100_076, 50_076, 76]),
+        (NOTIFICATIONS, str(UUID(int=150_076)), [150_076]),
+        (NOTIFICATIONS, "60000", []),
+        (ALERTS, str(UUID(int=150_076)), [UUID(int=150_076)]),
+        (STORED_ORDERS, "150076", [150_076]),
+        (STORED_ORDERS, "200001", []),
+        (MINUTES, "2026-01-01 03:04", [minute(184)]),
+        (MINUTES, "2026-01-01T12:04:59.9+09:00", [minute(184)]),
+        (MINUTES, "2025-12-31 23:59", []),
         (USER_COUPONS, "60000", []),
         (REQUESTS, str(UUID(int=ROWS + 1)), []),
     ],
@@ -146,7 +182,8 @@ def test_a_search_is_a_look_into_an_index(browser: Client, path: str, text: str,
     ("path", "row"),
     [
         (COUPONS, 3), (USER_COUPONS, 150_076), (REQUESTS, UUID(int=150_076)), (OUTBOX, 150_076),
-        (DEAD_LETTERS, 150_076), (PRODUCTS, 1), (ORDERS, 150_076),
+        (DEAD_LETTERS, 150_076), (PRODUCTS, 1), (ORDERS, 150_076), (NOTIFICATIONS, 150_076),
+        (ALERTS, UUID(int=150_076)), (STORED_ORDERS, 150_076), (MINUTES, quote(str(minute(150_076)))),
     ],
 )  # fmt: skip
 def test_a_row_opens_quickly(browser: Client, path: str, row: Any) -> None:
@@ -160,9 +197,11 @@ def test_a_row_opens_quickly(browser: Client, path: str, row: Any) -> None:
         (DEAD_LETTERS, {"group": "ranking"}, [ROWS - 10_000 * n for n in range(20)]),
         (DEAD_LETTERS, {"group": "issue"}, None),
         (DEAD_LETTERS, {"group": "nobody"}, []),
+        (ALERTS, {"state": "open"}, [UUID(int=ROWS - 10_000 * n) for n in range(20)]),
+        (ALERTS, {"state": "ended"}, [UUID(int=ROWS - n) for n in range(1, 26)]),
     ],
 )
-def test_a_filter_has_its_index(browser: Client, path: str, query: dict[str, str], rows: list[int] | None) -> None:
+def test_a_filter_has_its_index(browser: Client, path: str, query: dict[str, str], rows: list[Any] | None) -> None:
     found = [row.pk for row in rows_of(open_quickly(browser, path, query))]
     assert found == rows or (rows is None and len(found) == 25)
 
@@ -181,6 +220,8 @@ NONSENSE = [
     "٣",
     "{",
     "x" * 5000,
+    "2026-02-30 00:00",
+    "0001-01-01T00:00+23:59",
 ]
 
 
@@ -199,7 +240,7 @@ def test_an_empty_search_is_the_list(browser: Client, path: str) -> None:
     assert rows_of(open_quickly(browser, path, {"q": "  "}))
 
 
-@pytest.mark.parametrize("path", [USER_COUPONS, REQUESTS, OUTBOX, DEAD_LETTERS, ORDERS])
+@pytest.mark.parametrize("path", [path for path in LISTS if path not in (COUPONS, PRODUCTS)])
 @pytest.mark.parametrize(
     "query", [{"o": "3"}, {"o": "-2.1"}, {"_facets": "True"}, {"all": ""}, {"p": "0"}, {"p": "-5"}, {"p": "x"}]
 )

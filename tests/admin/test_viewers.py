@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from django.apps import apps
@@ -19,11 +19,11 @@ from django.test import Client
 from django.urls import reverse
 
 from coupons.messages import read_issue_task
-from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
 from coupons.services.issuing import issue_many
 from couponsite.viewers import VIEWERS
-from kafka_bridge.models import DeadLetter, OutboxMessage
-from orders.models import Order, OrderLine, Product
+from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
+from orders.models import Order, OrderLine, OrderMinute, Product, StoredOrder
 from tests.admin.pages import html_of, rows_of
 from tests.support.messages import requests
 
@@ -31,7 +31,9 @@ OURS = {"coupons", "kafka_bridge", "orders"}
 REGISTERED = sorted(
     (model for model in admin.site._registry if model._meta.app_label in OURS), key=lambda model: model._meta.label
 )
-WRITTEN_BY_THE_SERVICE = [UserCoupon, IssueRequest, OutboxMessage, DeadLetter, Order]
+WRITTEN_BY_THE_SERVICE = [
+    UserCoupon, IssueRequest, Notification, OutboxMessage, DeadLetter, Alert, Order, StoredOrder, OrderMinute,
+]  # fmt: skip
 
 every_model = pytest.mark.parametrize("model", REGISTERED, ids=lambda model: model._meta.label)
 
@@ -51,6 +53,13 @@ def a_row_of_each(make_coupon: Callable[..., Coupon]) -> None:
     DeadLetter.objects.create(
         consumer_group="issue", topic="t", partition=0, offset=0, message_timestamp=0, headers=b"[]", payload=b"{"
     )
+    CouponLedgerEntry.objects.create(
+        user_coupon=UserCoupon.objects.get(), order_id=order.pk, step=CouponLedgerEntry.Step.HELD, cause="order created"
+    )
+    Notification.objects.create(event_id=uuid4(), user_id=7, template_code="COUPON_ISSUED", variables={"name": "Socks"})
+    Alert.objects.create(rule="lag", severity="warning", summary="The issuer is behind.", runbook="docs/runbooks.md")
+    StoredOrder.objects.create(order_id=order.pk, user_id=7, items=[], paid_at=datetime.now(UTC))
+    OrderMinute.objects.create(minute=datetime(2026, 7, 1, 3, 0, tzinfo=UTC), completed=1, amount=5000)
 
 
 @pytest.fixture

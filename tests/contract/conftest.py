@@ -10,13 +10,28 @@ from django.core.cache import caches
 from django.test import Client
 
 from coupons.models import Coupon, IssueRequest
-from coupons.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_REQUEST_ID, EXAMPLE_USER_ID
+from coupons.openapi import (
+    EXAMPLE_COUPON_ID,
+    EXAMPLE_COUPON_TYPE,
+    EXAMPLE_REQUEST_ID,
+    EXAMPLE_USER_COUPON_ID,
+    EXAMPLE_USER_ID,
+)
 from couponsite.auth_api import EXAMPLE_LOGIN
+from orders.models import Order, Product
+from orders.openapi import (
+    EXAMPLE_CANCELLED_ORDER_ID,
+    EXAMPLE_ORDER_ID,
+    EXAMPLE_PRICE,
+    EXAMPLE_PRODUCT_ID,
+    EXAMPLE_PRODUCT_NAME,
+)
 from tests.support.factories import CouponFactory
 
 from .document import Document
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+FAR_AHEAD = datetime(2120, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +64,41 @@ def closed_coupon(coupon: Coupon) -> Coupon:
 
 
 @pytest.fixture
-def cast(coupon: Coupon, closed_coupon: Coupon) -> None:
-    """All that the examples speak of: a user of the site, who has coupons, and a request that has ended."""
+def product(db: None) -> Product:
+    return Product.objects.create(id=EXAMPLE_PRODUCT_ID, name=EXAMPLE_PRODUCT_NAME, price=EXAMPLE_PRICE)
+
+
+@pytest.fixture
+def orders(product: Product) -> list[Order]:
+    """The orders that the examples are about: one to look at and pay, one to cancel."""
+    return [
+        _order(EXAMPLE_ORDER_ID, product),
+        _order(EXAMPLE_CANCELLED_ORDER_ID, product),
+    ]
+
+
+def _order(order_id: int, product: Product) -> Order:
+    order = Order.objects.create(
+        id=order_id,
+        user_id=EXAMPLE_USER_ID,
+        total_amount=product.price,
+        pay_amount=product.price,
+        expires_at=FAR_AHEAD,
+    )
+    order.lines.create(product=product, name=product.name, unit_price=product.price, quantity=1)
+    return order
+
+
+@pytest.fixture
+def cast(coupon: Coupon, closed_coupon: Coupon, orders: list[Order]) -> None:
+    """All that the examples speak of: a user of the site, who has coupons and orders, and a request that has ended."""
     User.objects.create_user(**EXAMPLE_LOGIN)
     issued = [
-        one.user_coupons.create(user_id=EXAMPLE_USER_ID, issued_at=LONG_AGO, expires_at=expires_at)
-        for one, expires_at in ((coupon, None), (closed_coupon, LONG_AGO + timedelta(days=30)))
+        one.user_coupons.create(id=key, user_id=EXAMPLE_USER_ID, issued_at=LONG_AGO, expires_at=expires_at)
+        for key, one, expires_at in (
+            (EXAMPLE_USER_COUPON_ID, coupon, None),
+            (EXAMPLE_USER_COUPON_ID + 1, closed_coupon, LONG_AGO + timedelta(days=30)),
+        )
     ]
     IssueRequest.objects.create(
         request_id=EXAMPLE_REQUEST_ID,

@@ -10,14 +10,19 @@ import pytest
 from django.test import Client
 
 from coupons.models import Coupon
-from coupons.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_USER_ID
+from coupons.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_USER_COUPON_ID, EXAMPLE_USER_ID
 from couponsite.auth_api import EXAMPLE_LOGIN
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from kafka_bridge.pressure import outbox_pressure
+from orders.models import Order
+from orders.openapi import EXAMPLE_CANCELLED_ORDER_ID, EXAMPLE_PRODUCT_ID
+from tests.support.gateway import memory, time_out
 
+from .conftest import FAR_AHEAD
 from .document import Call, Document, assert_described, calls
 
-pytestmark = pytest.mark.django_db
+# The payment provider is never asked inside a transaction, so there is none around the tests either.
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
@@ -73,6 +78,29 @@ def test_a_fresh_request_and_a_short_page_are_as_described(cast: None, send: Cal
         assert send(operation_id, address=page["next"]).json()["next"] is None
 
 
+def test_an_order_is_as_described_from_its_beginning_to_its_end(cast: None, send: Callable[..., Any]) -> None:
+    placed = send("orderCreate", {"items": [{"productId": EXAMPLE_PRODUCT_ID, "quantity": 1}]})
+    address = placed["Location"]
+    stages = [send("order", address=address)]
+    for operation_id, door in (("orderPay", "pay"), ("orderCancel", "cancel")):
+        assert send(operation_id, {}, address=f"{address}/{door}").status_code == 200
+        stages.append(send("order", address=address))
+    assert [stage.json()["status"] for stage in stages] == ["PENDING", "PAID", "CANCELLED"]
+
+
+def test_a_provider_that_does_not_answer_is_told_as_described(
+    cast: None, send: Callable[..., Any], settings: Any
+) -> None:
+    settings.PAYMENT_GATEWAY = "tests.support.gateway.MemoryGateway"
+    memory.reset()
+    address = f"/api/v1/orders/{EXAMPLE_CANCELLED_ORDER_ID}/pay"
+    assert send("orderPay", {}, address=address).status_code == 200
+    memory.answer = time_out
+    assert send("orderPay", {}).json()["code"] == "unavailable"
+    assert send("order").json()["status"] == "PAYING"
+    assert send("orderCancel", {}).json()["code"] == "unavailable"
+
+
 BY_TYPE = {"couponType": EXAMPLE_COUPON_TYPE}
 REFUSED: dict[str, dict[str, Any]] = {
     "invalid": {"operation_id": "issueByType", "body": {"couponType": 5}},
@@ -91,12 +119,33 @@ def test_a_refusal_is_as_described(cast: None, send: Callable[..., Any], code: s
     assert send(**REFUSED[code]).json()["code"] == code
 
 
+def test_a_coupon_that_cannot_be_used_is_refused_as_described(cast: None, send: Callable[..., Any]) -> None:
+    body = {"items": [{"productId": EXAMPLE_PRODUCT_ID, "quantity": 1}], "userCouponId": EXAMPLE_USER_COUPON_ID + 1}
+    assert send("orderCreate", body).json()["code"] == "coupon_not_usable"
+
+
+def test_an_order_in_another_state_is_refused_as_described(cast: None, send: Callable[..., Any]) -> None:
+    Order.objects.update(status="EXPIRED")
+    assert send("orderPay", {}).json()["code"] == "invalid_state"
+    assert send("orderCancel", {}).json()["code"] == "invalid_state"
+
+
+def test_an_order_that_is_being_paid_is_refused_as_described(cast: None, send: Callable[..., Any]) -> None:
+    Order.objects.update(status="PAYING", paying_until=FAR_AHEAD)
+    assert send("orderPay", {}).json()["code"] == "in_progress"
+    assert send("orderCancel", {}).json()["code"] == "in_progress"
+
+
 def test_a_key_used_again_for_something_else_is_refused_as_described(
     cast: None, closed_coupon: Coupon, send: Callable[..., Any]
 ) -> None:
     assert send("issueById", {}, Idempotency_Key="key").status_code == 202
     other = send("issueById", {}, address=f"/api/v1/coupons/{closed_coupon.pk}/issue-async", Idempotency_Key="key")
     assert other.json()["code"] == "idempotency_key_reused"
+    items = [{"productId": EXAMPLE_PRODUCT_ID, "quantity": 1}]
+    assert send("orderCreate", {"items": items}, Idempotency_Key="key").status_code == 201
+    again = send("orderCreate", {"items": items * 2}, Idempotency_Key="key")
+    assert again.json()["code"] == "idempotency_key_reused"
 
 
 def test_too_many_logins_are_refused_as_described(cast: None, send: Callable[..., Any], settings: Any) -> None:
@@ -112,5 +161,7 @@ def test_an_outbox_far_behind_is_told_as_described(
 
 
 def test_every_code_is_provoked_here(document: Document) -> None:
-    others = {"idempotency_key_reused", "throttled", "unavailable"}
+    others = {
+        "idempotency_key_reused", "throttled", "unavailable", "coupon_not_usable", "invalid_state", "in_progress",
+    }  # fmt: skip
     assert document["components"]["responses"].keys() == REFUSED.keys() | others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from io import StringIO
 
 import pytest
@@ -13,7 +14,7 @@ from rest_framework.schemas.generators import EndpointEnumerator
 from coupons.api import IssueRequestView
 from coupons.errors import DomainError
 from couponsite.health import PROBES
-from couponsite.problems import KINDS
+from couponsite.problems import KINDS, Kind
 
 from .document import Document, assert_fits, calls, resolved
 
@@ -58,17 +59,26 @@ def test_links_lead_somewhere(document: Document) -> None:
         for response in call.responses.values()
         for link in response.get("links", {}).values()
     }
-    assert linked == {"issueRequest"} <= names
+    assert linked == {"issueRequest", "order", "orderPay", "orderCancel"} <= names
+
+
+def domain_errors() -> Iterator[type[DomainError]]:
+    errors: list[type[DomainError]] = [DomainError]
+    for error in errors:
+        yield error
+        errors += error.__subclasses__()
 
 
 def test_every_code_is_told_of_somewhere(document: Document) -> None:
     # An internal error is no answer that anybody is promised.
-    codes = {*KINDS} - {"error"}
-    errors: list[type[DomainError]] = [DomainError]
-    for error in errors:
-        codes.add(error.code)
-        errors += error.__subclasses__()
+    codes = {*KINDS} - {"error"} | {error.code for error in domain_errors()}
     assert document["components"]["responses"].keys() == codes
+
+
+def test_a_code_has_one_status_and_one_title_whoever_refuses() -> None:
+    kinds = dict(KINDS)
+    for error in domain_errors():
+        assert kinds.setdefault(error.code, Kind(error.status, error.title)) == (error.status, error.title)
 
 
 def test_nobody_is_promised_an_internal_error(document: Document) -> None:
@@ -96,6 +106,19 @@ def test_whoever_asks_for_a_coupon_may_send_a_key_and_a_trace(document: Document
             headers = {one["name"] for one in call.operation["parameters"] if one["in"] == "header"}
             assert headers == {"Idempotency-Key", "traceparent"}
             assert call.responses[202]["headers"].keys() == {"Location", "Retry-After"}
+
+
+def test_whoever_places_or_pays_an_order_may_send_a_key(document: Document) -> None:
+    headers = {
+        call.operation["operationId"]: {one["name"] for one in call.operation["parameters"] if one["in"] == "header"}
+        for call in calls(document)
+        if call.path.startswith("/api/v1/orders") and call.method == "post"
+    }
+    assert headers == {
+        "orderCreate": {"Idempotency-Key"},
+        "orderPay": {"Idempotency-Key", "traceparent"},
+        "orderCancel": {"traceparent"},
+    }
 
 
 def test_lists_come_in_pages(document: Document) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from django.core.management.base import CommandError
 
-from coupons.invariants import violations
+from coupons import invariants as coupon_invariants
 from kafka_bridge.errors import ServiceUnavailable
 from kafka_bridge.lifecycle import StopFlag, check_database
 from kafka_bridge.management.worker import WorkerCommand
+from orders import invariants as order_invariants
 
 
 class Command(WorkerCommand):
@@ -18,7 +20,7 @@ class Command(WorkerCommand):
     def work(self, stop: StopFlag, **options: Any) -> None:
         broken = 0
         try:
-            for name, lines in violations():
+            for name, lines in chain(coupon_invariants.violations(), order_invariants.violations()):
                 self.stdout.write(f"{'ok  ' if not lines else 'FAIL'} {name}")
                 for line in lines:
                     self.stdout.write(f"     {line}")

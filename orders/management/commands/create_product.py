@@ -22,8 +22,8 @@ class Command(BaseCommand):
         parser.add_argument("--price", type=positive, required=True, metavar="WON")
 
     def handle(self, *args: Any, name: str, price: int, **options: Any) -> None:
-        if not 1 <= len(name) <= _NAME_LENGTH or "\0" in name:
-            raise CommandError(f"NAME must be 1 to {_NAME_LENGTH} characters")
+        if not 1 <= len(name) <= _NAME_LENGTH or not name.strip() or not name.isprintable():
+            raise CommandError(f"NAME must be 1 to {_NAME_LENGTH} printable characters")
         if price > MOST_WON:
             raise CommandError(f"--price must be at most {MOST_WON}")
         self.stdout.write(json.dumps({"productId": Product.objects.create(name=name, price=price).id}))

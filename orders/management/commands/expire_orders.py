@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import Any
 
+from django.core.management.base import CommandError
 from django.db import transaction
 
 from kafka_bridge.errors import is_transient
@@ -21,8 +22,8 @@ _PRUNED_AT_ONCE = 1000
 
 class Command(WorkerCommand):
     help = (
-        "Settles payments and refunds in doubt, expires unpaid orders past their time and releases their coupons, and"
-        " forgets old idempotency keys. Once, or with --every until it is stopped."
+        "Expires unpaid orders past their time and releases their coupons, forgets old idempotency keys, and settles"
+        " payments and refunds in doubt. Once, or with --every until it is stopped."
     )
 
     role = "orders"
@@ -35,7 +36,7 @@ class Command(WorkerCommand):
     def work(self, stop: StopFlag, **options: Any) -> None:
         turned = self.heartbeat.loop()
         if options["every"] is None:
-            self.stdout.write(_report(sweep(stop)))
+            self._sweep_once(stop)
             return
         while not stop:
             turned()
@@ -49,14 +50,25 @@ class Command(WorkerCommand):
                 drop_connection()
             stop.wait(options["every"])
 
+    def _sweep_once(self, stop: StopFlag) -> None:
+        try:
+            self.stdout.write(_report(sweep(stop)))
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            raise CommandError(f"the sweep was cut short, run it again: {first_line(error)}") from error
+
 
 def sweep(stop: StopFlag) -> dict[str, int]:
-    """Everything that waits for time alone; returns what was done, by name."""
+    """Everything that waits for time alone; returns what was done, by name.
+
+    What needs the payment provider comes last: while that is slow, coupons are released all the same.
+    """
     return {
-        "payments settled": settle_payments(stop),
-        "refunds settled": settle_refunds(stop),
         "orders expired": _repeat(expire_unpaid, stop),
         "idempotency keys forgotten": _repeat(_prune, stop),
+        "payments settled": settle_payments(stop),
+        "refunds settled": settle_refunds(stop),
     }
 
 

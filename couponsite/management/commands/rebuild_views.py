@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import CommandError
+from django_redis import get_redis_connection
+from redis.exceptions import RedisError
+
+from couponsite import coupon_audit
+from couponsite.coupon_audit import Trail, Trails
+from couponsite.status_rebuild import RESULT_TYPES, statuses_rebuild, statuses_rebuild_from
+from kafka_bridge.client import check_kafka
+from kafka_bridge.errors import ServiceUnavailable, is_transient
+from kafka_bridge.history import read_history
+from kafka_bridge.lifecycle import StopFlag, check_database, first_line
+from kafka_bridge.management.worker import WorkerCommand
+from orders.ranking.rebuilding import Rebuilt, ranking_rebuild, ranking_rebuild_from
+from orders.ranking.sales import EVENT_TYPES as ORDER_TYPES
+
+
+class Command(WorkerCommand):
+    help = (
+        "Rebuilds the ranking and the status views in Redis, while everything runs, and tells what became of each"
+        " coupon. From the topics, what they tell is held against PostgreSQL too; the exit is 1 if a coupon differs, as"
+        " it will where a topic does not reach back to the beginning. The views are written all the same: run it"
+        " without --from-topics to have those of PostgreSQL."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--from-topics", action="store_true", help="from all that lies on the topics instead of from PostgreSQL"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.needs = (check_database, check_redis, *([check_kafka] if options["from_topics"] else []))
+        super().handle(*args, **options)
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        try:
+            if options["from_topics"]:
+                self._from_topics(stop)
+            else:
+                self._from_postgresql(stop)
+        except Exception as error:
+            if not is_transient(error) and not isinstance(error, RedisError):
+                raise
+            if not stop:
+                raise CommandError(first_line(error)) from error
+        if stop:
+            self.stdout.write("told to stop before the end; run it again")
+
+    def _from_postgresql(self, stop: StopFlag) -> None:
+        self.stdout.write(f"ranking: {_told(ranking_rebuild(stop=stop))}")
+        self.stdout.write(f"status views: {statuses_rebuild(stop=stop)} answers of the last day")
+        if not stop:
+            self._tell_coupons(coupon_audit.decided())
+
+    def _from_topics(self, stop: StopFlag) -> None:
+        rebuilt = ranking_rebuild_from(read_history(topics_of(ORDER_TYPES), stop), stop=stop)
+        self.stdout.write(f"ranking: {_told(rebuilt)}, {rebuilt.unreadable} messages unreadable")
+        before = coupon_audit.published()
+        history = statuses_rebuild_from(read_history(topics_of(RESULT_TYPES), stop), stop=stop)
+        if stop:
+            return
+        self.stdout.write(
+            f"status views: {history.written} answers of the last day, {history.unreadable} messages unreadable"
+        )
+        after = coupon_audit.decided()
+        different = coupon_audit.differing(history.trails, before=before, after=after)
+        self._tell_coupons(history.trails, {coupon_type: after[coupon_type] for coupon_type in different})
+        if different:
+            raise CommandError(f"{len(different)} coupons differ between the topics and PostgreSQL")
+
+    def _tell_coupons(self, trails: Trails, different: Mapping[str, Trail] | None = None) -> None:
+        stock = coupon_audit.stock()
+        for coupon_type in sorted(trails.keys() | stock.keys()):
+            line = (
+                f"coupon {coupon_type or '(none)'}: {trails[coupon_type]}; {stock.get(coupon_type, 'no such coupon')}"
+            )
+            if different is not None:
+                other = different.get(coupon_type)
+                line += "; PostgreSQL agrees" if other is None else f"; PostgreSQL DIFFERS: {other}"
+            self.stdout.write(line)
+
+
+def _told(rebuilt: Rebuilt) -> str:
+    return f"{rebuilt.events} events of orders paid from {rebuilt.first_day} to {rebuilt.last_day}"
+
+
+def topics_of(event_types: Sequence[str]) -> set[str]:
+    """The topics, without the prefix, to which the routes send these types."""
+    return {settings.KAFKA_ROUTES[event_type].topic for event_type in event_types}
+
+
+def check_redis() -> None:
+    """Raise ServiceUnavailable unless Redis answers."""
+    try:
+        get_redis_connection("default").ping()
+    except RedisError as error:
+        raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error

@@ -1,0 +1,89 @@
+"""The HTTP API of orders: thin views over services and selectors."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from coupons.errors import NotFound
+from coupons.http import Nothing, caller_of, idempotency_key, traceparent
+from coupons.services.accepting import new_traceparent
+
+from . import openapi
+from .events import Id
+from .policy import MOST_LINES, MOST_PIECES
+from .selectors import order_of_user
+from .services.cancelling import order_cancel
+from .services.paying import order_pay
+from .services.placing import Wish, order_create
+
+
+class NewItem(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    product_id: Id
+    quantity: Annotated[int, Meta(ge=1, le=MOST_PIECES)]
+
+
+class NewOrder(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    items: Annotated[list[NewItem], Meta(min_length=1, max_length=MOST_LINES)]
+    # Answers tell null where there is no coupon, so it may be asked for like that as well.
+    user_coupon_id: Id | None = None
+
+
+class OrderListView(APIView):
+    """Place an order."""
+
+    @openapi.order_create(NewOrder)
+    def post(self, request: Request) -> Response:
+        body = msgspec.convert(request.data, NewOrder)
+        order = order_create(
+            user_id=caller_of(request).user_id,
+            wishes=[Wish(item.product_id, item.quantity) for item in body.items],
+            user_coupon_id=body.user_coupon_id,
+            idempotency_key=idempotency_key(request),
+        )
+        return Response(order, status=201, headers={"Location": f"/api/v1/orders/{order.order_id}"})
+
+
+class OrderView(APIView):
+    """How an order stands."""
+
+    @openapi.order
+    def get(self, request: Request, order_id: int) -> Response:
+        order = order_of_user(order_id, caller_of(request).user_id)
+        if order is None:
+            raise NotFound(f"There is no order {order_id}.")
+        return Response(order)
+
+
+class PayOrderView(APIView):
+    """Pay an order; paying it again tells the same again."""
+
+    @openapi.order_pay
+    def post(self, request: Request, order_id: int) -> Response:
+        msgspec.convert(request.data, Nothing)
+        paid = order_pay(
+            order_id=order_id,
+            user_id=caller_of(request).user_id,
+            idempotency_key=idempotency_key(request),
+            traceparent=_trace(request),
+        )
+        return Response(paid)
+
+
+class CancelOrderView(APIView):
+    """Cancel an order; cancelling it again tells the same again."""
+
+    @openapi.order_cancel
+    def post(self, request: Request, order_id: int) -> Response:
+        msgspec.convert(request.data, Nothing)
+        cancelled = order_cancel(order_id=order_id, user_id=caller_of(request).user_id, traceparent=_trace(request))
+        return Response(cancelled)
+
+
+def _trace(request: Request) -> str:
+    return traceparent(request) or new_traceparent()
