@@ -23,6 +23,9 @@ class PaymentGateway(Protocol):
     the same key must move money at most once. They return when it is done, raise PaymentDeclined or PaymentInDoubt, and
     take at most ``LONGEST_CALL_SECONDS``. Any other exception counts as doubt. They are never called inside a
     transaction.
+
+    PaymentDeclined speaks for its key: an earlier call under it that nobody has heard of moves no money any more. Where
+    a provider cannot say so for certain, the gateway raises PaymentInDoubt.
     """
 
     def charge(self, *, order_id: int, amount: int, idempotency_key: str) -> None:

@@ -27,7 +27,7 @@ _REFUND_PATIENCE = timedelta(seconds=30)
 
 
 def expire_unpaid() -> int:
-    """Expire orders whose time to pay is over, a batch of them; returns how many were looked at."""
+    """Expire orders whose time to pay is over, a batch of them; returns how many have expired."""
     with transaction.atomic():
         # Somebody who is paying or cancelling one of them right now goes first.
         orders = list(
@@ -76,6 +76,9 @@ def _settle_each(what: str, orders: QuerySet[Order], settle: Callable[[int], Non
             break
         except DomainError as error:
             logger.warning("%s of order %d: %s", what, order_id, first_line(error))
+        except LedgerBroken as error:
+            logger.error("%s of order %d cannot be noted: %s", what, order_id, error)
+            continue
         settled += 1
     return settled
 

@@ -62,7 +62,8 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
                 order_id=refund.order_id, amount=refund.amount, idempotency_key=f"{refund.order_id}-refund"
             )
     except PaymentDeclined as error:
-        Order.objects.filter(id=refund.order_id).update(refund_requested_at=None)
+        # Of an order that ended unpaid the money is owed all the same: the sweep goes on asking.
+        Order.objects.filter(id=refund.order_id, status=policy.PAID).update(refund_requested_at=None)
         logger.error("refund of order %d declined: %s", refund.order_id, first_line(error))
         raise InvalidState(f"The refund was declined: {error}") from error
     except Exception as error:

@@ -1,29 +1,63 @@
 """``check_invariants`` finds each thing that must never happen, when it is made to happen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
+from django_redis import get_redis_connection
 
 from coupons import invariants
 from coupons.handlers import ISSUE
-from coupons.models import Coupon
+from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services.accepting import request_accept
+from devstack import wait_until
+from kafka_bridge import inbox
 from kafka_bridge.batch import BatchHandler
+from kafka_bridge.dead_letters import bury
+from kafka_bridge.errors import PoisonMessage, ServiceUnavailable
 from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage, ProcessedEvent
+from kafka_bridge.registry import Rejected
+from orders import invariants as order_invariants
+from orders.models import Order, Product
+from orders.services.cancelling import order_cancel
+from orders.services.paying import order_pay
+from orders.services.placing import Wish, order_create
+from tests.support.kafka import produce
 from tests.support.messages import requests
+from tests.support.orders import completed
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 MakeCoupon = Callable[..., Coupon]
 
 
+BUYERS = [11, 12, 13, 14]
+EFFECTS = ("notification", "data-platform", "ranking", "monitoring")
+
+
 @pytest.fixture(autouse=True)
-def _an_event_that_went_well(make_coupon: MakeCoupon) -> None:
+def _an_event_that_went_well(make_coupon: MakeCoupon, redis_flushed: None) -> None:
+    """Two of three users got a coupon; four others placed orders with theirs, and each of those went another way."""
     coupon = make_coupon(total_quantity=2)
     BatchHandler(ISSUE).handle(requests(coupon, [1, 2, 3]), StopFlag())
+    for_orders = make_coupon(total_quantity=10)
+    BatchHandler(ISSUE).handle(requests(for_orders, BUYERS), StopFlag())
+    tea = Product.objects.create(name="tea", price=1000)
+    coupons = dict(UserCoupon.objects.filter(coupon=for_orders).values_list("user_id", "id"))
+    orders = {
+        user_id: order_create(user_id=user_id, wishes=[Wish(tea.id, 1)], user_coupon_id=coupons[user_id]).order_id
+        for user_id in BUYERS
+    }
+    pending, paid, unpaid, refunded = BUYERS
+    assert pending in orders
+    order_pay(order_id=orders[paid], user_id=paid)
+    order_cancel(order_id=orders[unpaid], user_id=unpaid)
+    order_pay(order_id=orders[refunded], user_id=refunded)
+    order_cancel(order_id=orders[refunded], user_id=refunded)
 
 
 def report() -> str:
@@ -43,7 +77,7 @@ def spoil(*statements: str) -> None:
 
 def test_after_an_event_that_went_well_everything_holds() -> None:
     assert "FAIL" not in report()
-    assert report().count("ok  ") == 7
+    assert report().count("ok  ") == 17
 
 
 DROP_STOCK_CHECK = "ALTER TABLE coupons_coupon DROP CONSTRAINT coupon_stock"
@@ -57,7 +91,28 @@ SPOILED: dict[str, tuple[str, ...]] = {
     "I1 a request has one result event": (
         "INSERT INTO kafka_bridge_outboxmessage (event_id, event_type, topic, key, payload, traceparent, shard)"
         " SELECT gen_random_uuid(), event_type, topic, key, payload, traceparent, shard"
-        " FROM kafka_bridge_outboxmessage LIMIT 1",
+        " FROM kafka_bridge_outboxmessage WHERE event_type = 'coupon.issue.succeeded.v1' LIMIT 1",
+    ),
+    "I3 the ledger tells the state of every coupon": (
+        "UPDATE coupons_usercoupon SET status = 'USED' WHERE user_id = 1",
+    ),
+    "I3 a coupon goes its way through one order at a time": (
+        "INSERT INTO coupons_couponledgerentry (user_coupon_id, order_id, step, cause)"
+        " SELECT user_coupon_id, 999, 'HELD', '' FROM coupons_couponledgerentry ORDER BY id LIMIT 1",
+    ),
+    "I8 nobody is told SOLD_OUT while there is stock": (
+        "UPDATE coupons_issuerequest SET remaining = 1 WHERE reason = 'SOLD_OUT'",
+    ),
+    "I3 an order that lives has its coupon": ("UPDATE orders_order SET user_id = 999 WHERE status = 'PENDING'",),
+    "I3 an order that has ended has no coupon": ("UPDATE orders_order SET status = 'EXPIRED' WHERE user_id = 11",),
+    "I4 a cancellation is told after the payment": (
+        "UPDATE kafka_bridge_outboxmessage SET id = -id WHERE event_type = 'order.cancelled.v1'",
+    ),
+    "I7 every paid order has an event": ("UPDATE orders_order SET completed_event_id = NULL WHERE user_id = 12",),
+    "I7 nothing is told twice of an order": (
+        "INSERT INTO kafka_bridge_outboxmessage (event_id, event_type, topic, key, payload, traceparent, shard)"
+        " SELECT gen_random_uuid(), event_type, topic, key, payload, traceparent, shard"
+        " FROM kafka_bridge_outboxmessage WHERE event_type = 'order.completed.v1' LIMIT 1",
     ),
 }
 
@@ -68,7 +123,7 @@ def _unguarded() -> object:
     spoil(DROP_STOCK_CHECK, DROP_UNIQUE)
     yield
     spoil(
-        "TRUNCATE coupons_coupon, coupons_usercoupon",
+        "TRUNCATE coupons_coupon, coupons_usercoupon CASCADE",
         "ALTER TABLE coupons_coupon ADD CONSTRAINT coupon_stock"
         " CHECK (issued >= 0 AND reserved >= 0 AND total_quantity >= issued + reserved)",
         "ALTER TABLE coupons_usercoupon ADD CONSTRAINT one_coupon_per_user UNIQUE (user_id, coupon_id)",
@@ -81,6 +136,20 @@ def test_each_violation_is_found_and_named(name: str) -> None:
     spoil(*SPOILED[name])
     assert f"FAIL {name}\n     " in report()
     assert "invariants do not hold" in report()
+
+
+def test_an_answer_in_redis_that_is_not_that_of_postgresql_is_a_violation() -> None:
+    request = IssueRequest.objects.get(user_id=1)
+    assert invariants.wrong_views() == []
+    IssueRequest.objects.filter(user_id=1).update(status="FAILED", reason="ERROR")
+    assert invariants.wrong_views() == [f"request {request.request_id}: SUCCESS in Redis, FAILED in PostgreSQL"]
+    assert "FAIL I6 Redis tells of requests what PostgreSQL says" in report()
+
+
+def test_what_redis_has_forgotten_is_no_violation() -> None:
+    get_redis_connection("default").flushdb()
+    IssueRequest.objects.filter(user_id=1).update(status="FAILED", reason="ERROR")
+    assert invariants.wrong_views() == []
 
 
 def test_a_request_that_nobody_answers_is_a_violation_once_everybody_is_idle(make_coupon: MakeCoupon) -> None:
@@ -97,3 +166,92 @@ def test_a_young_request_is_no_violation(make_coupon: MakeCoupon) -> None:
     request_accept(id_or_type=make_coupon().id, user_id=9, caller_id=9)
     spoil("UPDATE kafka_bridge_outboxmessage SET published_at = now()")
     assert invariants.overdue_requests(lag=lambda: 0) == []
+
+
+@pytest.fixture
+def an_hour_later() -> None:
+    """Every order is old, and every event published."""
+    spoil(
+        "UPDATE orders_order SET paid_at = paid_at - interval '1 hour'",
+        "UPDATE orders_order SET cancelled_at = cancelled_at - interval '1 hour'",
+        "UPDATE kafka_bridge_outboxmessage SET published_at = now()",
+    )
+
+
+def has_leaders() -> bool:
+    try:
+        order_invariants.missed_effects()
+    except ServiceUnavailable:
+        return False
+    return True
+
+
+def nothing_to_consume(group_id: str, topics: list[str]) -> int:
+    return 0
+
+
+@pytest.mark.usefixtures("an_hour_later")
+def test_a_paid_order_that_misses_an_effect_is_a_violation_until_it_is_handled_or_a_dead_letter() -> None:
+    events = ("order.completed.v1", "order.cancelled.v1")
+    assert len(order_invariants.missed_effects(nothing_to_consume)) == 2 * 4 + 3
+    told = [(row.event_type, row.event_id) for row in OutboxMessage.objects.filter(event_type__in=events)]
+    for group in EFFECTS:
+        inbox.claim(group, [event_id for _, event_id in told])
+    assert order_invariants.missed_effects(nothing_to_consume) == []
+
+    order = Order.objects.get(status="PAID")
+    assert order.completed_event_id is not None
+    ProcessedEvent.objects.filter(event_id=order.completed_event_id, consumer_group="ranking").delete()
+    missed = f"order {order.id}: event {order.completed_event_id} never reached ranking"
+    assert order_invariants.missed_effects(nothing_to_consume) == [missed]
+    with transaction.atomic():
+        event = replace(completed(order), headers=(("ce_id", str(order.completed_event_id).encode()),))
+        bury("ranking", "order-ranking-group", [Rejected(event, PoisonMessage("spoiled"))], tell=False)
+    assert order_invariants.missed_effects(nothing_to_consume) == []
+
+
+@pytest.mark.usefixtures("an_hour_later", "topics")
+def test_kafka_is_asked_whether_the_effects_have_nothing_left_to_do() -> None:
+    wait_until(has_leaders, 20, "the topics have no leaders")
+    assert "FAIL I5 I7 every paid order reaches every effect\n     order " in report()
+    produce("order-completed", [b"{}"])
+    assert {line.rpartition(" ")[2] for line in order_invariants.missed_effects()} == {
+        "data-platform",
+        "ranking",
+        "monitoring",
+    }
+    produce("order-cancelled", [b"{}"])
+    assert order_invariants.missed_effects() == []
+
+
+@pytest.mark.usefixtures("an_hour_later")
+def test_a_cancelled_order_need_not_reach_its_notification() -> None:
+    order = Order.objects.get(status="CANCELLED", cancelled_event_id__isnull=False)
+    missed = [
+        line for line in order_invariants.missed_effects(nothing_to_consume) if str(order.cancelled_event_id) in line
+    ]
+    assert [line.rpartition(" ")[2] for line in missed] == ["data-platform", "ranking", "monitoring"]
+
+
+@pytest.mark.usefixtures("an_hour_later")
+def test_effects_are_not_judged_before_relay_and_groups_are_done() -> None:
+    asked: dict[str, list[str]] = {}
+
+    def lag(group_id: str, topics: list[str]) -> int:
+        asked.setdefault(group_id, []).extend(topics)
+        return 0 if "monitoring" in group_id else 1
+
+    missed = order_invariants.missed_effects(lag)
+    assert missed
+    assert all(line.endswith("monitoring") for line in missed)
+    assert asked == {
+        "order-notification-group": ["order-completed"],
+        **{f"order-{group}-group": ["order-completed", "order-cancelled"] for group in EFFECTS[1:]},
+    }
+    spoil("UPDATE kafka_bridge_outboxmessage SET published_at = NULL WHERE event_type = 'order.cancelled.v1'")
+    assert order_invariants.missed_effects(nothing_to_consume) == []
+
+
+def test_a_young_order_may_still_be_on_its_way() -> None:
+    spoil("UPDATE kafka_bridge_outboxmessage SET published_at = now()")
+    assert order_invariants.missed_effects(nothing_to_consume) == []
