@@ -39,6 +39,7 @@ _STATUS_COLOURS = {
 
 # A coupon's expiry has to be a date that exists.
 _MOST_VALID_DAYS = 36_500
+_CONTROLS_SHOWN = 20
 
 
 class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
@@ -131,18 +132,27 @@ class CouponAdmin(BigTableAdmin):
         ("Window (UTC)", {"fields": ("state", "opens_at", "closes_at", "paused")}),
         ("Discount", {"fields": ("discount_type", "discount_value", "discount_cap", "min_order_amount")}),
         ("Once issued", {"fields": ("valid_days", "refund_policy")}),
+        ("Controls", {"fields": ("controls",)}),
     )
     add_fieldsets = (
         (None, {"fields": ("coupon_type", "name", "admission", "total_quantity")}),
         ("Window (UTC)", {"fields": ("opens_at", "closes_at", "paused")}),
-        *fieldsets[3:],
+        *fieldsets[3:5],
     )
-    readonly_fields = ("issued", "reserved", "remaining", "state")
+    readonly_fields = ("issued", "reserved", "remaining", "state", "controls")
     warn_unsaved_form = True
 
     @admin.display
     def state(self, coupon: Coupon) -> str:
         return selectors.coupon_view(coupon).state
+
+    @admin.display(description="latest controls")
+    def controls(self, coupon: Coupon) -> str:
+        # Plain text: the page escapes it, and breaks it where the lines end.
+        return "\n".join(
+            f"{one.created_at:%Y-%m-%d %H:%M:%S} {one} by {one.actor} {one.reason}"
+            for one in coupon.controls.order_by("-created_at")[:_CONTROLS_SHOWN]
+        )
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         if not policy.is_coupon_type(text):

@@ -172,6 +172,40 @@ class CouponLedgerEntry(models.Model):
         return f"coupon {self.user_coupon_id}: {self.step} by order {self.order_id}"
 
 
+class CouponControl(models.Model):
+    """What an operator did to a coupon, also where it changed nothing. Rows are only ever added: the database refuses
+    anything else.
+
+    The key is the control's own id: the same id again is the same control, so a restock counts once.
+    """
+
+    class Action(models.TextChoices):
+        OPEN = "open"
+        PAUSE = "pause"
+        RESUME = "resume"
+        CLOSE = "close"
+        RESTOCK = "restock"
+
+    id = models.UUIDField(primary_key=True)
+    coupon = models.ForeignKey(Coupon, on_delete=models.PROTECT, related_name="controls")
+    action = models.CharField(max_length=16, choices=Action)
+    quantity = models.BigIntegerField(null=True, help_text="of a restock: the pieces added")
+    reason = models.CharField(max_length=500, default="")
+    actor = models.CharField(max_length=150, help_text="who did it")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                name="control_quantity",
+                condition=Q(action="restock", quantity__gte=1) | (~Q(action="restock") & Q(quantity=None)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.action if self.quantity is None else f"{self.action} {self.quantity}"
+
+
 class Notification(models.Model):
     """A message to a user that nobody sends, since no ALIMTALK_URL is set: it can be read here instead."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
+from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
+from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.outbox import stored_payload
 
@@ -20,6 +22,13 @@ from .events import IssueRequested
 from .messages import ISSUE_REQUESTED
 from .models import Coupon, IssueRequest, UserCoupon
 from .status_view import RequestStatus
+
+# A look at the primary key per id: the planner would rather scan the whole of a table that is not huge yet.
+_READ_OUTCOMES = """
+    SELECT request_id, status, reason
+    FROM unnest(%s::uuid[]) AS asked (id),
+         LATERAL (SELECT * FROM coupons_issuerequest WHERE request_id = asked.id LIMIT 1) AS ended
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,13 @@ def terminal_status(row: IssueRequest) -> RequestStatus:
         requested_at=isoformat_z(row.requested_at) if row.requested_at else None,
         processed_at=isoformat_z(row.processed_at),
     )
+
+
+def request_outcomes(request_ids: Collection[UUID]) -> dict[UUID, tuple[str, str | None]]:
+    """Status and reason of those of ``request_ids`` that have ended, from PostgreSQL."""
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_OUTCOMES, [arrays.uuids(request_ids)])
+        return {request_id: (status, reason) for request_id, status, reason in cursor.fetchall()}
 
 
 def accepted_request(request_id: UUID) -> RequestStatus | None:

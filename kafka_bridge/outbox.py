@@ -62,6 +62,11 @@ _INSERT_MANY = f"""
     ORDER BY position
 """
 _INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
+# A look at the index per id, as the planner would otherwise scan a table that is not huge yet.
+_READ_STORED = """
+    SELECT id FROM unnest(%s::uuid[]) AS asked (id)
+    WHERE (SELECT true FROM kafka_bridge_outboxmessage WHERE event_id = asked.id)
+"""
 
 
 def publish(messages: Iterable[Message]) -> None:
@@ -154,6 +159,13 @@ def stored_payloads(event_type: str, event_ids: Collection[UUID]) -> dict[UUID, 
     """Like ``stored_payload`` for many; ids that are not in the outbox are not in the result."""
     rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type)
     return {event_id: bytes(payload or b"") for event_id, payload in rows.values_list("event_id", "payload")}
+
+
+def stored_ids(event_ids: Collection[UUID]) -> set[UUID]:
+    """Those of ``event_ids`` that are in the outbox, published or not."""
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_STORED, [arrays.uuids(event_ids)])
+        return {event_id for (event_id,) in cursor.fetchall()}
 
 
 def anything_unpublished() -> bool:

@@ -27,7 +27,10 @@ _COUNT = "SELECT count(*) FROM (SELECT FROM kafka_bridge_outboxmessage WHERE pub
 class OutboxPressure:
     """The outbox's age and depth, sampled outside requests: asking costs a request nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, share: float = 1.0, told_as: str = "requests are refused") -> None:
+        """``share`` of ``OUTBOX_MAX_DEPTH`` counts as too deep; ``told_as`` begins the line that tells of it."""
+        self._share = share
+        self._told_as = told_as
         self._refusal: str | None = None
         self._thread: threading.Thread | None = None
 
@@ -37,17 +40,18 @@ class OutboxPressure:
 
     def sample(self) -> None:
         """Look once. Raises what the database raises."""
+        most = int(settings.OUTBOX_MAX_DEPTH * self._share)
         with connection.cursor() as cursor:
             cursor.execute(_OLDEST)
             age, span = cursor.fetchone() or (0.0, 0)
             depth = 0
             # Counting a long backlog takes long; ids since the oldest waiting row are never fewer than waiting rows.
-            if span >= settings.OUTBOX_MAX_DEPTH:
-                cursor.execute(_COUNT, [settings.OUTBOX_MAX_DEPTH + 1])
+            if span >= most:
+                cursor.execute(_COUNT, [most + 1])
                 (depth,) = cursor.fetchone() or (0,)
-        before, self._refusal = self._refusal, _refusal(age, depth)
+        before, self._refusal = self._refusal, _refusal(age, depth, most)
         if self._refusal and not before:
-            logger.error("requests are refused: %s Is the relay running, and Kafka up?", self._refusal)
+            logger.error("%s: %s Is the relay running, and Kafka up?", self._told_as, self._refusal)
 
     def start(self) -> None:
         """Sample once a second in a thread of this process. Call it after any fork."""
@@ -66,11 +70,11 @@ class OutboxPressure:
             time.sleep(_SAMPLE_SECONDS)
 
 
-def _refusal(age: float, depth: int) -> str | None:
+def _refusal(age: float, depth: int, most: int) -> str | None:
     if age > settings.OUTBOX_MAX_AGE_SECONDS:
         return f"Requests have waited for {age:.0f} s to be passed on."
-    if depth > settings.OUTBOX_MAX_DEPTH:
-        return f"More than {settings.OUTBOX_MAX_DEPTH} requests wait to be passed on."
+    if depth > most:
+        return f"More than {most} requests wait to be passed on."
     return None
 
 

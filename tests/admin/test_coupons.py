@@ -14,6 +14,7 @@ from django.test import Client
 from coupons import admin
 from coupons.messages import read_issue_task
 from coupons.models import Coupon
+from coupons.services.controlling import coupon_pause, coupon_restock
 from coupons.services.issuing import issue_many
 from kafka_bridge.admin_base import BigTableAdmin
 from tests.admin.pages import errors_of, form_of, html_of, messages_of
@@ -237,3 +238,15 @@ def test_two_clicks_on_save_create_one_coupon_and_no_error(superuser: Client) ->
     html_of(response)
     assert "A coupon of this type was created at the same moment." in messages_of(response)
     assert Coupon.objects.count() == 1
+
+
+def test_the_page_shows_who_controlled_the_coupon_and_why(superuser: Client, make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon()
+    coupon_restock(id_or_type=coupon.id, quantity=5, actor="olga", reason="<b>more</b>")
+    coupon_pause(id_or_type=coupon.id, actor="victor")
+    page = html_of(superuser.get(page_of(coupon)))
+    assert "restock 5 by olga &lt;b&gt;more&lt;/b&gt;" in page
+    newest, _, rest = page[page.index("pause by victor") :].partition("<br>")
+    assert "restock" not in newest
+    assert "restock 5 by olga" in rest
+    assert errors_of(change(superuser, coupon, name="Other")) == {}

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import logging
+from argparse import ArgumentParser
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from kafka_bridge.lifecycle import StopFlag, check_database
+from kafka_bridge.management.worker import WorkerCommand
+
+from ...bulk.progress import progress
+from ...bulk.results import BadResultsFile, ResultsFile
+from ...bulk.run import BatchRun, Stopped
+from ...bulk.users import BadUserFile, UserFile
+from ...errors import DomainError
+from ...models import Coupon
+from ...services.batching import Batch
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_ID = 200
+
+
+class Command(WorkerCommand):
+    help = (
+        "Issues a coupon to the users of a file (header userId, one id a line), waits for the results and writes them"
+        " to a file (userId, requestId, status, reason; a row per line). Run again after whatever interruption, it"
+        " goes on where it was: everybody is asked for once per batch, also who is in the file twice."
+    )
+
+    role = "batch"
+    needs = (check_database,)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("coupon_type", metavar="TYPE")
+        parser.add_argument("users", type=Path, metavar="users.csv")
+        parser.add_argument(
+            "--id",
+            metavar="S",
+            help="the batch's id: the same with a longer file asks for the new users only, another one asks for all"
+            " again; default: a hash of TYPE and file",
+        )
+        parser.add_argument("--results", type=Path, metavar="FILE", help="default: users.results.csv beside the file")
+        parser.add_argument("--no-wait", action="store_true", help="end once all is accepted, without results")
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        coupon = Coupon.objects.filter(coupon_type=options["coupon_type"]).first()
+        if coupon is None:
+            raise CommandError(f"There is no coupon {options['coupon_type']!r}.")
+        path: Path = options["users"]
+        results_path: Path = options["results"] or path.with_suffix(".results.csv")
+        try:
+            with ExitStack() as stack:
+                users = stack.enter_context(UserFile(path))
+                if results_path.exists() and results_path.samefile(path):
+                    raise CommandError("--results must not be the file of users")
+                # Before anything is accepted: a result that cannot be written is no reason to begin.
+                results = None if options["no_wait"] else stack.enter_context(ResultsFile(results_path))
+                total, digest = users.count_lines(stop)
+                batch = Batch(coupon.id, coupon.coupon_type, _batch_id(options["id"], coupon.coupon_type, digest))
+                run = BatchRun(batch, stop=stop, turned=self.heartbeat.loop())
+                try:
+                    _carry_out(run, users, total, results)
+                except Stopped:
+                    logger.info("stopped at line %d of %d: run the same again to go on", run.lines_done, total)
+                    return
+                except DomainError as error:
+                    raise CommandError(_refusal(error, run, total)) from error
+        except (BadUserFile, BadResultsFile) as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(json.dumps(_summary(batch, run, None if results is None else results_path)))
+
+
+def _carry_out(run: BatchRun, users: UserFile, total: int, results: ResultsFile | None) -> None:
+    with progress("accepted", total) as report:
+        run.accept(users.lines(), report)
+    if results is not None:
+        with progress("results", total) as report:
+            run.write_results(users.lines(), results, report)
+        results.finish()
+
+
+def _batch_id(given: str | None, coupon_type: str, digest: str) -> str:
+    if given is None:
+        return f"{coupon_type}:{digest}"
+    if not given or len(given) > _LONGEST_ID or not given.isprintable():
+        raise CommandError(f"--id must be 1 to {_LONGEST_ID} printable characters")
+    return given
+
+
+def _refusal(error: DomainError, run: BatchRun, total: int) -> str:
+    if not run.lines_done:
+        return error.detail
+    return f"{error.detail} The batch is at line {run.lines_done} of {total}: run the same again to go on."
+
+
+def _summary(batch: Batch, run: BatchRun, results: Path | None) -> dict[str, Any]:
+    return {
+        "couponId": batch.coupon_id,
+        "couponType": batch.coupon_type,
+        "batchId": batch.batch_id,
+        "accepted": run.accepted,
+        "repeated": run.repeated,
+        "invalid": run.invalid,
+        "outcomes": dict(run.outcomes),
+        "results": None if results is None else str(results),
+    }
