@@ -45,6 +45,7 @@ class CatalogueEntry:
     coupon_type: str
     admission: Literal["queue", "gate", "reserve"]
     window: Window
+    total_quantity: int
     loaded_at: float
 
 
@@ -82,15 +83,19 @@ class Catalogue:
         row = (
             Coupon.objects.filter(**{field: id_or_type})
             .annotate(database_time=Now())
-            .values_list("id", "coupon_type", "admission", "opens_at", "closes_at", "paused", F("database_time"))
+            .values_list(
+                "id", "coupon_type", "admission", "opens_at", "closes_at", "paused", "total_quantity",
+                F("database_time"),
+            )
             .first()
-        )
+        )  # fmt: skip
         if row is None:
             self._entries.pop(id_or_type, None)
             return None
-        coupon_id, coupon_type, admission, opens_at, closes_at, paused, moment = row
+        coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, moment = row
         self.clock.set(moment, asked_at)
-        entry = CatalogueEntry(coupon_id, coupon_type, admission, Window(opens_at, closes_at, paused), asked_at)
+        window = Window(opens_at, closes_at, paused)
+        entry = CatalogueEntry(coupon_id, coupon_type, admission, window, total, asked_at)
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()
         self._entries[coupon_id] = self._entries[coupon_type] = entry

@@ -45,6 +45,18 @@ class CouponNotOpen(DomainError):
     title = "The coupon is not open"
 
 
+class SoldOut(DomainError):
+    status = 409
+    code = "sold_out"
+    title = "The coupon is sold out"
+
+
+class AlreadyIssued(DomainError):
+    status = 409
+    code = "already_issued"
+    title = "The user has the coupon, or a request for it under way"
+
+
 class CouponNotUsable(DomainError):
     status = 409
     code = "coupon_not_usable"

@@ -50,6 +50,20 @@ _QUERIES = {
         FROM coupons_coupon c LEFT JOIN coupons_usercoupon u ON u.coupon_id = c.id AND u.status <> 'REVOKED'
         GROUP BY c.id HAVING count(u.id) <> c.issued
     """,
+    "I2 what is reserved is reserved for requests": """
+        SELECT format('coupon %s: counter says %s, %s requests have a piece', c.coupon_type, c.reserved,
+                      count(r.request_id))
+        FROM coupons_coupon c LEFT JOIN coupons_reservation r ON r.coupon_id = c.id AND r.admission = 'reserve'
+        GROUP BY c.id HAVING count(r.request_id) <> c.reserved
+    """,
+    "I2 reservations end with their requests": """
+        SELECT format('request %s: %s', v.request_id, CASE WHEN r.request_id IS NULL THEN 'there is no such request'
+                      ELSE 'decided and still reserved' END)
+        FROM coupons_reservation v
+             LEFT JOIN coupons_issuerequest r USING (request_id)
+             LEFT JOIN kafka_bridge_outboxmessage o ON o.event_id = v.request_id
+        WHERE r.request_id IS NOT NULL OR o.event_id IS NULL
+    """,
     "I3 one coupon per user": """
         SELECT format('user %s has coupon %s %s times', user_id, coupon_id, count(*))
         FROM coupons_usercoupon GROUP BY user_id, coupon_id HAVING count(*) > 1

@@ -11,3 +11,6 @@ TIME_TO_RESULT = Histogram(
     "From acceptance to decision",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+GATE_LOADED = Counter("issue_gate_loaded_total", "Gates that were built from PostgreSQL")
+GATE_RELEASED = Counter("issue_gate_released_total", "Reservations that the gate gave back")
+GATE_DROPPED = Counter("issue_gate_dropped_total", "Gates that had let in more than there was")

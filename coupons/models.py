@@ -1,3 +1,4 @@
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -11,6 +12,8 @@ class Coupon(models.Model):
 
     class Admission(models.TextChoices):
         QUEUE = "queue"
+        GATE = "gate"
+        RESERVE = "reserve"
 
     class DiscountType(models.TextChoices):
         PERCENT = "PERCENT"
@@ -32,6 +35,9 @@ class Coupon(models.Model):
     total_quantity = models.BigIntegerField()
     reserved = models.BigIntegerField(default=0, editable=False)
     issued = models.BigIntegerField(default=0, editable=False)
+    last_sequence = models.BigIntegerField(
+        default=0, db_default=0, editable=False, help_text="the last place in line given out"
+    )
     opens_at = models.DateTimeField(db_default=Now())
     closes_at = models.DateTimeField(null=True, blank=True)
     paused = models.BooleanField(default=False)
@@ -98,6 +104,11 @@ class UserCoupon(models.Model):
             # Also the index of a user's own list, hence the user first.
             models.UniqueConstraint(fields=["user_id", "coupon"], name="one_coupon_per_user"),
         ]
+        indexes = [
+            # The loading of a coupon's gate. Rows of one coupon lie together in time, so that a summary of blocks,
+            # which costs an insert nothing, spares most of the table.
+            BrinIndex(fields=["coupon"], name="user_coupon_by_coupon", pages_per_range=32, autosummarize=True),
+        ]
 
     def __str__(self) -> str:
         return f"coupon {self.coupon_id} of user {self.user_id}"
@@ -140,6 +151,30 @@ class IssueRequest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.request_id} {self.status}"
+
+
+class Reservation(models.Model):
+    """Something was taken at the door for an accepted request that is undecided: see ``admission.reservations``.
+
+    It is written with the outbox row and deleted with the terminal row.
+    """
+
+    request_id = models.UUIDField(primary_key=True)
+    coupon = models.ForeignKey(
+        Coupon, on_delete=models.PROTECT, db_constraint=False, db_index=False, related_name="reservations"
+    )
+    user_id = models.BigIntegerField()
+    admission = models.CharField(max_length=16, help_text="gate; or reserve, counted in the coupon's reserved")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            # Also the index of what is under way for a coupon, hence the coupon first.
+            models.UniqueConstraint(fields=["coupon", "user_id"], name="one_reservation_per_user"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.admission} of coupon {self.coupon_id} for user {self.user_id}"
 
 
 class CouponLedgerEntry(models.Model):

@@ -14,7 +14,16 @@ import msgspec
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiRequest, OpenApiResponse, extend_schema
 from msgspec import Meta
 
-from .errors import CouponNotOpen, DomainError, IdempotencyKeyReused, NotFound, NotYourself, Unavailable
+from .errors import (
+    AlreadyIssued,
+    CouponNotOpen,
+    DomainError,
+    IdempotencyKeyReused,
+    NotFound,
+    NotYourself,
+    SoldOut,
+    Unavailable,
+)
 from .events import AwareTime, CouponType, Id
 from .http import KEY_LENGTH, MOST_ROWS, USUAL_ROWS
 
@@ -254,7 +263,7 @@ def issue(
         body=body,
         bodies=bodies,
         parameters=[*path, IDEMPOTENCY_KEY, TRACEPARENT, _LOCATION, _RETRY_AFTER],
-        refusals=[NotYourself, NotFound, CouponNotOpen, IdempotencyKeyReused, Unavailable],
+        refusals=[NotYourself, NotFound, CouponNotOpen, SoldOut, AlreadyIssued, IdempotencyKeyReused, Unavailable],
         links={202: _WHERE_IT_ENDS},
     )
 

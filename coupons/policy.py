@@ -45,12 +45,16 @@ _COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Claim(NamedTuple):
-    """One request of a batch. ``coupon_id`` None: no such coupon; ``in_window`` False: asked outside its window."""
+    """One request of a batch. ``coupon_id`` None: no such coupon; ``in_window`` False: asked outside its window.
+
+    ``reserved``: a piece of the coupon was taken for it when it was accepted.
+    """
 
     request_id: UUID
     user_id: int
     coupon_id: int | None
     in_window: bool = True
+    reserved: bool = False
 
 
 class Decision(NamedTuple):
@@ -74,10 +78,10 @@ def decide(
 ) -> list[tuple[int, Decision]]:
     """Decide ``claims`` one after the other, in the order given.
 
-    ``free`` is the stock left by coupon id, ``decided`` the request ids that have their answer, ``holders`` the
-    (coupon id, user id) pairs that have the coupon. Returns (index of the claim, its decision) for the first claim
-    of every request id that is not decided yet; the others keep the answer they have. A duplicate is told so even
-    when the stock is gone.
+    ``free`` is the stock left by coupon id, without what is reserved; ``decided`` the request ids that have their
+    answer, ``holders`` the (coupon id, user id) pairs that have the coupon. Returns (index of the claim, its decision)
+    for the first claim of every request id that is not decided yet; the others keep the answer they have. A duplicate
+    is told so even when the stock is gone, and its reserved piece is there for whoever comes after it.
     """
     left = dict(free)
     seen = set(decided)
@@ -91,6 +95,7 @@ def decide(
         if coupon_id is None or coupon_id not in left:
             decisions.append((index, Decision(claim, UNKNOWN_COUPON, None)))
             continue
+        left[coupon_id] += claim.reserved
         pair = (coupon_id, claim.user_id)
         reason: str | None = None
         if not claim.in_window:

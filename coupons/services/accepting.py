@@ -1,13 +1,14 @@
-"""The door: a request is taken by one row in the outbox."""
+"""The door: a request that the coupon's admission lets in is taken by one row in the outbox."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -25,8 +26,9 @@ from kafka_bridge.outbox import (
 from kafka_bridge.pressure import outbox_pressure
 
 from .. import request_log
+from ..admission import ADMISSIONS, Admission, Candidate, Outcome, reservations
 from ..catalogue import CatalogueEntry, catalogue
-from ..errors import CouponNotOpen, IdempotencyKeyReused, NotFound, Unavailable
+from ..errors import CouponNotOpen, DomainError, IdempotencyKeyReused, NotFound, Unavailable
 from ..events import IssueRequested
 from ..messages import ISSUE_REQUESTED, message_of
 from ..models import IssueRequest
@@ -55,71 +57,147 @@ def request_accept(
     traceparent: str = "",
     source: Literal["API", "BATCH"] = "API",
 ) -> Accepted:
-    """Accept a request for a coupon (by id or type); its outbox row is all that is written.
+    """Accept a request for a coupon (by id or type): an outbox row, and what the coupon's admission takes for it.
 
     With an idempotency key, the caller's earlier request under it is answered again. Raises NotFound,
-    CouponNotOpen, IdempotencyKeyReused, Unavailable, and what the database raises: after a lost connection it is
-    unknown whether the request was accepted.
+    CouponNotOpen, SoldOut, AlreadyIssued, IdempotencyKeyReused, Unavailable, and what the database raises: after a
+    connection was lost at the commit it is unknown whether the request was accepted.
     """
     if behind := outbox_pressure.refusal():
         raise Unavailable(behind, retry_after=_RETRY_WHEN_BEHIND)
     coupon = catalogue.get(id_or_type)
     if coupon is None:
         raise NotFound(f"There is no coupon {id_or_type!r}.")
+    admission = ADMISSIONS[coupon.admission]
     moment = catalogue.clock.now()
     refusal = coupon.window.refusal(moment)
     if idempotency_key is None:
         request_id = new_event_id()
     else:
         request_id = derived_request_id(caller_id, "issue", idempotency_key)
-        # A key outlives its outbox row; and a repeat is answered even when the coupon has closed since.
-        earlier = _ended(request_id) or (_waiting(request_id) if refusal else None)
+        # A key outlives its outbox row; and a repeat is answered even when the coupon has closed or sold out since.
+        earlier = _ended(request_id) or (_waiting(request_id) if refusal or admission.selective else None)
         if earlier:
             return _repeat(earlier, coupon, user_id)
     if refusal:
         raise CouponNotOpen(refusal)
-    message = message_of(
-        IssueRequested(
-            request_id=request_id,
-            user_id=user_id,
-            coupon_id=coupon.coupon_id,
-            coupon_type=coupon.coupon_type,
-            requested_at=moment,
-            source=source,
-            admission=coupon.admission,
-        ),
-        traceparent=traceparent or new_traceparent(),
+    request = IssueRequested(
+        request_id=request_id,
+        user_id=user_id,
+        coupon_id=coupon.coupon_id,
+        coupon_type=coupon.coupon_type,
+        requested_at=moment,
+        source=source,
+        admission=coupon.admission,
     )
-    told = {
-        "requestId": request_id,
-        "couponType": coupon.coupon_type,
-        "userId": user_id,
-        "traceparent": message.traceparent,
-    }
-    if not _acceptances.submit(_Acceptance(outbox_row(message), told)):
+    candidate = Candidate(request_id, user_id, coupon.coupon_id, coupon.total_quantity)
+    answer = _lines.of(coupon).submit(_Asked(candidate, request, traceparent or new_traceparent()))
+    if answer.refusal is not None:
+        raise answer.refusal
+    if not answer.new:
         waiting = _waiting(request_id) or _ended(request_id)
         if waiting is None:
             raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
-        return _repeat(waiting, coupon, user_id)
-    return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id)
+        try:
+            return _repeat(waiting, coupon, user_id)
+        except IdempotencyKeyReused:
+            admission.withdraw([candidate])
+            raise
+    return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id, answer.sequence)
 
 
-class _Acceptance(NamedTuple):
-    """The row of a request, and what its log line tells."""
-
-    row: OutboxRow
-    told: dict[str, Any]
-
-
-def _insert_acceptances(acceptances: Sequence[_Acceptance]) -> Sequence[bool]:
-    with transaction.atomic():
-        inserted = insert_new_rows([acceptance.row for acceptance in acceptances])
-    request_log.tell_all("request accepted", [one.told for one, new in zip(acceptances, inserted, strict=True) if new])
-    return inserted
+class _Asked(NamedTuple):
+    candidate: Candidate
+    request: IssueRequested
+    traceparent: str
 
 
-# Requests of the same few milliseconds share one INSERT and one commit; each is answered after that commit.
-_acceptances: GroupCommit[_Acceptance, bool] = GroupCommit(_insert_acceptances)
+class _Answer(NamedTuple):
+    """``new``: an outbox row was inserted; else it was there, or there is a refusal."""
+
+    refusal: type[DomainError] | None
+    sequence: int | None
+    new: bool
+
+
+def _accept_together(admission: Admission, asked: Sequence[_Asked]) -> list[_Answer]:
+    """Ask the admission about requests of the same moment, and insert the outbox rows of those that it lets in."""
+    outcomes = admission.admit([one.candidate for one in asked])
+    answers = [_Answer(outcome.refusal, outcome.sequence, new=False) for outcome in outcomes]
+    let_in = [place for place, outcome in enumerate(outcomes) if outcome.refusal is None]
+    if not let_in:
+        return answers
+    written = False
+    try:
+        with transaction.atomic():
+            inserted = _write(admission, [asked[place] for place in let_in], [outcomes[place] for place in let_in])
+            # From here on only the commit can fail, and then nobody knows whether it happened.
+            written = True
+    except BaseException:
+        if not written:
+            admission.withdraw([asked[place].candidate for place in let_in if outcomes[place].fresh])
+        raise
+    for place, answer in zip(let_in, inserted, strict=True):
+        answers[place] = answer
+    _tell(one for one, answer in zip(asked, answers, strict=True) if answer.new)
+    admission.withdraw([asked[place].candidate for place in let_in if outcomes[place].fresh and answers[place].refusal])
+    return answers
+
+
+def _write(admission: Admission, asked: Sequence[_Asked], admitted: Sequence[Outcome]) -> list[_Answer]:
+    """The rows of requests that were let in, unless the record or an earlier row says otherwise."""
+    recorded = admission.record([one.candidate for one in asked], admitted)
+    let_in = [place for place, outcome in enumerate(recorded) if outcome.refusal is None]
+    inserted = insert_new_rows([_row(asked[place], recorded[place].sequence) for place in let_in]) if let_in else []
+    new = {place for place, is_new in zip(let_in, inserted, strict=True) if is_new}
+    # A request that another admission let in before, under the same key: it has what it has.
+    strays = [asked[place].candidate.request_id for place in let_in if recorded[place].fresh and place not in new]
+    if strays:
+        reservations.give_back(strays)
+    return [_Answer(outcome.refusal, outcome.sequence, place in new) for place, outcome in enumerate(recorded)]
+
+
+def _row(asked: _Asked, sequence: int | None) -> OutboxRow:
+    request = asked.request if sequence is None else msgspec.structs.replace(asked.request, sequence=sequence)
+    return outbox_row(message_of(request, traceparent=asked.traceparent))
+
+
+def _tell(asked: Iterable[_Asked]) -> None:
+    request_log.tell_all(
+        "request accepted",
+        [
+            {
+                "requestId": one.candidate.request_id,
+                "couponType": one.request.coupon_type,
+                "userId": one.candidate.user_id,
+                "traceparent": one.traceparent,
+            }
+            for one in asked
+        ],
+    )
+
+
+class _Lines:
+    """Where requests of the same few milliseconds meet, to share a call, an INSERT and a commit."""
+
+    _MOST = 10_000
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, int], GroupCommit[_Asked, _Answer]] = {}
+
+    def of(self, coupon: CatalogueEntry) -> GroupCommit[_Asked, _Answer]:
+        admission = ADMISSIONS[coupon.admission]
+        key = (coupon.admission, coupon.coupon_id if admission.selective else 0)
+        line = self._lines.get(key)
+        if line is None:
+            # Whoever waits in a line that is forgotten here is answered all the same.
+            if len(self._lines) >= self._MOST:
+                self._lines.clear()
+            line = self._lines.setdefault(key, GroupCommit(partial(_accept_together, admission)))
+        return line
+
+
+_lines = _Lines()
 
 
 def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> UUID:

@@ -16,6 +16,7 @@ from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.outbox import publish
 
 from .. import metrics, request_log, status_view
+from ..admission import Ended, settle
 from ..events import IssueEnded
 from ..messages import message_of
 from ..status_view import RequestStatus
@@ -64,7 +65,7 @@ def decided_requests(request_ids: Sequence[UUID]) -> set[UUID]:
 
 
 def end_requests(rows: Sequence[Terminal]) -> None:
-    """Write terminal rows and their events; once that is committed, the status views."""
+    """Write terminal rows and their events; once that is committed, tell the admissions and the status views."""
     columns = [
         arrays.uuids([row.request_id for row in rows]),
         arrays.numbers([row.coupon_id for row in rows]),
@@ -99,8 +100,19 @@ def end_requests(rows: Sequence[Terminal]) -> None:
         )
         for row in rows
     )
+    transaction.on_commit(partial(_settle, rows), robust=True)
     transaction.on_commit(partial(_store_views, rows), robust=True)
     transaction.on_commit(partial(_tell, rows), robust=True)
+
+
+def _settle(rows: Sequence[Terminal]) -> None:
+    settle(
+        [
+            Ended(row.request_id, row.coupon_id, row.user_id, row.reason)
+            for row in rows
+            if row.coupon_id is not None and row.user_id is not None
+        ]
+    )
 
 
 def _tell(rows: Sequence[Terminal]) -> None:

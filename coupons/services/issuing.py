@@ -16,6 +16,8 @@ from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import stored_payloads
 
 from .. import policy
+from ..admission import reservations
+from ..admission.reservations import Reservation
 from ..messages import ISSUE_REQUESTED, IssueTask
 from ..policy import Claim, Decision, Window
 from .ending import Terminal, decided_requests, end_requests
@@ -27,10 +29,13 @@ class _LockedCoupon(NamedTuple):
     free: int
     window: Window
     valid_days: int | None
+    has_reservations: bool
 
 
+# A reservation was committed before its message was sent, so even a statement that waits for the lock sees it.
 _LOCK_COUPONS = """
-    SELECT id, coupon_type, total_quantity - reserved - issued, opens_at, closes_at, valid_days
+    SELECT id, coupon_type, total_quantity - reserved - issued, opens_at, closes_at, valid_days,
+           EXISTS (SELECT FROM coupons_reservation WHERE coupon_id = coupons_coupon.id)
     FROM coupons_coupon
     WHERE id = ANY(%s) OR coupon_type = ANY(%s)
     ORDER BY id
@@ -47,10 +52,10 @@ _INSERT_COUPONS = """
     FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS row (coupon_id, user_id, expires_at)
     RETURNING coupon_id, user_id, id
 """
-_TAKE_STOCK = """
-    UPDATE coupons_coupon SET issued = issued + taken.quantity
-    FROM unnest(%s::bigint[], %s::bigint[]) AS taken (id, quantity)
-    WHERE coupons_coupon.id = taken.id
+_MOVE_STOCK = """
+    UPDATE coupons_coupon SET issued = issued + moved.won, reserved = reserved - moved.given
+    FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS moved (id, won, given)
+    WHERE coupons_coupon.id = moved.id
 """
 
 
@@ -64,7 +69,8 @@ def issue_many(tasks: Sequence[IssueTask]) -> None:
     # the decision needs is read by new statements after it. Every writer of UserCoupon takes this lock.
     coupons = _lock_coupons(tasks)
     now = database_time()
-    claims = _claims(tasks, coupons, now)
+    reserved = _take_reservations(tasks, coupons)
+    claims = _claims(tasks, coupons, now, reserved)
     decisions = policy.decide(
         claims,
         free={coupon.id: coupon.free for coupon in coupons},
@@ -72,12 +78,13 @@ def issue_many(tasks: Sequence[IssueTask]) -> None:
         holders=_holders(claims),
     )
     if not decisions:
+        _move_stock([], reserved)
         return
     types = {coupon.id: coupon.coupon_type for coupon in coupons}
     expiry = {coupon.id: _expires_at(coupon, now) for coupon in coupons}
     won = [decision.claim for _, decision in decisions if decision.reason is None]
     user_coupon_ids = _insert_coupons(won, expiry, now)
-    _take_stock(won)
+    _move_stock(won, reserved)
     end_requests([_terminal(tasks[index], decision, types, user_coupon_ids, now) for index, decision in decisions])
 
 
@@ -87,14 +94,24 @@ def _lock_coupons(tasks: Sequence[IssueTask]) -> list[_LockedCoupon]:
     with connection.cursor() as cursor:
         cursor.execute(_LOCK_COUPONS, [list(ids), list(types)])
         return [
-            _LockedCoupon(coupon_id, coupon_type, free, Window(opens_at, closes_at), valid_days)
-            for coupon_id, coupon_type, free, opens_at, closes_at, valid_days in cursor.fetchall()
+            _LockedCoupon(coupon_id, coupon_type, free, Window(opens_at, closes_at), valid_days, has_reservations)
+            for coupon_id, coupon_type, free, opens_at, closes_at, valid_days, has_reservations in cursor.fetchall()
         ]
 
 
-def _claims(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon], now: datetime) -> list[Claim]:
+def _take_reservations(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon]) -> list[Reservation]:
+    """What was taken at the door for these requests: by our own record, whatever their messages say."""
+    if not any(coupon.has_reservations for coupon in coupons):
+        return []
+    return reservations.remove({task.request_id for task in tasks}, of=[coupon.id for coupon in coupons])
+
+
+def _claims(
+    tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon], now: datetime, reserved: Sequence[Reservation]
+) -> list[Claim]:
     by_id = {coupon.id: coupon for coupon in coupons}
     by_type = {coupon.coupon_type: coupon for coupon in coupons}
+    with_piece = {(one.request_id, one.coupon_id, one.user_id) for one in reserved if one.counted}
     claims: list[Claim] = []
     outside: list[int] = []
     for index, task in enumerate(tasks):
@@ -111,7 +128,9 @@ def _claims(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon], now: d
         in_window = coupon is None or coupon.window.contains(request.requested_at or now)
         if not in_window:
             outside.append(index)
-        claims.append(Claim(task.request_id, request.user_id, coupon.id if coupon else None, in_window))
+        coupon_id = coupon.id if coupon else None
+        has_piece = (task.request_id, coupon_id, request.user_id) in with_piece
+        claims.append(Claim(task.request_id, request.user_id, coupon_id, in_window, has_piece))
     if outside:
         # What the door accepted is inside, whatever has become of the coupon since: a refusal is only for requests
         # that others put on the topic.
@@ -150,11 +169,13 @@ def _insert_coupons(won: Sequence[Claim], expiry: dict[int, str | None], now: da
         return {(coupon_id, user_id): row_id for coupon_id, user_id, row_id in cursor.fetchall()}
 
 
-def _take_stock(won: Sequence[Claim]) -> None:
-    taken = Counter(claim.coupon_id for claim in won)
-    if taken:
+def _move_stock(won: Sequence[Claim], reserved: Sequence[Reservation]) -> None:
+    won_of = Counter(claim.coupon_id for claim in won if claim.coupon_id is not None)
+    given_of = Counter(one.coupon_id for one in reserved if one.counted)
+    moved = list({*won_of, *given_of})
+    if moved:
         with connection.cursor() as cursor:
-            cursor.execute(_TAKE_STOCK, [list(taken), list(taken.values())])
+            cursor.execute(_MOVE_STOCK, [moved, [won_of[id_] for id_ in moved], [given_of[id_] for id_ in moved]])
 
 
 def _terminal(

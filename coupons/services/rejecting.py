@@ -14,6 +14,7 @@ from kafka_bridge.outbox import stored_payloads
 from kafka_bridge.registry import Rejected
 
 from .. import policy
+from ..admission import reservations
 from ..messages import ISSUE_REQUESTED, read_traceparent
 from ..models import Coupon
 from .ending import Terminal, decided_requests, end_requests
@@ -22,13 +23,16 @@ from .ending import Terminal, decided_requests, end_requests
 def end_rejected(rejected: Sequence[Rejected]) -> None:
     """End the requests of dead-lettered messages with ERROR, in the transaction that writes the dead letters.
 
-    Messages whose request nobody can name end nothing; a request that has its answer keeps it.
+    Messages whose request nobody can name end nothing; a request that has its answer keeps it. What was reserved for
+    them goes back.
     """
     named = {request_id: item for item in rejected if (request_id := _rejected_request_id(item)) is not None}
     for request_id in decided_requests(list(named)):
         del named[request_id]
     if not named:
         return
+    # Waits for an issuer that may be deciding them: then the terminal rows collide and it is tried again.
+    reservations.give_back(list(named))
     now = database_time()
     accepted = stored_payloads(ISSUE_REQUESTED, list(named))
     rows = [_rejected_terminal(id_, item, accepted.get(id_), now) for id_, item in named.items()]

@@ -6,11 +6,13 @@ spend one coupon.
 
 from __future__ import annotations
 
+from functools import partial
+
 from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from .. import policy
+from .. import admission, policy
 from ..errors import CouponNotUsable
 from ..models import Coupon, CouponLedgerEntry, UserCoupon
 
@@ -65,6 +67,8 @@ def coupon_refund(*, user_coupon_id: int, order_id: int) -> None:
     if step == policy.RETURNED_TO_POOL:
         Coupon.objects.select_for_update(no_key=True).get(id=coupon.id)
         Coupon.objects.filter(id=coupon.id).update(issued=F("issued") - 1)
+        user_id = UserCoupon.objects.values_list("user_id", flat=True).get(id=user_coupon_id)
+        transaction.on_commit(partial(admission.revoke, coupon.id, [user_id]), robust=True)
     if step != policy.BURNED:
         _change(user_coupon_id, policy.COUPON_USED, status=policy.STATUS_AFTER[step], used_at=None)
     _add(user_coupon_id, order_id, step, "paid order cancelled")

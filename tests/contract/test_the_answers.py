@@ -148,6 +148,18 @@ def test_a_key_used_again_for_something_else_is_refused_as_described(
     assert again.json()["code"] == "idempotency_key_reused"
 
 
+@pytest.mark.parametrize("admission", ["gate", "reserve"])
+def test_who_comes_too_late_or_twice_is_refused_as_described(
+    cast: None, redis_flushed: None, send: Callable[..., Any], admission: str
+) -> None:
+    # One of the two is that of the examples' user.
+    Coupon.objects.filter(pk=EXAMPLE_COUPON_ID).update(admission=admission, total_quantity=2, issued=1)
+    accepted, again = send("issueById", {}, user=5), send("issueById", {}, user=5)
+    assert accepted.json()["sequence"] >= 1
+    assert again.json()["code"] == "already_issued"
+    assert send("issueById", {}, user=6).json()["code"] == "sold_out"
+
+
 def test_too_many_logins_are_refused_as_described(cast: None, send: Callable[..., Any], settings: Any) -> None:
     settings.AUTH_TOKEN_THROTTLE = (0, 60)
     assert send("authToken", EXAMPLE_LOGIN, user=None).json()["code"] == "throttled"
@@ -162,6 +174,7 @@ def test_an_outbox_far_behind_is_told_as_described(
 
 def test_every_code_is_provoked_here(document: Document) -> None:
     others = {
-        "idempotency_key_reused", "throttled", "unavailable", "coupon_not_usable", "invalid_state", "in_progress",
+        "idempotency_key_reused", "sold_out", "already_issued", "throttled", "unavailable", "coupon_not_usable",
+        "invalid_state", "in_progress",
     }  # fmt: skip
     assert document["components"]["responses"].keys() == REFUSED.keys() | others

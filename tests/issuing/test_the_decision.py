@@ -17,6 +17,7 @@ claims = st.lists(
         user_id=st.integers(1, 4),
         coupon_id=st.sampled_from([*COUPONS, UNKNOWN, None]),
         in_window=st.sampled_from([True, True, True, False]),
+        reserved=st.booleans(),
     ),
     max_size=30,
 )
@@ -38,6 +39,8 @@ class OneByOne:
         self.answered.add(claim.request_id)
         if claim.coupon_id not in self.free:
             return "UNKNOWN_COUPON"
+        if claim.reserved:
+            self.free[claim.coupon_id] += 1
         if not claim.in_window:
             return "NOT_OPEN"
         if (claim.coupon_id, claim.user_id) in self.holders:
@@ -72,7 +75,7 @@ def test_where_a_batch_is_cut_makes_no_difference(
 
     first = decide(batch[:cut], free=free, decided=decided, holders=holders)
     won = [(d.claim.coupon_id, d.claim.user_id) for _, d in first if d.reason is None]
-    left = {coupon: free[coupon] - sum(coupon == won_coupon for won_coupon, _ in won) for coupon in free}
+    left = free | {d.claim.coupon_id or 0: d.remaining for _, d in first if d.remaining is not None}
     second = decide(
         batch[cut:],
         free=left,
@@ -81,3 +84,12 @@ def test_where_a_batch_is_cut_makes_no_difference(
     )
 
     assert whole == dict(first) | {index + len(batch[:cut]): decision for index, decision in second}
+
+
+def test_a_reserved_piece_is_its_requests_alone_and_a_duplicates_goes_to_the_next() -> None:
+    alice, bob, carol, dave = (
+        Claim(UUID(int=user_id), user_id, 1, reserved=reserved)
+        for user_id, reserved in enumerate([False, True, True, False], start=1)
+    )
+    decisions = decide([alice, bob, carol, dave], free={1: 0}, decided=(), holders={(1, bob.user_id)})
+    assert [decision.reason for _, decision in decisions] == ["SOLD_OUT", "ALREADY_ISSUED", None, None]

@@ -77,7 +77,7 @@ def spoil(*statements: str) -> None:
 
 def test_after_an_event_that_went_well_everything_holds() -> None:
     assert "FAIL" not in report()
-    assert report().count("ok  ") == 17
+    assert report().count("ok  ") == 19
 
 
 DROP_STOCK_CHECK = "ALTER TABLE coupons_coupon DROP CONSTRAINT coupon_stock"
@@ -85,6 +85,11 @@ DROP_UNIQUE = "ALTER TABLE coupons_usercoupon DROP CONSTRAINT one_coupon_per_use
 SPOILED: dict[str, tuple[str, ...]] = {
     "I2 issued and reserved are within the stock": ("UPDATE coupons_coupon SET total_quantity = 1",),
     "I2 the counter of issued coupons is right": ("UPDATE coupons_coupon SET issued = 1",),
+    "I2 what is reserved is reserved for requests": ("UPDATE coupons_coupon SET total_quantity = 3, reserved = 1",),
+    "I2 reservations end with their requests": (
+        "INSERT INTO coupons_reservation (request_id, coupon_id, user_id, admission)"
+        " SELECT request_id, coupon_id, user_id, 'gate' FROM coupons_issuerequest WHERE user_id = 3",
+    ),
     "I3 one coupon per user": ("UPDATE coupons_usercoupon SET user_id = 1",),
     "I1 every SUCCESS has its coupon": ("DELETE FROM coupons_usercoupon WHERE user_id = 1",),
     "I1 every coupon has one SUCCESS": ("DELETE FROM coupons_issuerequest WHERE user_id = 1",),
@@ -123,7 +128,7 @@ def _unguarded() -> object:
     spoil(DROP_STOCK_CHECK, DROP_UNIQUE)
     yield
     spoil(
-        "TRUNCATE coupons_coupon, coupons_usercoupon CASCADE",
+        "TRUNCATE coupons_coupon, coupons_usercoupon, coupons_reservation CASCADE",
         "ALTER TABLE coupons_coupon ADD CONSTRAINT coupon_stock"
         " CHECK (issued >= 0 AND reserved >= 0 AND total_quantity >= issued + reserved)",
         "ALTER TABLE coupons_usercoupon ADD CONSTRAINT one_coupon_per_user UNIQUE (user_id, coupon_id)",

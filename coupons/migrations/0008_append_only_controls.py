@@ -2,7 +2,7 @@ from django.db import migrations
 
 
 class Migration(migrations.Migration):
-    dependencies = [("coupons", "0010_couponcontrol")]
+    dependencies = [("coupons", "0007_couponcontrol")]
 
     operations = [
         migrations.RunSQL(

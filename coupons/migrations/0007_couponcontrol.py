@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('coupons', '0004_append_only_ledger'),
+        ('coupons', '0006_reservation_storage'),
     ]
 
     operations = [

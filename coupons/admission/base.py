@@ -1,0 +1,69 @@
+"""What an admission is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+from uuid import UUID
+
+from ..errors import DomainError
+
+
+class Candidate(NamedTuple):
+    """A request at the door of an open coupon. ``total_quantity`` is the coupon's, at most a second old."""
+
+    request_id: UUID
+    user_id: int
+    coupon_id: int
+    total_quantity: int
+
+
+class Outcome(NamedTuple):
+    """What became of a candidate. ``refusal`` None: it is let in.
+
+    ``sequence`` is its place in line, None where nobody counts. ``fresh``: something was taken for it just now, which
+    is not so for a request that comes again.
+    """
+
+    refusal: type[DomainError] | None = None
+    sequence: int | None = None
+    fresh: bool = False
+
+
+class Ended(NamedTuple):
+    """How a request ended; ``reason`` None is success."""
+
+    request_id: UUID
+    coupon_id: int
+    user_id: int
+    reason: str | None
+
+
+class Admission:
+    """A way to let requests in. This one lets in everybody.
+
+    ``admit`` comes first, before any transaction, so that a refusal can spare PostgreSQL. ``record`` comes inside the
+    transaction that inserts the outbox rows. If for certain no row came of it, ``withdraw`` gives back what ``admit``
+    took; if nobody knows, nothing is given back.
+    """
+
+    # Whether it ever refuses. Then each coupon has a line of its own, so that no other has to wait for what it waits
+    # for: all candidates of a call are of one coupon.
+    selective: ClassVar[bool] = False
+
+    def admit(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """One outcome per candidate, in order. The same request id again is let in again."""
+        return [Outcome()] * len(candidates)
+
+    def record(self, candidates: Sequence[Candidate], admitted: Sequence[Outcome]) -> list[Outcome]:
+        """The last word on candidates that ``admit`` let in, within the caller's transaction."""
+        return list(admitted)
+
+    def withdraw(self, candidates: Sequence[Candidate]) -> None:
+        """Give back what ``admit`` took. Does not raise what an outage raises."""
+
+    def settle(self, ended: Sequence[Ended]) -> None:
+        """Take note of committed ends of requests, of this or any other admission. Does not raise for an outage."""
+
+    def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
+        """Take note that pieces of users went back to the stock; they get no other. Does not raise for an outage."""

@@ -1,0 +1,124 @@
+"""The stock is counted in Redis, where a refusal costs PostgreSQL nothing.
+
+The gate may say no; its yes is provisional, since the issuer decides by PostgreSQL alone. So losing Redis never issues
+too much: at worst some are let in for whom there is no piece, and end SOLD_OUT.
+
+The window is not judged here. The door has judged it by the database's time, one clock for all admissions; Redis's own
+time only tells how old a reservation is. The total comes with every call, so a restock needs no word to the gate.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from redis.exceptions import RedisError
+
+from ..errors import AlreadyIssued, SoldOut, Unavailable
+from . import reservations
+from .base import Admission, Candidate, Ended, Outcome
+from .gate_keys import MOST_PER_CALL, keys, redis, run
+from .gate_loading import load
+from .gate_releasing import release, revoke
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
+_RETRY_AFTER = 1
+
+_FRESH, _REPEAT, _DUPLICATE, _SOLD_OUT = 1, 2, 3, 4
+_REFUSALS = {_DUPLICATE: AlreadyIssued, _SOLD_OUT: SoldOut}
+# Any reason that is not an issuer's: the reservation goes, and says nothing against the gate.
+_WITHDRAWN = "WITHDRAWN"
+
+
+class Gate(Admission):
+    """One call to Redis per group of requests of a coupon."""
+
+    selective = True
+
+    def admit(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """One outcome per candidate. Raises Unavailable while Redis is away or the gate is being loaded."""
+        try:
+            outcomes: list[Outcome] = []
+            for start in range(0, len(candidates), MOST_PER_CALL):
+                outcomes += _admit_or_load(candidates[start : start + MOST_PER_CALL])
+            return outcomes
+        except RedisError as error:
+            # What an unanswered call took is found by its age. Without the gate the crowd would stand before
+            # PostgreSQL, which is what the gate is there to prevent: hence no other way in.
+            raise Unavailable("The gate does not answer. Try again in a moment.", retry_after=_RETRY_AFTER) from error
+
+    def record(self, candidates: Sequence[Candidate], admitted: Sequence[Outcome]) -> list[Outcome]:
+        recorded = reservations.take(candidates, reservations.GATE)
+        return [new._replace(sequence=old.sequence) for new, old in zip(recorded, admitted, strict=True)]
+
+    def withdraw(self, candidates: Sequence[Candidate]) -> None:
+        release([Ended(one.request_id, one.coupon_id, one.user_id, _WITHDRAWN) for one in candidates])
+
+    def settle(self, ended: Sequence[Ended]) -> None:
+        release(ended)
+
+    def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
+        revoke(coupon_id, user_ids)
+
+
+class OpenReservation(NamedTuple):
+    """A reservation of a request that is undecided as far as the gate knows."""
+
+    request_id: UUID
+    user_id: int
+    age_seconds: float
+
+
+def open_reservations(coupon_id: int, *, older_than: float) -> list[OpenReservation]:
+    """Reservations that were made more than ``older_than`` seconds ago and not released or made final since.
+
+    Raises RedisError.
+    """
+    client, names = redis(), keys(coupon_id)
+    now = _milliseconds(client.time())
+    found = client.zrange(names.open, "-inf", now - round(older_than * 1000), byscore=True, withscores=True)
+    if not found:
+        return []
+    entries = client.hmget(names.takers, [user for user, _ in found])
+    return [
+        OpenReservation(UUID(entry[:36].decode()), int(user), (now - made_at) / 1000)
+        for (user, made_at), entry in zip(found, entries, strict=True)
+        if entry
+    ]
+
+
+def _admit_or_load(candidates: Sequence[Candidate]) -> list[Outcome]:
+    coupon_id = candidates[0].coupon_id
+    until = time.monotonic() + _WAIT_SECONDS
+    while (answers := _ask(candidates)) is None:
+        if time.monotonic() > until:
+            raise Unavailable("The gate is being loaded. Try again in a moment.", retry_after=_RETRY_AFTER)
+        if not load(coupon_id):
+            time.sleep(_LOOK_SECONDS)
+    return answers
+
+
+def _ask(candidates: Sequence[Candidate]) -> list[Outcome] | None:
+    """None if the gate is not loaded."""
+    # Of totals that are all at most a second old the last is the youngest.
+    args: list[object] = [candidates[-1].total_quantity]
+    for one in candidates:
+        args += (one.user_id, str(one.request_id))
+    answers = run("gate.lua", keys(candidates[0].coupon_id), args)
+    if answers is None:
+        return None
+    return [
+        Outcome(_REFUSALS.get(answer), place or None, fresh=answer == _FRESH)
+        for answer, place in zip(answers[::2], answers[1::2], strict=True)
+    ]
+
+
+def _milliseconds(moment: tuple[int, int]) -> int:
+    seconds, microseconds = moment
+    return seconds * 1000 + microseconds // 1000

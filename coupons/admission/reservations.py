@@ -1,0 +1,164 @@
+"""What is taken for requests that are accepted and undecided: a row each, from the outbox row to the terminal row.
+
+The row is inserted in the transaction of the outbox row and deleted in that of the terminal row, whose primary key
+makes both once. So these rows are exactly what is under way, and finding it does not mean reading an outbox of
+millions. A message on the topic can claim what it likes: whether something was taken for it stands here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db import connection
+
+from kafka_bridge import arrays
+
+from ..errors import AlreadyIssued, IdempotencyKeyReused
+from .base import Candidate, Outcome
+
+GATE = "gate"
+# The piece is counted in the coupon's ``reserved``.
+RESERVE = "reserve"
+
+# In the order of users, so that two sessions that insert the same ones do not wait for each other.
+_INSERT = """
+    INSERT INTO coupons_reservation (request_id, coupon_id, user_id, admission)
+    SELECT request_id, coupon_id, user_id, %s
+    FROM unnest(%s::uuid[], %s::bigint[], %s::bigint[]) AS row (request_id, coupon_id, user_id)
+    ORDER BY coupon_id, user_id
+    ON CONFLICT DO NOTHING
+    RETURNING request_id
+"""
+_FIND = """
+    SELECT request_id, coupon_id, user_id, admission FROM coupons_reservation WHERE request_id = ANY(%s::uuid[])
+    UNION
+    SELECT request_id, coupon_id, user_id, admission FROM coupons_reservation
+    WHERE coupon_id = %s AND user_id = ANY(%s::bigint[])
+"""
+_REMOVE = """
+    DELETE FROM coupons_reservation WHERE request_id = ANY(%s::uuid[]) AND coupon_id = ANY(%s::bigint[])
+    RETURNING request_id, coupon_id, user_id, admission
+"""
+_COUPONS_OF = "SELECT DISTINCT coupon_id FROM coupons_reservation WHERE request_id = ANY(%s::uuid[])"
+_LOCK_COUPONS = "SELECT FROM coupons_coupon WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
+_GIVE_BACK = """
+    UPDATE coupons_coupon SET reserved = reserved - given.quantity
+    FROM unnest(%s::bigint[], %s::bigint[]) AS given (id, quantity)
+    WHERE coupons_coupon.id = given.id
+"""
+
+
+class Reservation(NamedTuple):
+    request_id: UUID
+    coupon_id: int
+    user_id: int
+    admission: str
+
+    @property
+    def counted(self) -> bool:
+        """Whether its piece is among the coupon's ``reserved``."""
+        return self.admission == RESERVE
+
+
+def take(candidates: Sequence[Candidate], admission: str) -> list[Outcome]:
+    """Insert a row for each of the candidates, all of one coupon, within the caller's transaction.
+
+    Fresh are those that got one. Another request of a user who has a row is refused; the same request is let in again.
+    """
+    first = _first_of_each(candidates)
+    inserted = _insert([candidates[index] for index in first], admission)
+    fresh = {index for index in first if candidates[index].request_id in inserted}
+    others = [index for index in range(len(candidates)) if index not in fresh]
+    told = dict(zip(others, collisions([candidates[index] for index in others]), strict=True))
+    # What it collided with is gone by now: its user has the coupon, or may ask once more.
+    return [
+        Outcome(fresh=True) if index in fresh else told[index] or Outcome(AlreadyIssued)
+        for index in range(len(candidates))
+    ]
+
+
+def collisions(candidates: Sequence[Candidate]) -> list[Outcome | None]:
+    """What becomes of candidates of one coupon whose request or user has a row; None for the others."""
+    if not candidates:
+        return []
+    rows = _find(candidates)
+    requests = {row.request_id: (row.coupon_id, row.user_id) for row in rows}
+    pairs = {(row.coupon_id, row.user_id) for row in rows}
+    return [_collision(one, requests, pairs) for one in candidates]
+
+
+def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reservation]:
+    """Delete what is reserved of coupons for requests, and return it.
+
+    The caller holds the lock on the coupons, and moves the pieces that are ``counted``.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_REMOVE, [arrays.uuids(request_ids), arrays.numbers(of)])
+        return [Reservation(*row) for row in cursor.fetchall()]
+
+
+def give_back(request_ids: Collection[UUID]) -> None:
+    """Delete the rows of requests that get nothing, and return their pieces to the stock, within a transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(_COUPONS_OF, [arrays.uuids(request_ids)])
+        coupon_ids = [coupon_id for (coupon_id,) in cursor.fetchall()]
+        if not coupon_ids:
+            return
+        # First, like everybody who deletes these rows, or two would wait for each other.
+        cursor.execute(_LOCK_COUPONS, [coupon_ids])
+        removed = remove(request_ids, of=coupon_ids)
+        given = Counter(row.coupon_id for row in removed if row.counted)
+        if given:
+            cursor.execute(_GIVE_BACK, [list(given), list(given.values())])
+
+
+def _collision(
+    one: Candidate, requests: Mapping[UUID, tuple[int, int]], pairs: Collection[tuple[int, int]]
+) -> Outcome | None:
+    pair = (one.coupon_id, one.user_id)
+    if one.request_id in requests:
+        return Outcome(None if requests[one.request_id] == pair else IdempotencyKeyReused)
+    return Outcome(AlreadyIssued) if pair in pairs else None
+
+
+def _first_of_each(candidates: Sequence[Candidate]) -> list[int]:
+    """The places of the candidates whose user and request are the first of their kind."""
+    users: set[int] = set()
+    requests: set[UUID] = set()
+    places = []
+    for place, one in enumerate(candidates):
+        if one.user_id not in users and one.request_id not in requests:
+            places.append(place)
+        users.add(one.user_id)
+        requests.add(one.request_id)
+    return places
+
+
+def _insert(candidates: Sequence[Candidate], admission: str) -> set[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _INSERT,
+            [
+                admission,
+                arrays.uuids([one.request_id for one in candidates]),
+                arrays.numbers([one.coupon_id for one in candidates]),
+                arrays.numbers([one.user_id for one in candidates]),
+            ],
+        )
+        return {request_id for (request_id,) in cursor.fetchall()}
+
+
+def _find(candidates: Sequence[Candidate]) -> list[Reservation]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _FIND,
+            [
+                arrays.uuids([one.request_id for one in candidates]),
+                candidates[0].coupon_id,
+                arrays.numbers([one.user_id for one in candidates]),
+            ],
+        )
+        return [Reservation(*row) for row in cursor.fetchall()]

@@ -1,0 +1,117 @@
+"""A door and an issuer in one process: what was accepted is decided when a test says so."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db import connection, transaction
+from django_redis import get_redis_connection
+
+from coupons.admission import ADMISSIONS
+from coupons.admission.gate_keys import keys
+from coupons.catalogue import CatalogueEntry
+from coupons.errors import DomainError
+from coupons.handlers import ISSUE
+from coupons.invariants import violations
+from coupons.messages import ISSUE_REQUESTED
+from coupons.models import Coupon, IssueRequest
+from coupons.services import accepting
+from coupons.services.accepting import Accepted, request_accept
+from kafka_bridge.batch import BatchHandler
+from kafka_bridge.group_commit import GroupCommit
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage
+from kafka_bridge.registry import ReceivedMessage
+from tests.support.messages import message
+
+Ask = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _empty_redis(redis_flushed: None) -> None:
+    pass
+
+
+@pytest.fixture
+def every_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests share nothing, as if each were in a process of its own."""
+
+    def of(lines: object, coupon: CatalogueEntry) -> GroupCommit[Any, Any]:
+        return GroupCommit(partial(accepting._accept_together, ADMISSIONS[coupon.admission]))
+
+    monkeypatch.setattr(accepting._Lines, "of", of)
+
+
+def accept(coupon: Coupon, user_id: int, key: str | None = None) -> Accepted:
+    return request_accept(id_or_type=coupon.id, user_id=user_id, caller_id=user_id, idempotency_key=key)
+
+
+def ask(coupon: Coupon, user_id: int, key: str | None = None) -> str:
+    """What a user is told: ``accepted``, or the code of the refusal."""
+    try:
+        accept(coupon, user_id, key)
+    except DomainError as error:
+        return error.code
+    return "accepted"
+
+
+def at_once(calls: Iterable[Callable[[], Any]], *, threads: int = 20) -> list[Any]:
+    """Makes the calls from many threads that begin together; returns what they return, in order."""
+    begin = threading.Barrier(threads)
+
+    def run(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(threads, initializer=begin.wait) as pool:
+        return [future.result(60) for future in [pool.submit(run, call) for call in calls]]
+
+
+def crowd(coupon: Coupon, user_ids: Iterable[int]) -> Counter[str]:
+    """What the users are told who ask at once."""
+    return Counter(at_once([partial(ask, coupon, user_id) for user_id in user_ids]))
+
+
+def messages_on_their_way() -> list[ReceivedMessage]:
+    """Every accepted request that has no answer, as the issuer gets it."""
+    rows = OutboxMessage.objects.filter(event_type=ISSUE_REQUESTED).order_by("id")
+    ended = set(IssueRequest.objects.values_list("request_id", flat=True))
+    return [message(bytes(row.payload or b"")) for row in rows if row.event_id not in ended]
+
+
+def issue(batch: list[ReceivedMessage] | None = None) -> None:
+    """The issuer decides what is on its way."""
+    batch = messages_on_their_way() if batch is None else batch
+    for start in range(0, len(batch), 100):
+        BatchHandler(ISSUE).handle(batch[start : start + 100], StopFlag())
+
+
+def answer(request_id: UUID) -> tuple[str, str | None]:
+    return IssueRequest.objects.values_list("status", "reason").get(request_id=request_id)
+
+
+def stock(coupon: Coupon) -> tuple[int, int]:
+    """(reserved, issued)"""
+    coupon.refresh_from_db()
+    return coupon.reserved, coupon.issued
+
+
+def assert_invariants() -> None:
+    with transaction.atomic():
+        assert [found for found in violations() if found[1]] == []
+
+
+def gate_of(coupon: Coupon) -> tuple[set[int], set[int]]:
+    """(users with a piece, those of them whose requests are undecided), as the gate has it."""
+    redis, names = get_redis_connection("default"), keys(coupon.id)
+    takers = {int(field) for field in redis.hkeys(names.takers) if field != b"sequence"}
+    return takers, {int(user) for user in redis.zrange(names.open, 0, -1)}

@@ -1,0 +1,436 @@
+"""What the gate alone can do: spare PostgreSQL, lose everything, and find its way back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, transaction
+from django.test import Client
+from django_redis import get_redis_connection
+from pytest_django import DjangoAssertNumQueries
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from uuid_utils.compat import uuid7
+
+from coupons import metrics
+from coupons.admission import ADMISSIONS, Candidate, Ended, gate, gate_keys, gate_loading, gate_releasing
+from coupons.admission.gate import open_reservations
+from coupons.admission.gate_keys import keys, lock_key
+from coupons.admission.gate_releasing import release
+from coupons.catalogue import catalogue
+from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.services import accepting
+from coupons.services.spending import coupon_hold, coupon_refund, coupon_use
+from devstack.ports import free_port
+from kafka_bridge.models import OutboxMessage
+from kafka_bridge.outbox import insert_new_rows
+
+from .conftest import (
+    accept,
+    answer,
+    ask,
+    assert_invariants,
+    at_once,
+    crowd,
+    gate_of,
+    issue,
+    messages_on_their_way,
+    stock,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MakeGate = Callable[..., Coupon]
+
+
+@pytest.fixture
+def make_gate(make_coupon: Callable[..., Coupon]) -> MakeGate:
+    return partial(make_coupon, admission="gate")
+
+
+def holders() -> set[int]:
+    return set(UserCoupon.objects.values_list("user_id", flat=True))
+
+
+def candidate(coupon: Coupon, user_id: int) -> Candidate:
+    return Candidate(uuid7(), user_id, coupon.id, coupon.total_quantity)
+
+
+def flush() -> None:
+    get_redis_connection("default").flushdb()
+
+
+def forget_user(coupon: Coupon, user_id: int) -> None:
+    """The gate loses somebody who has a piece."""
+    get_redis_connection("default").hdel(keys(coupon.id).takers, user_id)
+
+
+# What a decision costs
+
+
+def test_a_refusal_costs_postgresql_nothing(
+    make_gate: MakeGate, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    coupon = make_gate(total_quantity=1)
+    accept(coupon, 1)
+    with django_assert_num_queries(0):
+        assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "sold_out"]
+
+
+def test_a_group_of_requests_is_one_call(make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    coupon = make_gate(total_quantity=100)
+    accept(coupon, 1)
+    calls: list[str] = []
+
+    def run(name: str, *args: Any) -> Any:
+        calls.append(name)
+        return gate_keys.run(name, *args)
+
+    monkeypatch.setattr(gate, "run", run)
+    outcomes = ADMISSIONS["gate"].admit([candidate(coupon, user_id) for user_id in range(1, 201)])
+    assert calls == ["gate.lua"]
+    assert [outcome.sequence for outcome in outcomes if outcome.fresh] == list(range(2, 101))
+
+
+def test_every_number_of_candidates_is_served(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=1500)
+    outcomes = ADMISSIONS["gate"].admit([candidate(coupon, user_id) for user_id in range(1, 2001)])
+    assert sum(outcome.refusal is None for outcome in outcomes) == 1500
+
+
+def test_ids_of_64_bits_are_kept_exactly(make_gate: MakeGate) -> None:
+    coupon = make_gate()
+    users = [2**63 - 1, 2**63 - 2, 2**53 + 1, 2**53]
+    assert [ask(coupon, user_id) for user_id in users] == ["accepted"] * 4
+    assert gate_of(coupon) == (set(users), set(users))
+
+
+# Reservations and their end
+
+
+def test_with_the_coupon_a_reservation_becomes_final(make_gate: MakeGate) -> None:
+    coupon = make_gate()
+    accept(coupon, 1)
+    assert gate_of(coupon) == ({1}, {1})
+    issue()
+    assert gate_of(coupon) == ({1}, set())
+
+
+def test_a_piece_that_others_gave_away_is_taken_in_the_gate_too(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=2)
+    accept(coupon, 1)
+    Coupon.objects.update(admission="queue")
+    catalogue.clear()
+    accept(coupon, 2)
+    issue()
+    assert gate_of(coupon) == ({1, 2}, set())
+
+
+def test_a_process_killed_between_gate_and_insert_leaves_what_a_later_release_finds(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=1)
+    killed = candidate(coupon, 1)
+    assert ADMISSIONS["gate"].admit([killed])[0].fresh
+    assert ask(coupon, 2) == "sold_out"
+
+    assert open_reservations(coupon.id, older_than=60) == []
+    [found] = open_reservations(coupon.id, older_than=0)
+    assert (found.request_id, found.user_id) == (killed.request_id, 1)
+    assert 0 <= found.age_seconds < 60
+
+    ended = [Ended(found.request_id, coupon.id, found.user_id, "ERROR")]
+    release(ended)
+    assert ask(coupon, 2) == "accepted"
+    release(ended)
+    assert gate_of(coupon) == ({2}, {2})
+
+
+def test_a_late_release_leaves_the_users_next_request_alone(make_gate: MakeGate) -> None:
+    coupon = make_gate()
+    first = candidate(coupon, 1)
+    ADMISSIONS["gate"].admit([first])
+    gone = [Ended(first.request_id, coupon.id, 1, "ERROR")]
+    release(gone)
+    accept(coupon, 1)
+    release(gone)
+    assert gate_of(coupon) == ({1}, {1})
+
+
+def test_a_piece_that_a_refund_returned_goes_to_another_user(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=1, refund_policy="RETURN_TO_POOL")
+    accept(coupon, 1)
+    issue()
+    piece = UserCoupon.objects.get().id
+    with transaction.atomic():
+        coupon_hold(user_coupon_id=piece, user_id=1, order_id=5, amount=1000)
+        coupon_use(user_coupon_id=piece, order_id=5)
+        coupon_refund(user_coupon_id=piece, order_id=5)
+
+    assert [ask(coupon, 1), ask(coupon, 2), ask(coupon, 3)] == ["already_issued", "accepted", "sold_out"]
+    flush()
+    assert [ask(coupon, 1), ask(coupon, 3)] == ["already_issued", "sold_out"]
+
+
+# A commit that fails
+
+
+def test_an_answer_lost_at_the_commit_gives_nothing_back(make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    coupon = make_gate(total_quantity=2)
+    accept(coupon, 3)
+    commit = connection.commit
+
+    def commit_and_lose_the_answer() -> None:
+        commit()
+        raise OperationalError("server closed the connection unexpectedly")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "commit", commit_and_lose_the_answer)
+        with pytest.raises(OperationalError):
+            accept(coupon, 1)
+    assert ask(coupon, 2) == "sold_out"
+    issue()
+    assert holders() == {1, 3}
+
+
+def test_a_session_that_ends_before_the_commit_gives_back_what_was_taken(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate(total_quantity=1)
+    insert = insert_new_rows
+
+    def insert_and_end_the_session(rows: Any) -> Any:
+        inserted = insert(rows)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return inserted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accepting, "insert_new_rows", insert_and_end_the_session)
+        with pytest.raises(OperationalError):
+            accept(coupon, 1)
+    connection.close()
+    assert ask(coupon, 2) == "accepted"
+
+
+# Loading
+
+
+def test_a_gate_that_lost_everything_counts_what_is_issued_and_what_is_under_way(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=3)
+    accept(coupon, 1)
+    issue()
+    under_way = accept(coupon, 2, "k")
+    flush()
+    assert [ask(coupon, user_id) for user_id in (1, 2, 3, 4)] == [
+        "already_issued", "already_issued", "accepted", "sold_out",
+    ]  # fmt: skip
+    assert accept(coupon, 2, "k") == under_way
+    assert gate_of(coupon) == ({1, 2, 3}, {2, 3})
+    issue()
+    assert holders() == {1, 2, 3}
+
+
+def test_without_counting_what_is_under_way_more_would_be_promised_than_there_is(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate(total_quantity=1)
+    accept(coupon, 1)
+    flush()
+    uncounting = gate_loading._READ.replace(
+        "FROM coupons_reservation WHERE", "FROM coupons_reservation WHERE false AND"
+    )
+    monkeypatch.setattr(gate_loading, "_READ", uncounting)
+    broken_promise = accept(coupon, 2)
+    issue()
+    assert answer(broken_promise.request_id) == ("FAILED", "SOLD_OUT")
+
+
+def loads() -> float:
+    return float(metrics.GATE_LOADED._value.get())
+
+
+@pytest.mark.usefixtures("every_request_alone")
+def test_of_many_who_find_no_gate_one_loads_it(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=50)
+    before = loads()
+    assert crowd(coupon, range(1, 21)).keys() <= {"accepted", "unavailable"}
+    assert loads() - before == 1
+
+
+@pytest.mark.usefixtures("every_request_alone")
+def test_without_the_lock_many_would_load_it(make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    coupon = make_gate(total_quantity=50)
+
+    def own_lock(coupon_id: int) -> str:
+        return f"gate:{{{coupon_id}}}:lock:{threading.get_ident()}"
+
+    together = threading.Barrier(20)
+    takers = gate_loading._takers
+
+    def takers_at_once(coupon_id: int) -> Iterator[list[Any]]:
+        together.wait(10)
+        return takers(coupon_id)
+
+    monkeypatch.setattr(gate_loading, "lock_key", own_lock)
+    monkeypatch.setattr(gate_loading, "_takers", takers_at_once)
+    before = loads()
+    crowd(coupon, range(1, 21))
+    assert loads() - before == 20
+
+
+def test_while_somebody_else_loads_requests_wait_briefly_and_are_told_to_come_back(
+    make_gate: MakeGate, client: Client, token: Callable[..., dict[str, str]]
+) -> None:
+    coupon = make_gate()
+    redis = get_redis_connection("default")
+    redis.set(lock_key(coupon.id), "somebody", px=60_000)
+    path = f"/api/v1/coupons/{coupon.id}/issue-async"
+    started_at = time.monotonic()
+    refused = client.post(path, content_type="application/json", headers=token(1))
+    assert time.monotonic() - started_at < 5
+    assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
+
+    redis.delete(lock_key(coupon.id))  # as it does by itself when its owner was killed
+    assert ask(coupon, 1) == "accepted"
+
+
+def test_a_loader_that_lost_its_lock_leaves_the_gate_to_the_next(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate()
+    accept(coupon, 1)
+    flush()
+    store = gate_loading._store
+
+    def store_and_lose_the_lock(*args: Any) -> None:
+        store(*args)
+        get_redis_connection("default").delete(lock_key(coupon.id))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gate_loading, "_store", store_and_lose_the_lock)
+        assert ask(coupon, 2) == "unavailable"
+    assert gate_of(coupon) == (set(), set())
+    assert ask(coupon, 2) == "accepted"
+    assert gate_of(coupon) == ({1, 2}, {1, 2})
+
+
+def test_what_ends_while_the_gate_is_loaded_is_not_missed(make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    coupon = make_gate(total_quantity=3)
+    accept(coupon, 1)
+    lost = accept(coupon, 2)
+    flush()
+    run = gate_keys.run
+    batch = messages_on_their_way()
+
+    def issue_and_run(name: str, *args: Any) -> Any:
+        UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
+        Coupon.objects.update(issued=1)
+        issue(batch)
+        return run(name, *args)
+
+    monkeypatch.setattr(gate_loading, "run", issue_and_run)
+    accept(coupon, 3)
+    assert answer(lost.request_id) == ("FAILED", "ALREADY_ISSUED")
+    assert gate_of(coupon) == ({1, 2, 3}, {3})
+
+
+def test_a_gate_caught_letting_in_too_many_is_loaded_anew(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=2)
+    accept(coupon, 1)
+    accept(coupon, 2)
+    issue()
+    forget_user(coupon, 1)
+    too_many = accept(coupon, 3)
+    issue()
+    assert answer(too_many.request_id) == ("FAILED", "SOLD_OUT")
+    assert ask(coupon, 3) == "sold_out"
+    assert gate_of(coupon) == ({1, 2}, set())
+
+
+# Redis in trouble
+
+
+def test_while_redis_is_away_requests_are_told_to_come_back(
+    make_gate: MakeGate, client: Client, token: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate()
+    path = f"/api/v1/coupons/{coupon.id}/issue-async"
+    with monkeypatch.context() as patch:
+        away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+        for module in (gate_keys, gate_loading, gate_releasing):
+            patch.setattr(module, "redis", lambda: away)
+        refused = client.post(path, content_type="application/json", headers=token(1))
+    assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
+    assert not OutboxMessage.objects.exists()
+    assert client.post(path, content_type="application/json", headers=token(1)).status_code == 202
+
+
+def test_what_redis_was_not_told_keeps_nobody_from_their_answer(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate()
+    accepted = accept(coupon, 1)
+    with monkeypatch.context() as patch:
+        away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+        patch.setattr(gate_releasing, "redis", lambda: away)
+        issue()
+    assert answer(accepted.request_id) == ("SUCCESS", None)
+    assert gate_of(coupon) == ({1}, {1})
+    release([Ended(accepted.request_id, coupon.id, 1, None)])
+    assert gate_of(coupon) == ({1}, set())
+
+
+def test_scripts_that_redis_forgot_are_loaded_again(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=2)
+    redis = get_redis_connection("default")
+    for user_id in (1, 2):
+        redis.script_flush()
+        assert ask(coupon, user_id) == "accepted"
+        redis.script_flush()
+        issue()
+    assert gate_of(coupon) == ({1, 2}, set())
+
+
+@pytest.mark.usefixtures("every_request_alone")
+def test_a_redis_that_is_flushed_again_and_again_costs_nobody_a_piece(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=50)
+    over = threading.Event()
+
+    def until_over(work: Callable[[], None], seconds: float) -> None:
+        try:
+            while not over.wait(seconds):
+                work()
+        finally:
+            connection.close()
+
+    def insist(user_id: int) -> str:
+        while (told := ask(coupon, user_id)) == "unavailable":
+            time.sleep(0.05)
+        return told
+
+    redis = get_redis_connection("default")
+    with ThreadPoolExecutor(3) as pool:
+        others = [
+            pool.submit(until_over, redis.flushdb, 0.05),
+            pool.submit(until_over, redis.script_flush, 0.08),
+            pool.submit(until_over, issue, 0.01),
+        ]
+        try:
+            told = at_once([partial(insist, user_id) for user_id in range(1, 301)])
+        finally:
+            over.set()
+        for other in others:
+            other.result(60)
+    issue()
+    assert set(told) == {"accepted", "sold_out"}
+    assert stock(coupon) == (0, 50)
+    assert IssueRequest.objects.count() == told.count("accepted") >= 50
+    assert ask(coupon, 301) == "sold_out"
+    assert gate_of(coupon) == (holders(), set())
+    assert_invariants()
