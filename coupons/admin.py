@@ -5,13 +5,15 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.db import IntegrityError, connection, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Field, Q, QuerySet
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.safestring import SafeString
+from waffle.models import Flag
 
 from kafka_bridge.admin_base import (
+    AnyModelAdmin,
     BigTableAdmin,
     ReadOnlyAdmin,
     ReadOnlyInline,
@@ -28,6 +30,7 @@ from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
 from .models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
+from .worker.share import FLAG
 
 _STATE_COLOURS = {
     "SCHEDULED": "info", "OPEN": "success", "PAUSED": "warning", "SOLD_OUT": "danger", "CLOSED": "default",
@@ -36,6 +39,13 @@ _STATUS_COLOURS = {
     "ISSUED": "success", "HELD": "warning", "USED": "info", "EXPIRED": "default", "REVOKED": "danger",
     "SUCCESS": "success", "FAILED": "danger",
 }  # fmt: skip
+
+_FLAG_HELP = {
+    "name": f"{FLAG}, or {FLAG}-<coupon type>, which wins for its coupon",
+    "everyone": "Yes is 100 %, No is 0 %, Unknown leaves it to the percentage",
+    "percent": "of the users whose requests for gate coupons go to issue_worker instead of Kafka; empty is 0",
+    "note": "why",
+}
 
 # A coupon's expiry has to be a date that exists.
 _MOST_VALID_DAYS = 36_500
@@ -290,3 +300,23 @@ class NotificationAdmin(ReadOnlyAdmin):
             return rows.filter(user_id=user_id)
         event_id = uuid_in(text)
         return None if event_id is None else rows.filter(event_id=event_id)
+
+
+class FlagForm(forms.ModelForm):  # type: ignore[type-arg]
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if name != FLAG and not Coupon.objects.filter(coupon_type=name.removeprefix(f"{FLAG}-")).exists():
+            raise forms.ValidationError(f"Use {FLAG} for every coupon, or {FLAG}-<coupon type> for one that exists.")
+        return name
+
+
+@admin.register(Flag)
+class FlagAdmin(AnyModelAdmin):
+    """Of waffle's fields those that ``worker.share`` goes by: the others would promise what nothing here does."""
+
+    form = FlagForm
+    list_display = ("name", "everyone", "percent", "note", "modified")
+    fields = ("name", "everyone", "percent", "note")
+
+    def formfield_for_dbfield(self, db_field: Field[Any, Any], request: HttpRequest, **options: Any) -> Any:
+        return super().formfield_for_dbfield(db_field, request, **options, help_text=_FLAG_HELP[db_field.name])

@@ -17,6 +17,7 @@ from django.db.models.functions import Now
 
 from .models import Coupon
 from .policy import Window
+from .worker.share import share_of_worker
 
 _MAX_AGE = 0.8
 _MAX_ENTRIES = 10_000
@@ -46,6 +47,8 @@ class CatalogueEntry:
     admission: Literal["queue", "gate", "reserve"]
     window: Window
     total_quantity: int
+    # Of a thousand users, those whose requests the issue worker carries.
+    worker_share: int
     loaded_at: float
 
 
@@ -82,20 +85,20 @@ class Catalogue:
         asked_at = time.monotonic()
         row = (
             Coupon.objects.filter(**{field: id_or_type})
-            .annotate(database_time=Now())
+            .annotate(database_time=Now(), worker_share=share_of_worker())
             .values_list(
                 "id", "coupon_type", "admission", "opens_at", "closes_at", "paused", "total_quantity",
-                F("database_time"),
+                F("worker_share"), F("database_time"),
             )
             .first()
         )  # fmt: skip
         if row is None:
             self._entries.pop(id_or_type, None)
             return None
-        coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, moment = row
+        coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, share, moment = row
         self.clock.set(moment, asked_at)
         window = Window(opens_at, closes_at, paused)
-        entry = CatalogueEntry(coupon_id, coupon_type, admission, window, total, asked_at)
+        entry = CatalogueEntry(coupon_id, coupon_type, admission, window, total, share, asked_at)
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()
         self._entries[coupon_id] = self._entries[coupon_type] = entry

@@ -19,6 +19,7 @@ from . import policy, status_view
 from .handlers import ISSUE
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED
 from .models import IssueRequest
+from .worker import CARRIER
 
 _SHOWN = 20
 _COMPARED = 100
@@ -119,6 +120,7 @@ _QUERIES = {
 _OVERDUE = """
     SELECT o.event_id::text FROM kafka_bridge_outboxmessage o
     WHERE o.event_type = %s AND o.headers IS NULL AND o.created_at < %s
+      AND NOT (o.topic = %s AND EXISTS (SELECT FROM coupons_reservation v WHERE v.request_id = o.event_id))
       AND NOT EXISTS (SELECT 1 FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
     ORDER BY o.id
 """
@@ -135,11 +137,12 @@ def violations() -> Iterator[tuple[str, list[str]]]:
 
 
 def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
-    """Requests PENDING past ``REQUEST_DEADLINE_SECONDS`` although relay and issuer have nothing left to do.
+    """Requests PENDING past ``REQUEST_DEADLINE_SECONDS`` although relay, issuer and worker have nothing left to do.
 
+    What the worker carries it finds by the reservation, however late: lost would be one without.
     ``lag`` tells the issuer's lag in messages; by default Kafka is asked. Raises ServiceUnavailable if it is away.
     """
-    asked = [ISSUE_REQUESTED, deadline()]
+    asked = [ISSUE_REQUESTED, deadline(), CARRIER]
     if not query_lines(_OVERDUE, asked) or anything_unpublished() or (lag or _issuer_lag)() != 0:
         return []
     # Read again: what was on its way before the lag was known to be none has arrived.

@@ -14,3 +14,6 @@ TIME_TO_RESULT = Histogram(
 GATE_LOADED = Counter("issue_gate_loaded_total", "Gates that were built from PostgreSQL")
 GATE_RELEASED = Counter("issue_gate_released_total", "Reservations that the gate gave back")
 GATE_DROPPED = Counter("issue_gate_dropped_total", "Gates that had let in more than there was")
+WORKER_PUSHED_AGAIN = Counter(
+    "issue_worker_pushed_again_total", "Undecided requests pushed into the worker's list again"
+)

@@ -165,9 +165,14 @@ class Reservation(models.Model):
     )
     user_id = models.BigIntegerField()
     admission = models.CharField(max_length=16, help_text="gate; or reserve, counted in the coupon's reserved")
+    by_worker = models.BooleanField(default=False, db_default=False, help_text="carried by issue_worker, not by Kafka")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
+        indexes = [
+            # The worker's search for what its list has lost, however much else is under way.
+            models.Index(fields=["created_at"], name="reservation_by_worker", condition=Q(by_worker=True)),
+        ]
         constraints = [
             # Also the index of what is under way for a coupon, hence the coupon first.
             models.UniqueConstraint(fields=["coupon", "user_id"], name="one_reservation_per_user"),

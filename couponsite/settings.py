@@ -81,6 +81,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "waffle",
     "couponsite",
     "kafka_bridge",
     "coupons",
@@ -188,6 +189,11 @@ CACHES: dict[str, dict[str, Any]] = {
     # Stands in for counters of this process while Redis is away.
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "process"},
 }
+
+# Flags: of waffle only the table, the command and an admin page of our own are used, see coupons.worker.share. Saving a
+# flag clears waffle's cache, and must not need Redis: that is when somebody wants to change it.
+WAFFLE_CACHE_NAME = "process"
+WAFFLE_ENABLE_ADMIN_PAGES = False
 
 # Admin
 

@@ -15,6 +15,11 @@ def numbers(values: Iterable[int | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
 
 
+def booleans(values: Iterable[bool]) -> str:
+    """For ``%s::bool[]``."""
+    return "{" + ",".join(["t" if value else "f" for value in values]) + "}"
+
+
 def uuids(values: Iterable[UUID]) -> str:
     """For ``%s::uuid[]``."""
     return "{" + ",".join([value.hex for value in values]) + "}"

@@ -37,7 +37,10 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class OutboxRow(NamedTuple):
-    """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter."""
+    """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter.
+
+    ``handed_over``: something else than the relay carries it, see ``carriers``. It counts as published from the start.
+    """
 
     event_id: UUID
     event_type: str
@@ -46,6 +49,7 @@ class OutboxRow(NamedTuple):
     payload: bytes | None
     headers: bytes | None = None
     traceparent: str = ""
+    handed_over: bool = False
 
     @property
     def shard(self) -> int:
@@ -55,10 +59,11 @@ class OutboxRow(NamedTuple):
 _COLUMNS = "event_id, event_type, topic, key, payload, headers, traceparent, shard"
 # Ordinality keeps ids, and with them the order of publishing, in the order of the list.
 _INSERT_MANY = f"""
-    INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS})
-    SELECT {_COLUMNS}
-    FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::bytea[], %s::text[], %s::int[])
-         WITH ORDINALITY AS row ({_COLUMNS}, position)
+    INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS}, published_at)
+    SELECT {_COLUMNS}, CASE WHEN handed_over THEN statement_timestamp() END
+    FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::bytea[], %s::text[], %s::int[],
+                %s::bool[])
+         WITH ORDINALITY AS row ({_COLUMNS}, handed_over, position)
     ORDER BY position
 """
 _INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
@@ -115,6 +120,7 @@ def _columns(rows: Sequence[OutboxRow]) -> list[str]:
         arrays.blobs([row.headers for row in rows]),
         arrays.texts([row.traceparent for row in rows]),
         arrays.numbers([row.shard for row in rows]),
+        arrays.booleans([row.handed_over for row in rows]),
     ]
 
 

@@ -10,12 +10,16 @@ from ..errors import DomainError
 
 
 class Candidate(NamedTuple):
-    """A request at the door of an open coupon. ``total_quantity`` is the coupon's, at most a second old."""
+    """A request at the door of an open coupon. ``total_quantity`` is the coupon's, at most a second old.
+
+    ``by_worker``: the issue worker carries it to the issuer, and not Kafka.
+    """
 
     request_id: UUID
     user_id: int
     coupon_id: int
     total_quantity: int
+    by_worker: bool = False
 
 
 class Outcome(NamedTuple):

@@ -25,9 +25,9 @@ RESERVE = "reserve"
 
 # In the order of users, so that two sessions that insert the same ones do not wait for each other.
 _INSERT = """
-    INSERT INTO coupons_reservation (request_id, coupon_id, user_id, admission)
-    SELECT request_id, coupon_id, user_id, %s
-    FROM unnest(%s::uuid[], %s::bigint[], %s::bigint[]) AS row (request_id, coupon_id, user_id)
+    INSERT INTO coupons_reservation (request_id, coupon_id, user_id, admission, by_worker)
+    SELECT request_id, coupon_id, user_id, %s, by_worker
+    FROM unnest(%s::uuid[], %s::bigint[], %s::bigint[], %s::bool[]) AS row (request_id, coupon_id, user_id, by_worker)
     ORDER BY coupon_id, user_id
     ON CONFLICT DO NOTHING
     RETURNING request_id
@@ -146,6 +146,7 @@ def _insert(candidates: Sequence[Candidate], admission: str) -> set[UUID]:
                 arrays.uuids([one.request_id for one in candidates]),
                 arrays.numbers([one.coupon_id for one in candidates]),
                 arrays.numbers([one.user_id for one in candidates]),
+                arrays.booleans([one.by_worker for one in candidates]),
             ],
         )
         return {request_id for (request_id,) in cursor.fetchall()}

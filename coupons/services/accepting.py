@@ -5,33 +5,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import UUID
 
 import msgspec
 from django.conf import settings
-from django.db import transaction
 
-from kafka_bridge.group_commit import GroupCommit
-from kafka_bridge.outbox import (
-    OutboxRow,
-    insert_new_rows,
-    new_event_id,
-    outbox_row,
-    stored_payload,
-)
+from kafka_bridge.outbox import new_event_id, stored_payload
 from kafka_bridge.pressure import outbox_pressure
 
-from .. import request_log
-from ..admission import ADMISSIONS, Admission, Candidate, Outcome, reservations
+from ..admission import ADMISSIONS, Candidate
 from ..catalogue import CatalogueEntry, catalogue
-from ..errors import CouponNotOpen, DomainError, IdempotencyKeyReused, NotFound, Unavailable
+from ..errors import CouponNotOpen, IdempotencyKeyReused, NotFound, Unavailable
 from ..events import IssueRequested
-from ..messages import ISSUE_REQUESTED, message_of
+from ..messages import ISSUE_REQUESTED
 from ..models import IssueRequest
+from ..worker.share import is_for_worker
+from .letting_in import asked, lines
 
 # Seconds after which a client may try again when the outbox is far behind: minutes of backlog do not go in seconds.
 _RETRY_WHEN_BEHIND = 30
@@ -90,8 +81,9 @@ def request_accept(
         source=source,
         admission=coupon.admission,
     )
-    candidate = Candidate(request_id, user_id, coupon.coupon_id, coupon.total_quantity)
-    answer = _lines.of(coupon).submit(_Asked(candidate, request, traceparent or new_traceparent()))
+    by_worker = is_for_worker(user_id, coupon.worker_share)
+    candidate = Candidate(request_id, user_id, coupon.coupon_id, coupon.total_quantity, by_worker)
+    answer = lines.of(coupon).submit(asked(admission, candidate, request, traceparent or new_traceparent()))
     if answer.refusal is not None:
         raise answer.refusal
     if not answer.new:
@@ -104,100 +96,6 @@ def request_accept(
             admission.withdraw([candidate])
             raise
     return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id, answer.sequence)
-
-
-class _Asked(NamedTuple):
-    candidate: Candidate
-    request: IssueRequested
-    traceparent: str
-
-
-class _Answer(NamedTuple):
-    """``new``: an outbox row was inserted; else it was there, or there is a refusal."""
-
-    refusal: type[DomainError] | None
-    sequence: int | None
-    new: bool
-
-
-def _accept_together(admission: Admission, asked: Sequence[_Asked]) -> list[_Answer]:
-    """Ask the admission about requests of the same moment, and insert the outbox rows of those that it lets in."""
-    outcomes = admission.admit([one.candidate for one in asked])
-    answers = [_Answer(outcome.refusal, outcome.sequence, new=False) for outcome in outcomes]
-    let_in = [place for place, outcome in enumerate(outcomes) if outcome.refusal is None]
-    if not let_in:
-        return answers
-    written = False
-    try:
-        with transaction.atomic():
-            inserted = _write(admission, [asked[place] for place in let_in], [outcomes[place] for place in let_in])
-            # From here on only the commit can fail, and then nobody knows whether it happened.
-            written = True
-    except BaseException:
-        if not written:
-            admission.withdraw([asked[place].candidate for place in let_in if outcomes[place].fresh])
-        raise
-    for place, answer in zip(let_in, inserted, strict=True):
-        answers[place] = answer
-    _tell(one for one, answer in zip(asked, answers, strict=True) if answer.new)
-    admission.withdraw([asked[place].candidate for place in let_in if outcomes[place].fresh and answers[place].refusal])
-    return answers
-
-
-def _write(admission: Admission, asked: Sequence[_Asked], admitted: Sequence[Outcome]) -> list[_Answer]:
-    """The rows of requests that were let in, unless the record or an earlier row says otherwise."""
-    recorded = admission.record([one.candidate for one in asked], admitted)
-    let_in = [place for place, outcome in enumerate(recorded) if outcome.refusal is None]
-    inserted = insert_new_rows([_row(asked[place], recorded[place].sequence) for place in let_in]) if let_in else []
-    new = {place for place, is_new in zip(let_in, inserted, strict=True) if is_new}
-    # A request that another admission let in before, under the same key: it has what it has.
-    strays = [asked[place].candidate.request_id for place in let_in if recorded[place].fresh and place not in new]
-    if strays:
-        reservations.give_back(strays)
-    return [_Answer(outcome.refusal, outcome.sequence, place in new) for place, outcome in enumerate(recorded)]
-
-
-def _row(asked: _Asked, sequence: int | None) -> OutboxRow:
-    request = asked.request if sequence is None else msgspec.structs.replace(asked.request, sequence=sequence)
-    return outbox_row(message_of(request, traceparent=asked.traceparent))
-
-
-def _tell(asked: Iterable[_Asked]) -> None:
-    request_log.tell_all(
-        "request accepted",
-        [
-            {
-                "requestId": one.candidate.request_id,
-                "couponType": one.request.coupon_type,
-                "userId": one.candidate.user_id,
-                "traceparent": one.traceparent,
-            }
-            for one in asked
-        ],
-    )
-
-
-class _Lines:
-    """Where requests of the same few milliseconds meet, to share a call, an INSERT and a commit."""
-
-    _MOST = 10_000
-
-    def __init__(self) -> None:
-        self._lines: dict[tuple[str, int], GroupCommit[_Asked, _Answer]] = {}
-
-    def of(self, coupon: CatalogueEntry) -> GroupCommit[_Asked, _Answer]:
-        admission = ADMISSIONS[coupon.admission]
-        key = (coupon.admission, coupon.coupon_id if admission.selective else 0)
-        line = self._lines.get(key)
-        if line is None:
-            # Whoever waits in a line that is forgotten here is answered all the same.
-            if len(self._lines) >= self._MOST:
-                self._lines.clear()
-            line = self._lines.setdefault(key, GroupCommit(partial(_accept_together, admission)))
-        return line
-
-
-_lines = _Lines()
 
 
 def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> UUID:

@@ -17,6 +17,7 @@ from django.db.models import Model
 from django.forms.models import model_to_dict
 from django.test import Client
 from django.urls import reverse
+from waffle.models import Flag
 
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
@@ -27,7 +28,7 @@ from orders.models import Order, OrderLine, OrderMinute, Product, StoredOrder
 from tests.admin.pages import html_of, rows_of
 from tests.support.messages import requests
 
-OURS = {"coupons", "kafka_bridge", "orders"}
+OURS = {"coupons", "kafka_bridge", "orders", "waffle"}
 REGISTERED = sorted(
     (model for model in admin.site._registry if model._meta.app_label in OURS), key=lambda model: model._meta.label
 )
@@ -60,6 +61,7 @@ def a_row_of_each(make_coupon: Callable[..., Coupon]) -> None:
     Alert.objects.create(rule="lag", severity="warning", summary="The issuer is behind.", runbook="docs/runbooks.md")
     StoredOrder.objects.create(order_id=order.pk, user_id=7, items=[], paid_at=datetime.now(UTC))
     OrderMinute.objects.create(minute=datetime(2026, 7, 1, 3, 0, tzinfo=UTC), completed=1, amount=5000)
+    Flag.objects.create(name="issue-worker", percent=30)
 
 
 @pytest.fixture

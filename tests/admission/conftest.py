@@ -22,7 +22,7 @@ from coupons.handlers import ISSUE
 from coupons.invariants import violations
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, IssueRequest
-from coupons.services import accepting
+from coupons.services import letting_in
 from coupons.services.accepting import Accepted, request_accept
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.group_commit import GroupCommit
@@ -44,9 +44,9 @@ def every_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests share nothing, as if each were in a process of its own."""
 
     def of(lines: object, coupon: CatalogueEntry) -> GroupCommit[Any, Any]:
-        return GroupCommit(partial(accepting._accept_together, ADMISSIONS[coupon.admission]))
+        return GroupCommit(partial(letting_in.accept_together, ADMISSIONS[coupon.admission]))
 
-    monkeypatch.setattr(accepting._Lines, "of", of)
+    monkeypatch.setattr(letting_in.Lines, "of", of)
 
 
 def accept(coupon: Coupon, user_id: int, key: str | None = None) -> Accepted:

@@ -16,7 +16,7 @@ from coupons.catalogue import catalogue
 from coupons.errors import IdempotencyKeyReused
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from coupons.services import accepting
+from coupons.services import letting_in
 from coupons.services.issuing import issue_many
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message, request_body, request_id
@@ -232,7 +232,7 @@ def test_an_insert_that_is_refused_gives_back_what_was_taken(
         raise IntegrityError("the statement is refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(accepting, "insert_new_rows", refuse)
+        patch.setattr(letting_in, "insert_new_rows", refuse)
         with pytest.raises(IntegrityError):
             accept(coupon, 1)
     assert ask(coupon, 2) == "accepted"

@@ -26,7 +26,7 @@ from coupons.admission.gate_keys import keys, lock_key
 from coupons.admission.gate_releasing import release
 from coupons.catalogue import catalogue
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import accepting
+from coupons.services import letting_in
 from coupons.services.spending import coupon_hold, coupon_refund, coupon_use
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
@@ -211,7 +211,7 @@ def test_a_session_that_ends_before_the_commit_gives_back_what_was_taken(
         return inserted
 
     with monkeypatch.context() as patch:
-        patch.setattr(accepting, "insert_new_rows", insert_and_end_the_session)
+        patch.setattr(letting_in, "insert_new_rows", insert_and_end_the_session)
         with pytest.raises(OperationalError):
             accept(coupon, 1)
     connection.close()

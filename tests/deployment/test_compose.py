@@ -208,7 +208,7 @@ def test_the_web_server_is_healthy_when_it_is_ready() -> None:
     assert "http://127.0.0.1:8000/readyz" in OURS["web"]["healthcheck"]["test"][-1]
 
 
-@pytest.mark.parametrize(("name", "port"), [("relay", 5432), ("issuer", 9092)])
+@pytest.mark.parametrize(("name", "port"), [("relay", 5432), ("worker", 5432), ("issuer", 9092)])
 def test_a_worker_is_healthy_while_it_is_connected(name: str, port: int) -> None:
     """Lines as in /proc/net/tcp: addresses as hexadecimal, local and remote, then the state (01 is established)."""
     _, grep, _, pattern, *files = OURS[name]["healthcheck"]["test"]

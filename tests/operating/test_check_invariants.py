@@ -8,6 +8,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django_redis import get_redis_connection
+from waffle.models import Flag
 
 from coupons import invariants
 from coupons.handlers import ISSUE
@@ -164,6 +165,19 @@ def test_a_request_that_nobody_answers_is_a_violation_once_everybody_is_idle(mak
 
     spoil("UPDATE kafka_bridge_outboxmessage SET published_at = now()")
     assert invariants.overdue_requests(lag=lambda: 1) == []  # the issuer has not had it
+    assert invariants.overdue_requests(lag=lambda: 0) == [str(accepted.request_id)]
+
+
+@pytest.mark.usefixtures("redis_flushed")
+def test_a_request_that_waits_for_the_worker_is_no_violation_and_one_that_it_cannot_find_is(
+    make_coupon: MakeCoupon,
+) -> None:
+    Flag.objects.create(name="issue-worker", everyone=True)
+    accepted = request_accept(id_or_type=make_coupon(admission="gate").id, user_id=9, caller_id=9)
+    spoil("UPDATE kafka_bridge_outboxmessage SET created_at = created_at - interval '1 hour', published_at = now()")
+    assert invariants.overdue_requests(lag=lambda: 0) == []
+
+    spoil("DELETE FROM coupons_reservation")
     assert invariants.overdue_requests(lag=lambda: 0) == [str(accepted.request_id)]
 
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.django_db
 NOBODY = "127.0.0.1:9"
 RELAY = ("relay_outbox",)
 ISSUER = ("consume_coupons", "--group", "issue")
+WORKER = ("issue_worker",)
 
 
 def plain_lines(output: str) -> list[str]:
@@ -38,7 +39,7 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> Non
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("command", [RELAY, ISSUER])
+@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER])
 def test_an_unreachable_database_is_named(command: tuple[str, ...]) -> None:
     env = environment(DATABASE_URL=f"postgres://nobody@{NOBODY}/none")
     assert_one_line(run_command(*command, "--wait", "1", env=env), "PostgreSQL", "port 9")
@@ -50,7 +51,7 @@ def test_an_unreachable_kafka_is_named(command: tuple[str, ...]) -> None:
     assert_one_line(run_command(*command, "--wait", "1", env=env), "Kafka", NOBODY)
 
 
-@pytest.mark.parametrize("command", [RELAY, ISSUER])
+@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER])
 def test_a_setting_that_does_not_parse_is_named(command: tuple[str, ...]) -> None:
     assert_one_line(run_command(*command, env=environment(CONSUMER_BATCH_SIZE="many")), "CONSUMER_BATCH_SIZE")
 

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from kafka_bridge.lifecycle import StopFlag, check_database
+from kafka_bridge.management.worker import WorkerCommand, positive
+
+from ...worker.loop import IssueWorker
+
+
+class Command(WorkerCommand):
+    help = "Issues the share of the gate's requests that the flag issue-worker keeps from Kafka."
+
+    # Neither Kafka, which it has nothing to do with, nor Redis, which it waits for.
+    needs = (check_database,)
+    role = "worker"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--batch-size", type=positive, metavar="N", help="default CONSUMER_BATCH_SIZE")
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        IssueWorker(batch_size=options["batch_size"], turned=self.heartbeat.loop()).run(stop)

@@ -1,0 +1,112 @@
+"""The list of request ids in Redis, and for each worker a backup list of what it has in hand.
+
+list           the ids, the next one first.
+backup:<id>    what a worker took and has not finished. It stays there until the worker says so.
+alive:<id>     while it exists the worker counts as alive; else the others put its backup list back.
+workers        the ids of workers that may have a backup list.
+
+All are of one hash slot. Losing any of it, or all, loses no request: see ``pushing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+from uuid import UUID, uuid4
+
+from django_redis import get_redis_connection
+
+_BASE = "{issue-worker}"
+LIST = f"{_BASE}:list"
+WORKERS = f"{_BASE}:workers"
+
+# Longer than the longest pause between two calls of a worker whose batch fails. Should one hang for longer, somebody
+# else handles its batch too, and the later of them finds everything decided.
+ALIVE_SECONDS = 15.0
+
+# What was taken before and not finished comes first: so a worker that did not get the answer to a call, or whose batch
+# failed, simply asks again.
+_TAKE = """
+redis.call('SET', KEYS[3], '1', 'PX', ARGV[3])
+redis.call('SADD', KEYS[4], ARGV[1])
+local taken = redis.call('LRANGE', KEYS[2], 0, -1)
+if #taken == 0 then
+    taken = redis.call('LPOP', KEYS[1], ARGV[2]) or {}
+    for _, request in ipairs(taken) do
+        redis.call('RPUSH', KEYS[2], request)
+    end
+end
+return {taken, redis.call('LLEN', KEYS[1])}
+"""
+# By name and not the list as a whole: a call that arrives late must not remove what was taken since.
+_FINISH = """
+for _, request in ipairs(ARGV) do
+    redis.call('LREM', KEYS[1], 1, request)
+end
+"""
+# To the head, in their order: they were the next ones.
+_PUT_BACK = """
+if redis.call('EXISTS', KEYS[3]) == 1 then
+    return 0
+end
+local number = 0
+while redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') do
+    number = number + 1
+end
+redis.call('SREM', KEYS[4], ARGV[1])
+return number
+"""
+
+
+class WorkerList:
+    """The list, as one worker uses it. Everything raises RedisError."""
+
+    def __init__(self) -> None:
+        self._id = str(uuid4())
+
+    def take(self, most: int) -> tuple[list[bytes], int]:
+        """What is in hand, or else the next ids, ``most`` at the most; and how many are left in the list."""
+        taken, left = _run(_TAKE, self._id, most, round(ALIVE_SECONDS * 1000))
+        return taken, left
+
+    def finish(self, taken: Sequence[bytes]) -> None:
+        """What was taken is done with."""
+        _script(_FINISH)(keys=[_backup(self._id)], args=list(taken), client=redis())
+
+    def put_back(self) -> int:
+        """Leave what is in hand to the others; returns how many ids."""
+        redis().delete(_alive(self._id))
+        return int(_run(_PUT_BACK, self._id))
+
+    def put_back_of_the_dead(self) -> int:
+        """Put back what workers had in hand that are no longer alive; returns how many ids."""
+        others = {worker.decode() for worker in redis().smembers(WORKERS)} - {self._id}
+        return sum(int(_run(_PUT_BACK, worker)) for worker in others)
+
+
+def append(request_ids: Sequence[UUID]) -> None:
+    """Push ids to the end of the list. Raises RedisError."""
+    redis().rpush(LIST, *map(str, request_ids))
+
+
+def redis() -> Any:
+    return get_redis_connection("default")
+
+
+def _run(source: str, worker: str, *args: object) -> Any:
+    return _script(source)(keys=[LIST, _backup(worker), _alive(worker), WORKERS], args=[worker, *args], client=redis())
+
+
+@cache
+def _script(source: str) -> Any:
+    # A server that lost it gets it again.
+    return redis().register_script(source)
+
+
+def _backup(worker: str) -> str:
+    return f"{_BASE}:backup:{worker}"
+
+
+def _alive(worker: str) -> str:
+    return f"{_BASE}:alive:{worker}"
