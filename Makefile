@@ -24,7 +24,7 @@ test: $(INSTALLED) ## every test, on real services; ARGS="tests/edge -k token" f
 	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name test -- python -m pytest $(ARGS)
 
-bench: $(INSTALLED) ## ratios measured on real services in about three minutes; ARGS="--only door --rows 5000000"
+bench: $(INSTALLED) ## ratios measured on real services in about five minutes; ARGS="--only door --rows 5000000"
 	@export $(WITH_VENV) SECRET_KEY=for-benchmarks-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name bench --fresh -- python -m benchmarks $(ARGS)
 

@@ -12,7 +12,7 @@ import django
 
 _ROUNDS = 5
 _OLD_ROWS = 300_000
-_PARTS = ("issue", "relay", "door", "sale", "latency")
+_PARTS = ("issue", "relay", "door", "sale", "latency", "admissions")
 
 
 def main() -> int:

@@ -57,11 +57,11 @@ class Client:
         argv = [sys.executable, "-m", "benchmarks.load", str(plan_path), str(self._result)]
         return ManagedProcess("load", argv, None, Path(__file__).resolve().parents[1], self._folder / "load.log")
 
-    def outcome(self, sending: ManagedProcess) -> Outcome:
-        """What came of it; waits for the end."""
+    def outcome(self, sending: ManagedProcess, status: int = 202) -> Outcome:
+        """What came of it; waits for the end. Raises AssertionError unless every answer had that status."""
         if sending.wait(_SECONDS):
             raise AssertionError(f"the client failed:\n{sending.log_tail()}")
         outcome = msgspec.msgpack.decode(self._result.read_bytes(), type=Outcome)
-        if set(outcome.statuses) != {202}:
-            raise AssertionError(f"not every request was accepted: {outcome.statuses}")
+        if set(outcome.statuses) != {status}:
+            raise AssertionError(f"not every answer was {status}: {outcome.statuses}")
         return outcome

@@ -59,19 +59,24 @@ def _at_constant_rate(running: Service, saturation: float) -> Latencies:
     with running.client.start(plan) as sending:
         await_issued(coupon, sending)
         outcome = running.client.outcome(sending)
-    return Latencies(saturation, rate, _percentiles(outcome.latencies), _percentiles(_times_to_result(outcome, rate)))
+    return Latencies(saturation, rate, percentiles(outcome.latencies), percentiles(_times_to_result(outcome, rate)))
+
+
+def request_ids_of(outcome: Outcome) -> list[UUID]:
+    """The ids of accepted requests, in the order of the plan."""
+    return [msgspec.json.decode(body, type=_Accepted).request_id for body in outcome.bodies]
 
 
 def _times_to_result(outcome: Outcome, rate: float) -> list[float]:
-    request_ids = [msgspec.json.decode(body, type=_Accepted).request_id for body in outcome.bodies]
+    request_ids = request_ids_of(outcome)
     processed = dict(IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", "processed_at"))
-    started = outcome.started + _clock_difference()
+    started = outcome.started + clock_difference()
     return [
         processed[request_id].timestamp() - (started + number / rate) for number, request_id in enumerate(request_ids)
     ]
 
 
-def _clock_difference() -> float:
+def clock_difference() -> float:
     """What the database's clock is ahead of this process's, in seconds, to about half a round trip."""
     with connection.cursor() as cursor:
         asked = time.time()
@@ -82,6 +87,7 @@ def _clock_difference() -> float:
     return moment.timestamp() - (asked + answered) / 2
 
 
-def _percentiles(values: Sequence[float]) -> dict[int, float]:
+def percentiles(values: Sequence[float]) -> dict[int, float]:
+    """The 50th, 95th and 99th of values."""
     ordered = sorted(values)
     return {percent: ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] for percent in _PERCENTS}

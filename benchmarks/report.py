@@ -12,7 +12,7 @@ from django.conf import settings
 from rich.console import Console
 from rich.table import Table
 
-from . import door, issuing, latency, relaying, sale
+from . import admissions, deciding, door, issuing, latency, relaying, sale
 from .crowds import CONNECTIONS
 from .machine import machine
 from .rounds import Prepare, Rates, alternate
@@ -40,13 +40,9 @@ class Report:
         self._database = database
         self._rounds = rounds
         self._old_rows = old_rows
-        self.table = Table(title="Medians of alternating rounds", title_justify="left", caption_justify="left")
-        self.table.add_column("measured")
-        self.table.add_column("", justify="right")
-        self.table.add_column("against")
-        self.table.add_column("", justify="right")
-        self.table.add_column("ratio", justify="right")
-        self.table.add_column("aim", justify="right")
+        self.tables: list[Table] = []
+        self._lines = _table("Medians of alternating rounds", "measured", "", "against", "", "ratio", "aim")
+        self._lines.columns[2].justify = "left"
 
     def measure(self, parts: Collection[str]) -> None:
         """Measure ``parts``."""
@@ -60,6 +56,11 @@ class Report:
         for name, measure in others.items():
             if name in parts:
                 measure()
+        if self._lines.rows:
+            self._lines.caption = "\n".join(_EXPLANATIONS)
+            self.tables.append(self._lines)
+        if "admissions" in parts:
+            self.tables += [self._admissions(), self._decisions()]
 
     def _issue(self, found: list[Side]) -> None:
         turns: dict[str, Prepare] = {}
@@ -117,6 +118,48 @@ class Report:
                     "p50", f"{1000 * percentiles[50]:,.1f} ms", seconds / percentiles[50],
                 )  # fmt: skip
 
+    def _admissions(self) -> Table:
+        measured = admissions.measure(rounds=self._rounds)
+        table = _table(
+            "Admissions; in brackets against the queue, by turns in the same run", "", "accepted/s", "refused/s",
+            *(f"p{percent} to result, ms" for percent in measured.result[admissions.QUEUE]), "CPU s per 1,000 refused",
+        )  # fmt: skip
+        whole = {name: sum(used.values()) for name, used in measured.cpu.items()}
+        for name, result in measured.result.items():
+            own = [
+                *(f"{rates[name]:,.0f} ({_times(rates.ratio(name, admissions.QUEUE))})"
+                  for rates in (measured.accepted, measured.refused)),
+                *(f"{1000 * seconds:,.0f} ({_times(seconds / measured.result[admissions.QUEUE][percent])})"
+                  for percent, seconds in result.items()),
+                f"{whole[name]:.2f} ({_times(whole[name] / whole[admissions.QUEUE])})",
+            ]  # fmt: skip
+            table.add_row(name, *own)
+        parts = "; ".join(
+            f"{name}: " + ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in used.items())
+            for name, used in measured.cpu.items()
+        )
+        table.caption = "\n".join((
+            f"accepted: {admissions.USERS:,} users for as many pieces; refused: as many again, who find it sold out;"
+            " the queue tells them after a 202",
+            f"result: from acceptance to decision, at {measured.rate:,.0f} requests a second,"
+            f" {admissions.RATE_SHARE:.0%} of what the slowest accepts",
+            f"CPU seconds per 1,000 refused: {parts}",
+        ))  # fmt: skip
+        return table
+
+    def _decisions(self) -> Table:
+        costs = deciding.measure(rounds=self._rounds)
+        single, many = deciding.BY
+        table = _table(
+            "Microseconds per decision of the gate", "", "one per call", f"{many} per call", "ratio",
+        )  # fmt: skip
+        for what in (deciding.LET_IN, deciding.REFUSED):
+            one, shared = costs[what, single], costs[what, many]
+            figures = (f"{cost.whole:,.1f} / {cost.redis:,.1f}" for cost in (one, shared))
+            table.add_row(what, *figures, f"{_times(shared.whole / one.whole)} / {_times(shared.redis / one.redis)}")
+        table.caption = "until the caller has it / work of Redis on the script"
+        return table
+
     def _rate(self, measured: str, rates: Rates, name: str, against: str, other: str, *, aim: str = "") -> None:
         ratio = rates.ratio(name, other)
         self._line(measured, f"{rates[name]:,.0f}/s", against, f"{rates[other]:,.0f}/s", ratio, aim=aim)
@@ -127,11 +170,24 @@ class Report:
         self._line(measured, f"{rates[name]:,.0f}/s", "empty tables", f"{rates[other]:,.0f}/s", ratio, aim="<= 1.2")
 
     def _line(self, measured: str, value: str, against: str, other: str, ratio: float, *, aim: str = "") -> None:
-        self.table.add_row(measured, value, against, other, f"{ratio:.{0 if ratio >= 20 else 2}f}x", aim)
+        self._lines.add_row(measured, value, against, other, _times(ratio), aim)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    """A table with figures in every column but the first."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{0 if ratio >= 20 else 2}f}x"
 
 
 def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
-    """Measure ``parts`` in a database and topics of the run's own and print the table."""
+    """Measure ``parts`` in a database and topics of the run's own and print the tables."""
     # While debugging Django keeps the text of every query, which costs more than many a query.
     settings.DEBUG = False
     _write_log_lines_nowhere()
@@ -141,9 +197,12 @@ def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
         stack.enter_context(scratch_topics())
         gathered = Report(database, rounds=rounds, old_rows=old_rows)
         gathered.measure(parts)
-        gathered.table.caption = "\n".join((f"{machine()}; load {busy:.1f} before", *_EXPLANATIONS))
+        measured_on = f"{machine()}; load {busy:.1f} before"
     # In a file or a pipe rich would take 80 columns, and break every line.
-    Console(width=None if sys.stdout.isatty() else _WIDTH).print(gathered.table)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    for table in gathered.tables:
+        console.print(table)
+    console.print(measured_on)
 
 
 def _write_log_lines_nowhere() -> None:
@@ -152,3 +211,5 @@ def _write_log_lines_nowhere() -> None:
     for handler in logging.getLogger("coupons.requests").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(nowhere)
+    # Every coupon of a run gets a gate, and a line that says so.
+    logging.getLogger("coupons.admission").setLevel(logging.WARNING)

@@ -57,24 +57,29 @@ class Service:
 
     def sell(self, users: int = USERS) -> Sale:
         """Sell ``users`` coupons to as many users, as fast as they are taken."""
-        coupon = new_coupon(users)
+        return self.sell_out(new_coupon(users))
+
+    def sell_out(self, coupon: Coupon) -> Sale:
+        """Sell every piece of ``coupon``, each to a user of its own, as fast as they are taken."""
+        users = coupon.total_quantity
         plan = Plan(self.server.port, CONNECTIONS, requests_for(coupon, users, self.server.port))
-        before = self._used()
+        before = self.used()
         with self.client.start(plan) as sending:
             ended = await_issued(coupon, sending)
             outcome = self.client.outcome(sending)
-        used = self._used()
+        used = self.used()
         return Sale(outcome.seconds, ended - outcome.started, {kind: used[kind] - before[kind] for kind in used})
 
-    def _used(self) -> dict[str, float]:
+    def used(self) -> dict[str, float]:
+        """CPU seconds so far by kind of process."""
         return {kind: cpu_seconds(roots) for kind, roots in self._roots.items()}
 
 
 @contextmanager
-def service() -> Iterator[Service]:
-    """Web, relay and issuer, just started; the web process is ready, the others may still be on their way."""
-    with folder() as place, workers(place, "relay", "issuer") as others, web(place) as server:
-        roots = {"web": [server.process.pid], **{role: [process.pid] for role, process in others.items()}}
+def service(*others: str) -> Iterator[Service]:
+    """Web, relay, issuer and ``others`` of the Procfile, just started; of these only web is sure to be ready."""
+    with folder() as place, workers(place, "relay", "issuer", *others) as started, web(place) as server:
+        roots = {"web": [server.process.pid], **{role: [process.pid] for role, process in started.items()}}
         yield Service(server, Client(place), {**roots, **_servers()})
 
 
@@ -94,7 +99,7 @@ def measure(*, rounds: int) -> Sales:
     )
 
 
-def new_coupon(quantity: int) -> Coupon:
+def new_coupon(quantity: int, admission: str = Coupon.Admission.QUEUE) -> Coupon:
     """An open coupon of a type of its own."""
     coupon, _ = coupon_create(
         coupon_type=f"SALE_{secrets.token_hex(4)}",
@@ -102,6 +107,7 @@ def new_coupon(quantity: int) -> Coupon:
         discount_type=Coupon.DiscountType.PERCENT,
         discount_value=10,
         total_quantity=quantity,
+        admission=admission,
     )
     return coupon
 

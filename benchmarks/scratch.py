@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from confluent_kafka.admin import AdminClient
 from django.conf import settings
@@ -12,7 +13,8 @@ from django.core.management import call_command
 from django.db import connection
 from django_redis import get_redis_connection
 
-from coupons.models import IssueRequest
+from coupons.admission import gate_keys
+from coupons.models import Coupon, IssueRequest
 from kafka_bridge.client import delete_topics, ensure_topics
 
 _KEYS_AT_ONCE = 5000
@@ -27,7 +29,7 @@ def scratch_database() -> Iterator[str]:
         try:
             yield name
         finally:
-            forget_answers()
+            forget()
 
 
 @contextmanager
@@ -45,6 +47,9 @@ def empty_database() -> Iterator[str]:
 def migrate() -> None:
     """Make the tables where Django's connection leads to."""
     call_command("migrate", verbosity=0)
+    # In Redis a gate goes by the coupon's id alone, and another database may have its own there.
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE coupons_coupon ALTER id RESTART WITH {10**12 + secrets.randbelow(10**12)}")
 
 
 def _on_server(statement: str, name: str) -> None:
@@ -83,10 +88,11 @@ def settle_outbox() -> None:
         cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
 
 
-def forget_answers() -> None:
-    """Takes the answers to this database's requests out of Redis."""
+def forget() -> None:
+    """Take the answers to this database's requests, and the gates of its coupons, out of Redis."""
     redis = get_redis_connection("default")
     request_ids = IssueRequest.objects.exclude(requested_at=None).values_list("request_id", flat=True)
     keys = [f"status:{request_id}" for request_id in request_ids.iterator(_KEYS_AT_ONCE)]
+    keys += chain.from_iterable(map(gate_keys.keys, Coupon.objects.values_list("id", flat=True)))
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         redis.unlink(*keys[start : start + _KEYS_AT_ONCE])

@@ -14,7 +14,7 @@ from coupons.models import Coupon
 from . import history
 from .rounds import Prepare
 from .sale import new_coupon
-from .scratch import empty_database, forget_answers, migrate
+from .scratch import empty_database, forget, migrate
 
 PIECES = 10**9
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def sides(database: str, *, old_rows: int) -> Iterator[list[Side]]:
             old = Side(name, condition=f" over {old_rows:,} old rows")
             stack.callback(old.close)
             old.run(migrate)
-            stack.callback(old.run, forget_answers)
+            stack.callback(old.run, forget)
             old.run(lambda: history.add(_hot_coupon(), old_rows))
             found.append(old)
         yield found

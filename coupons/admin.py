@@ -305,7 +305,8 @@ class NotificationAdmin(ReadOnlyAdmin):
 class FlagForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]
-        if name != FLAG and not Coupon.objects.filter(coupon_type=name.removeprefix(f"{FLAG}-")).exists():
+        general, _, coupon_type = name.partition(f"{FLAG}-")
+        if name != FLAG and (general or not Coupon.objects.filter(coupon_type=coupon_type).exists()):
             raise forms.ValidationError(f"Use {FLAG} for every coupon, or {FLAG}-<coupon type> for one that exists.")
         return name
 

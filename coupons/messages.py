@@ -10,7 +10,7 @@ import msgspec
 
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import Message
-from kafka_bridge.registry import ReceivedMessage
+from kafka_bridge.registry import ReceivedMessage, decode_body
 
 from .events import IssueEnded, IssueRequested
 from .policy import SUCCESS
@@ -56,12 +56,7 @@ _result_decoder = msgspec.json.Decoder(IssueEnded)
 
 def read_issue_task(message: ReceivedMessage) -> IssueTask:
     """The request in ``message``. A body without requestId takes it from ``ce_id``. Raises PoisonMessage."""
-    if message.value is None:
-        raise PoisonMessage("the message has no body")
-    try:
-        request = _request_decoder.decode(message.value)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PoisonMessage(f"not a valid {ISSUE_REQUESTED}: {error}") from error
+    request = decode_body(message, _request_decoder, ISSUE_REQUESTED)
     if request.coupon_id is None and request.coupon_type is None:
         raise PoisonMessage("neither couponId nor couponType is given")
     request_id = request.request_id or message.event_id
@@ -72,12 +67,7 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
 
 def read_result_task(message: ReceivedMessage) -> ResultTask:
     """The result in ``message``. Raises PoisonMessage."""
-    if message.value is None:
-        raise PoisonMessage("the message has no body")
-    try:
-        result = _result_decoder.decode(message.value)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PoisonMessage(f"not a valid result: {error}") from error
+    result = decode_body(message, _result_decoder, "result")
     return ResultTask(message.inbox_id, result, read_traceparent(message))
 
 

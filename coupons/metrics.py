@@ -17,3 +17,5 @@ GATE_DROPPED = Counter("issue_gate_dropped_total", "Gates that had let in more t
 WORKER_PUSHED_AGAIN = Counter(
     "issue_worker_pushed_again_total", "Undecided requests pushed into the worker's list again"
 )
+# Each thing once per comparison that finds it; the names are those of ``reconciling.findings``.
+RECONCILE_FOUND = Counter("reconcile_found_total", "What a comparison with PostgreSQL found wrong", ["finding"])

@@ -338,6 +338,7 @@ OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72)
 OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1)
 OUTBOX_MAX_DEPTH = env.whole("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1)
 REQUEST_DEADLINE_SECONDS = env.whole("REQUEST_DEADLINE_SECONDS", default=300, minimum=1)
+RECONCILE_PATIENCE_SECONDS = env.whole("RECONCILE_PATIENCE_SECONDS", default=60, minimum=1)
 
 # Orders, and what follows from a paid one
 

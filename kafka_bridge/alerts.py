@@ -19,7 +19,8 @@ _OPEN = f"""
     ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
 """
 _END = f"""
-    UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp() WHERE rule = %s AND ended_at IS NULL
+    UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
+    WHERE rule = %s AND ended_at IS NULL AND started_at <= statement_timestamp() - %s * interval '1 second'
 """
 
 
@@ -37,10 +38,10 @@ def open_alert(*, rule: str, severity: Literal["warning", "critical"], summary: 
     return is_new
 
 
-def end_alert(rule: str) -> bool:
-    """End the open alert of ``rule``, if there is one; returns whether there was."""
+def end_alert(rule: str, *, open_for_seconds: float = 0.0) -> bool:
+    """End the open alert of ``rule`` if it has been open for so long; returns whether there was one."""
     with connection.cursor() as cursor:
-        cursor.execute(_END, [rule])
+        cursor.execute(_END, [rule, open_for_seconds])
         ended: bool = cursor.rowcount == 1
     if ended:
         transaction.on_commit(partial(logger.info, "alert %s has ended", rule))

@@ -244,7 +244,8 @@ def group_lag(group_id: str, topics: list[str]) -> int:
         lag = 0
         for committed in consumer.committed(partitions, timeout=_ADMIN_TIMEOUT):
             low, high = consumer.get_watermark_offsets(committed, timeout=_ADMIN_TIMEOUT)
-            lag += high - (low if committed.offset < 0 else max(low, committed.offset))
+            # An offset that is not there (none committed, or the topic was made anew) means: from the beginning.
+            lag += high - (committed.offset if low <= committed.offset <= high else low)
         return lag
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka does not tell the lag of {group_id}: {error.args[0].str()}") from error

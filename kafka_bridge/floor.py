@@ -22,12 +22,35 @@ _INSERTERS = """
 """
 
 
-class Floor:
-    """Learns the floor by watching inserters end.
+class SettledIds:
+    """Learns an id up to which every row of the outbox is committed or will never be, by watching inserters end.
 
     A row takes its id after its transaction took RowExclusiveLock on the table. So: read the sequence, then the
-    holders of that lock; once all of those have ended, every row up to the value read is committed or will never be.
+    holders of that lock; once all of those have ended, every row up to the value read is visible or never will be.
     """
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._candidate = 0
+        self._awaited: set[str] | None = None
+
+    def observe(self) -> None:
+        """Look once more; two small queries at most. Raises what the database raises."""
+        with connection.cursor() as cursor:
+            if self._awaited is None:
+                cursor.execute(_SEQUENCE)
+                row = cursor.fetchone()
+                self._candidate = row[0] if row else 0
+            cursor.execute(_INSERTERS)
+            holders = {holder for (holder,) in cursor.fetchall()}
+        self._awaited = holders if self._awaited is None else self._awaited & holders
+        if not self._awaited:
+            self.value = self._candidate
+            self._awaited = None
+
+
+class Floor:
+    """The floor of one relay: settled ids, as far as they are published."""
 
     def __init__(self) -> None:
         self.reset()
@@ -35,9 +58,7 @@ class Floor:
     def reset(self) -> None:
         """Look at everything again. Needed after a lost connection: a crashed server may hand out ids once more."""
         self._value = 0
-        self._candidate = 0
-        self._awaited: set[str] | None = None
-        self._settled = 0
+        self._settled = SettledIds()
         self._observed_at = time.monotonic()
         self._reset_at = time.monotonic()
 
@@ -52,22 +73,10 @@ class Floor:
 
         Raises what the database raises. Costs two small queries a second.
         """
-        if self._settled > self._value:
+        settled = self._settled.value
+        if settled > self._value:
             # The read came after the inserters had ended, so what it did not see does not exist.
-            self._value = self._settled if first_unpublished is None else min(self._settled, first_unpublished - 1)
+            self._value = settled if first_unpublished is None else min(settled, first_unpublished - 1)
         if time.monotonic() - self._observed_at >= _OBSERVE_SECONDS:
-            self._observe()
-
-    def _observe(self) -> None:
-        self._observed_at = time.monotonic()
-        with connection.cursor() as cursor:
-            if self._awaited is None:
-                cursor.execute(_SEQUENCE)
-                row = cursor.fetchone()
-                self._candidate = row[0] if row else 0
-            cursor.execute(_INSERTERS)
-            holders = {holder for (holder,) in cursor.fetchall()}
-        self._awaited = holders if self._awaited is None else self._awaited & holders
-        if not self._awaited:
-            self._settled = self._candidate
-            self._awaited = None
+            self._observed_at = time.monotonic()
+            self._settled.observe()

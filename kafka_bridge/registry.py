@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
+import msgspec
 from django.conf import settings
 
 from .contracts import Headers, Route
 from .errors import PoisonMessage
 from .lifecycle import StopFlag
+
+Body = TypeVar("Body")
 
 _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
 
@@ -170,6 +173,16 @@ def event_types_of(topic: str) -> set[str]:
     """The event types that the routes send to ``topic`` (without the prefix)."""
     routes: dict[str, Route] = settings.KAFKA_ROUTES
     return {event_type for event_type, route in routes.items() if route.topic == topic}
+
+
+def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], what: str) -> Body:
+    """The body of ``message``; PoisonMessage, which calls it ``what``, if it is none that ``decoder`` takes."""
+    if message.value is None:
+        raise PoisonMessage("the message has no body")
+    try:
+        return decoder.decode(message.value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PoisonMessage(f"not a valid {what}: {error}") from error
 
 
 def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:

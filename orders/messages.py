@@ -10,7 +10,7 @@ import msgspec
 from coupons.messages import read_traceparent
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import Message
-from kafka_bridge.registry import ReceivedMessage, event_types_of
+from kafka_bridge.registry import ReceivedMessage, decode_body, event_types_of
 
 from .events import OrderCancelled, OrderCompleted, OrderEvent
 
@@ -44,10 +44,6 @@ def read_order_task(message: ReceivedMessage) -> OrderTask:
     if len(known) != 1:
         raise PoisonMessage(f"the topic carries {', '.join(sorted(known))}, and the message does not say which it is")
     event_type = known.pop()
-    if message.value is None:
-        raise PoisonMessage("the message has no body")
-    try:
-        event = _DECODERS[event_type].decode(message.value)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PoisonMessage(f"not a valid {event_type}: {error}") from error
+    event = decode_body(message, _DECODERS[event_type], event_type)
+    assert message.value is not None
     return OrderTask(message.inbox_id, event, message.value, read_traceparent(message))

@@ -100,19 +100,23 @@ def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reserv
         return [Reservation(*row) for row in cursor.fetchall()]
 
 
-def give_back(request_ids: Collection[UUID]) -> None:
-    """Delete the rows of requests that get nothing, and return their pieces to the stock, within a transaction."""
+def give_back(request_ids: Collection[UUID]) -> list[Reservation]:
+    """Delete the rows of requests that get nothing, and return their pieces to the stock, within a transaction.
+
+    Returns what was deleted.
+    """
     with connection.cursor() as cursor:
         cursor.execute(_COUPONS_OF, [arrays.uuids(request_ids)])
         coupon_ids = [coupon_id for (coupon_id,) in cursor.fetchall()]
         if not coupon_ids:
-            return
+            return []
         # First, like everybody who deletes these rows, or two would wait for each other.
         cursor.execute(_LOCK_COUPONS, [coupon_ids])
         removed = remove(request_ids, of=coupon_ids)
         given = Counter(row.coupon_id for row in removed if row.counted)
         if given:
             cursor.execute(_GIVE_BACK, [list(given), list(given.values())])
+        return removed
 
 
 def _collision(

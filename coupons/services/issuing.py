@@ -21,6 +21,7 @@ from ..admission.reservations import Reservation
 from ..messages import ISSUE_REQUESTED, IssueTask
 from ..policy import Claim, Decision, Window
 from .ending import Terminal, decided_requests, end_requests
+from .refusing import alert_refused
 
 
 class _LockedCoupon(NamedTuple):
@@ -85,6 +86,8 @@ def issue_many(tasks: Sequence[IssueTask]) -> None:
     won = [decision.claim for _, decision in decisions if decision.reason is None]
     user_coupon_ids = _insert_coupons(won, expiry, now)
     _move_stock(won, reserved)
+    # What the gate lets in it has a piece for; not so once Redis lost what was being inserted.
+    alert_refused({one.claim.request_id for _, one in decisions if one.reason == policy.SOLD_OUT}, reserved)
     end_requests([_terminal(tasks[index], decision, types, user_coupon_ids, now) for index, decision in decisions])
 
 

@@ -18,6 +18,7 @@ from ..admission import reservations
 from ..messages import ISSUE_REQUESTED, read_traceparent
 from ..models import Coupon
 from .ending import Terminal, decided_requests, end_requests
+from .refusing import alert_refused
 
 
 def end_rejected(rejected: Sequence[Rejected]) -> None:
@@ -32,7 +33,7 @@ def end_rejected(rejected: Sequence[Rejected]) -> None:
     if not named:
         return
     # Waits for an issuer that may be deciding them: then the terminal rows collide and it is tried again.
-    reservations.give_back(list(named))
+    alert_refused(named, reservations.give_back(list(named)))
     now = database_time()
     accepted = stored_payloads(ISSUE_REQUESTED, list(named))
     rows = [_rejected_terminal(id_, item, accepted.get(id_), now) for id_, item in named.items()]

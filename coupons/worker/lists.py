@@ -90,6 +90,18 @@ def append(request_ids: Sequence[UUID]) -> None:
     redis().rpush(LIST, *map(str, request_ids))
 
 
+def everything() -> set[bytes]:
+    """What is in the list or in somebody's hands. Raises RedisError.
+
+    The list comes first: what goes into a hand meanwhile is seen there. What is put back meanwhile may be missed.
+    """
+    client = redis()
+    found: set[bytes] = set(client.lrange(LIST, 0, -1))
+    for worker in client.smembers(WORKERS):
+        found.update(client.lrange(_backup(worker.decode()), 0, -1))
+    return found
+
+
 def redis() -> Any:
     return get_redis_connection("default")
 

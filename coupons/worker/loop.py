@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from django.conf import settings
+from django.db import transaction
 from redis.exceptions import RedisError
 
 from kafka_bridge import metrics
@@ -17,6 +18,7 @@ from kafka_bridge.errors import PoisonFlood, is_transient
 from kafka_bridge.lifecycle import StopFlag, drop_connection, first_line
 from kafka_bridge.registry import ReceivedMessage
 
+from ..admission import reservations
 from ..handlers import ISSUE
 from ..services.ending import decided_requests
 from . import CARRIER
@@ -130,6 +132,9 @@ def _messages(taken: Sequence[bytes]) -> list[ReceivedMessage]:
     messages = carried_messages(CARRIER, waiting)
     if decided:
         logger.info("issue worker: %d requests were decided already", len(decided))
+        # Of one whose row came after its end, as from a process that hung at the door.
+        with transaction.atomic():
+            reservations.give_back(decided)
     if strange := len(set(taken)) - len(decided) - len(messages):
         logger.warning("issue worker: dropped %d entries of the list that are no request of the worker's", strange)
     return [messages[request_id] for request_id in waiting if request_id in messages]

@@ -113,9 +113,10 @@ class Demo:
             procfile_process("issuer", env, self._log(f"issuer-{number}"), name=f"issuer-{number}")
             for number in range(1, self._issuers + 1)
         ]
-        others = [procfile_process(role, env, self._log(role)) for role in ("effects", "orders")]
+        others = [procfile_process(role, env, self._log(role)) for role in ("effects", "orders", "reconciler")]
         self._say(
-            f"starting web, relay, {self._issuers} issuers, effects and orders; their logs are in {self._log_folder}"
+            f"starting web, relay, {self._issuers} issuers, effects, orders and reconciler;"
+            f" their logs are in {self._log_folder}"
         )
         with Supervisor([web, relay, *issuers, *others], self._say):
             wait_until_ready(web, port)

@@ -47,7 +47,7 @@ def test_an_operator_sets_the_share_of_every_coupon_and_of_one(superuser: Client
 
 
 def test_a_flag_that_would_say_nothing_is_refused(superuser: Client, gate: Coupon) -> None:
-    for name in ("issue-worker-WINTER", "SUMMER-worker", "issue-worker-"):
+    for name in ("issue-worker-WINTER", "SUMMER", "my-issue-worker-SUMMER", "issue-worker-"):
         assert "issue-worker-<coupon type>" in add(superuser, name=name)["name"][0]
 
 

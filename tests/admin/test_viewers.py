@@ -54,6 +54,7 @@ def a_row_of_each(make_coupon: Callable[..., Coupon]) -> None:
     DeadLetter.objects.create(
         consumer_group="issue", topic="t", partition=0, offset=0, message_timestamp=0, headers=b"[]", payload=b"{"
     )
+    Flag.objects.create(name="issue-worker", percent=30)
     CouponLedgerEntry.objects.create(
         user_coupon=UserCoupon.objects.get(), order_id=order.pk, step=CouponLedgerEntry.Step.HELD, cause="order created"
     )
@@ -61,7 +62,6 @@ def a_row_of_each(make_coupon: Callable[..., Coupon]) -> None:
     Alert.objects.create(rule="lag", severity="warning", summary="The issuer is behind.", runbook="docs/runbooks.md")
     StoredOrder.objects.create(order_id=order.pk, user_id=7, items=[], paid_at=datetime.now(UTC))
     OrderMinute.objects.create(minute=datetime(2026, 7, 1, 3, 0, tzinfo=UTC), completed=1, amount=5000)
-    Flag.objects.create(name="issue-worker", percent=30)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from coupons.clients import alimtalk as alimtalk_client
 from kafka_bridge import http_calls
 from orders.effects import data_platform as data_platform_effect
-from tests.effects.provider import Provider
+from tests.support.provider import Provider
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from kafka_bridge.errors import CallFailed, CallRefused, ServiceUnavailable
 from kafka_bridge.http_calls import PARALLEL, Endpoint, HttpCall
 from kafka_bridge.lifecycle import StopFlag
 from tests.effects.cast import TRACEPARENT
-from tests.effects.provider import ENDLESS, HANG, Answer, Call, Provider
+from tests.support.provider import ENDLESS, HANG, Answer, Call, Provider
 
 SECRET = "s3cret"
 

@@ -21,9 +21,9 @@ from kafka_bridge.registry import ReceivedMessage
 from orders.effects import data_platform as effect
 from orders.models import StoredOrder
 from tests.effects.cast import ITEMS, TRACEPARENT, cancelled, cancelled_body, completed, completed_body, headers
-from tests.effects.provider import Provider
 from tests.support.kafka import consume_everything, produce
 from tests.support.messages import message
+from tests.support.provider import Provider
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
 
 pytestmark = pytest.mark.django_db(transaction=True)

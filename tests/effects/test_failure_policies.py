@@ -19,8 +19,8 @@ from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from orders.effects import data_platform, monitoring, notification, ranking
 from orders.messages import ORDER_COMPLETED
 from tests.effects.cast import completed, many_completed
-from tests.effects.provider import HANG, Answer, Provider
 from tests.support.messages import message
+from tests.support.provider import HANG, Answer, Provider
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

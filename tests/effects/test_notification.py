@@ -24,9 +24,9 @@ from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from orders.effects import notification
 from tests.effects.cast import PAID_AT, TRACEPARENT, completed, completed_body, many_completed
-from tests.effects.provider import HANG, Answer, Call, Provider
 from tests.support.kafka import consume_everything, produce
 from tests.support.messages import message
+from tests.support.provider import HANG, Answer, Call, Provider
 from tests.support.threads import in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -19,9 +19,9 @@ from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage, register_group
 from tests.effects.cast import TRACEPARENT, result, result_body
-from tests.effects.provider import Provider
 from tests.support.kafka import consume_everything, header, produce, read_to_end, relay_everything
 from tests.support.messages import message, request_body
+from tests.support.provider import Provider
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -15,7 +15,7 @@ from couponsite.demo.sale import bearer_tokens
 from orders.answers import CreatedOrder, PaidOrder
 from orders.models import Product
 
-_SECONDS = 180.0
+_SECONDS = 240.0
 
 
 class Shoppers:

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 HANG = "hang"
+HANG_UP = "hang up"
 ENDLESS = "endless"
 
 Answer = int | str | tuple[int, dict[str, str]]
@@ -69,7 +70,11 @@ class Provider:
             return sum(call.key == str(key) for call in self.calls)
 
     def take(self, handler: BaseHTTPRequestHandler) -> Answer:
-        body = handler.rfile.read(int(handler.headers["content-length"]))
+        length = int(handler.headers["content-length"])
+        body = handler.rfile.read(length)
+        if len(body) < length:
+            # Whoever called was killed in mid-sentence.
+            return HANG_UP
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._lock:
             call = Call(len(self.calls) + 1, handler.path, headers, body)
@@ -86,6 +91,10 @@ class Provider:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever was killed in the middle of a call is part of the test."""
+
     # The default is five: more that come at once would have to knock again after a second.
     request_queue_size = 128
 
@@ -96,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         answer = self.provider.take(self)
-        if answer == HANG:
+        if answer in (HANG, HANG_UP):
             self.close_connection = True
             return
         if answer == ENDLESS:

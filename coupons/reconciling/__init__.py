@@ -1,0 +1,1 @@
+"""Gate, worker list and outbox held against PostgreSQL while everything runs, and mended where they differ."""

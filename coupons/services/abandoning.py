@@ -1,0 +1,92 @@
+"""Requests that were let in and of which nothing came: the answer is written before anything is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+
+from kafka_bridge import arrays
+from kafka_bridge.clock import database_time
+from kafka_bridge.contracts import isoformat_z
+
+from .. import policy
+from ..admission import reservations
+from .ending import Terminal, end_requests
+
+# Where others have the topic that their message stood on.
+NO_TOPIC = "(none)"
+
+_LOCK_COUPON = "SELECT coupon_type FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE"
+_UNWRITTEN = """
+    SELECT id FROM unnest(%s::uuid[]) AS asked (id)
+    WHERE NOT EXISTS (SELECT FROM kafka_bridge_outboxmessage WHERE event_id = asked.id)
+      AND NOT EXISTS (SELECT FROM coupons_issuerequest WHERE request_id = asked.id)
+"""
+_HOLDERS = "SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigint[]) AND coupon_id = %s"
+
+
+class Abandoned(NamedTuple):
+    """A request of which there is no outbox row; ``age_seconds`` None where nobody knows when it was let in."""
+
+    request_id: UUID
+    user_id: int
+    age_seconds: float | None
+
+
+def end_abandoned(*, coupon_id: int, abandoned: Sequence[Abandoned]) -> set[UUID]:
+    """End requests of which there is neither an outbox row nor a terminal row; returns the ids of those ended.
+
+    They end FAILED: ALREADY_ISSUED if their user has the coupon, else ERROR. Whoever inserts the outbox row of one of
+    them after that finds it decided. What was taken for it is given back with the commit or after it.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Everybody who ends requests of the coupon holds it, so nobody else decides one of them meanwhile.
+        cursor.execute(_LOCK_COUPON, [coupon_id])
+        row = cursor.fetchone()
+        if row is None:
+            return set()
+        now = database_time()
+        unwritten = _unwritten([one.request_id for one in abandoned])
+        ended = [one for one in abandoned if one.request_id in unwritten]
+        if not ended:
+            return set()
+        cursor.execute(_HOLDERS, [arrays.numbers([one.user_id for one in ended]), coupon_id])
+        holders = {user_id for (user_id,) in cursor.fetchall()}
+        reservations.give_back(unwritten)
+        end_requests(
+            [
+                Terminal(
+                    request_id=one.request_id,
+                    coupon_id=coupon_id,
+                    coupon_type=row[0],
+                    user_id=one.user_id,
+                    status=policy.FAILED,
+                    reason=policy.ALREADY_ISSUED if one.user_id in holders else policy.ERROR,
+                    user_coupon_id=None,
+                    source="",
+                    requested_at=_requested_at(one, now),
+                    processed_at=now,
+                    topic=NO_TOPIC,
+                    partition=-1,
+                    offset=-1,
+                    remaining=None,
+                    traceparent="",
+                )
+                for one in ended
+            ]
+        )
+        return unwritten
+
+
+def _requested_at(one: Abandoned, now: datetime) -> str | None:
+    return None if one.age_seconds is None else isoformat_z(now - timedelta(seconds=one.age_seconds))
+
+
+def _unwritten(request_ids: Collection[UUID]) -> set[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(_UNWRITTEN, [arrays.uuids(request_ids)])
+        return {request_id for (request_id,) in cursor.fetchall()}
