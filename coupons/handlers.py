@@ -7,12 +7,11 @@ from uuid import UUID
 
 from kafka_bridge.registry import ConsumerGroup, register_group, register_refusal, register_undecided
 
-from .clients import alimtalk
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
 from .models import IssueRequest
 from .services.issuing import issue_many
 from .services.rejecting import end_rejected
-from .telling import read_notice
+from .telling import keep, read_told, tell
 
 ISSUE = ConsumerGroup(
     name="issue",
@@ -24,9 +23,9 @@ ISSUE = ConsumerGroup(
 RESULTS = ConsumerGroup(
     name="results",
     event_types=(ISSUE_SUCCEEDED, ISSUE_FAILED),
-    decode=read_notice,
-    call=alimtalk.send,
-    handle=alimtalk.keep,
+    decode=read_told,
+    call=tell,
+    handle=keep,
     inbox=True,
     # As many may be sent again after a crash.
     largest_batch=100,

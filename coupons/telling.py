@@ -1,21 +1,35 @@
-"""What users are told about how their request for a coupon ended."""
+"""What follows from the result of a request: its user is told, and so is the admission that let it in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.registry import ReceivedMessage
 
+from .admission import Ended, settle
+from .clients import alimtalk
 from .clients.alimtalk import Notice
+from .events import IssueEnded
 from .messages import read_result_task
 from .policy import SUCCESS
 
 
-def read_notice(message: ReceivedMessage) -> Notice:
-    """What the result in ``message`` tells its user; nobody, if nobody could read whose request it was.
+class Told(NamedTuple):
+    """A result as its user and its admission are told; an ``ended`` of None concerns no admission."""
+
+    notice: Notice
+    ended: Ended | None
+
+
+def read_told(message: ReceivedMessage) -> Told:
+    """What the result in ``message`` tells; no user, if nobody could read whose request it was.
 
     Raises PoisonMessage.
     """
     event_id, result, traceparent = read_result_task(message)
-    return Notice(
+    notice = Notice(
         event_id=event_id,
         user_id=result.user_id,
         template="coupon.issue.succeeded" if result.status == SUCCESS else "coupon.issue.failed",
@@ -27,3 +41,25 @@ def read_notice(message: ReceivedMessage) -> Notice:
         },
         traceparent=traceparent,
     )
+    return Told(notice, _ended(result))
+
+
+def tell(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:
+    """Tell the admissions, then the users; returns and raises what ``alimtalk.send`` does.
+
+    The issuer has told the admissions already, unless it died between its commit and that: then a piece that was taken
+    comes back here.
+    """
+    settle([one.ended for one in told if one.ended is not None])
+    return alimtalk.send([one.notice for one in told], stop)
+
+
+def keep(told: Sequence[Told]) -> None:
+    """What ``alimtalk.keep`` does."""
+    alimtalk.keep([one.notice for one in told])
+
+
+def _ended(result: IssueEnded) -> Ended | None:
+    if result.coupon_id is None or result.user_id is None:
+        return None
+    return Ended(result.request_id, result.coupon_id, result.user_id, result.reason)

@@ -11,8 +11,8 @@ for i = 1, #ARGV, 3 do
     local entry = redis.call('HGET', KEYS[1], user)
     local own = entry and string.sub(entry, 1, 36) == request
     if reason == '' then
-        -- Whoever let it in: the piece is gone.
-        if not own then
+        -- Whoever let it in: the piece is gone. Unless this is told so late that it has come back since.
+        if not own and redis.call('SISMEMBER', KEYS[3], user) == 0 then
             redis.call('HSET', KEYS[1], user, '-')
         end
         redis.call('ZREM', KEYS[2], user)

@@ -25,12 +25,16 @@ from coupons.admission.gate import open_reservations
 from coupons.admission.gate_keys import keys, lock_key
 from coupons.admission.gate_releasing import release
 from coupons.catalogue import catalogue
+from coupons.handlers import RESULTS
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import letting_in
+from coupons.services import ending, letting_in
 from coupons.services.spending import coupon_hold, coupon_refund, coupon_use
 from devstack.ports import free_port
+from kafka_bridge.batch import BatchHandler
+from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox import insert_new_rows
+from tests.support.messages import message
 
 from .conftest import (
     accept,
@@ -175,6 +179,42 @@ def test_a_piece_that_a_refund_returned_goes_to_another_user(make_gate: MakeGate
     assert [ask(coupon, 1), ask(coupon, 2), ask(coupon, 3)] == ["already_issued", "accepted", "sold_out"]
     flush()
     assert [ask(coupon, 1), ask(coupon, 3)] == ["already_issued", "sold_out"]
+
+
+def tell_results() -> None:
+    """The results of all requests reach the group that tells of them, once more or for the first time."""
+    rows = OutboxMessage.objects.filter(event_type__in=RESULTS.event_types).order_by("id")
+    for row in rows:
+        headers = (("ce_type", row.event_type.encode()), ("ce_id", str(row.event_id).encode()))
+        told = message(bytes(row.payload or b""), topic=row.topic, headers=headers)
+        BatchHandler(RESULTS).handle([told], StopFlag())
+
+
+def test_what_an_issuer_that_died_did_not_tell_the_gate_the_result_event_does(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate()
+    accept(coupon, 1)
+    Coupon.objects.update(total_quantity=0)
+    with monkeypatch.context() as dead_after_the_commit:
+        dead_after_the_commit.setattr(ending, "settle", lambda ended: None)
+        issue()
+    assert gate_of(coupon) == ({1}, {1})
+    tell_results()
+    assert gate_of(coupon) == (set(), set())
+
+
+def test_a_success_that_is_told_late_does_not_take_a_returned_piece_again(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=1, refund_policy="RETURN_TO_POOL")
+    accept(coupon, 1)
+    issue()
+    piece = UserCoupon.objects.get().id
+    with transaction.atomic():
+        coupon_hold(user_coupon_id=piece, user_id=1, order_id=5, amount=1000)
+        coupon_use(user_coupon_id=piece, order_id=5)
+        coupon_refund(user_coupon_id=piece, order_id=5)
+    tell_results()
+    assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "accepted"]
 
 
 # A commit that fails

@@ -37,9 +37,9 @@ class Burst:
         """Why requests had to be sent again, see ``Connection.insist``."""
         return self._crowd.retries
 
-    def finish(self) -> list[Answer]:
-        """Wait for the last answer and return all of them; fails the test when they do not come."""
-        self._thread.join(_ANSWER_SECONDS)
+    def finish(self, seconds: float = _ANSWER_SECONDS) -> list[Answer]:
+        """Wait for the last answer and return all of them; fails the test when they do not come in time."""
+        self._thread.join(seconds)
         assert not self._thread.is_alive(), f"{self.accepted} of {len(self.asks)} answered; {dict(self.retries)}"
         return self._crowd.answers
 

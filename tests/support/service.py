@@ -65,6 +65,10 @@ class Service:
         process.start()
         return process
 
+    def run(self, *arguments: str) -> int:
+        """Run a command of ``manage.py`` to its end and return its exit code."""
+        return run_command(*arguments, env=self._env).returncode
+
     def end(self) -> None:
         """End everything; the ends of the logs are printed, which pytest shows for a failed test."""
         for process in self.processes.values():
