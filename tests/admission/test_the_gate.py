@@ -166,15 +166,19 @@ def test_a_late_release_leaves_the_users_next_request_alone(make_gate: MakeGate)
     assert gate_of(coupon) == ({1}, {1})
 
 
+def use_and_refund(piece: UserCoupon) -> None:
+    """An order uses the coupon, is paid and cancelled again."""
+    with transaction.atomic():
+        coupon_hold(user_coupon_id=piece.id, user_id=piece.user_id, order_id=5, amount=1000)
+        coupon_use(user_coupon_id=piece.id, order_id=5)
+        coupon_refund(user_coupon_id=piece.id, order_id=5)
+
+
 def test_a_piece_that_a_refund_returned_goes_to_another_user(make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=1, refund_policy="RETURN_TO_POOL")
     accept(coupon, 1)
     issue()
-    piece = UserCoupon.objects.get().id
-    with transaction.atomic():
-        coupon_hold(user_coupon_id=piece, user_id=1, order_id=5, amount=1000)
-        coupon_use(user_coupon_id=piece, order_id=5)
-        coupon_refund(user_coupon_id=piece, order_id=5)
+    use_and_refund(UserCoupon.objects.get())
 
     assert [ask(coupon, 1), ask(coupon, 2), ask(coupon, 3)] == ["already_issued", "accepted", "sold_out"]
     flush()
@@ -208,11 +212,7 @@ def test_a_success_that_is_told_late_does_not_take_a_returned_piece_again(make_g
     coupon = make_gate(total_quantity=1, refund_policy="RETURN_TO_POOL")
     accept(coupon, 1)
     issue()
-    piece = UserCoupon.objects.get().id
-    with transaction.atomic():
-        coupon_hold(user_coupon_id=piece, user_id=1, order_id=5, amount=1000)
-        coupon_use(user_coupon_id=piece, order_id=5)
-        coupon_refund(user_coupon_id=piece, order_id=5)
+    use_and_refund(UserCoupon.objects.get())
     tell_results()
     assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "accepted"]
 

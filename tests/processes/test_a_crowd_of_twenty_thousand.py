@@ -14,14 +14,13 @@ from django_redis import get_redis_connection
 
 from coupons import invariants
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from couponsite.demo.crowd import Answer
-from couponsite.demo.ledger import Undecided
 from couponsite.demo.processes import wait_until_ready
 from devstack import wait_until
 from kafka_bridge.models import DeadLetter
 from tests.processes.conftest import Web
 from tests.support.burst import Burst
 from tests.support.factories import CouponFactory
+from tests.support.ledger import when_decided
 from tests.support.service import Service, kill_group
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -80,11 +79,6 @@ def crowd(web: Web, coupon: Coupon) -> Iterator[Burst]:
     burst.stop()
 
 
-def when_decided(answers: Sequence[Answer]) -> None:
-    undecided = Undecided(answer.request_id for answer in answers if answer.request_id)
-    wait_until(lambda: undecided.look() == 0, SECONDS, "accepted requests without a result", 0.1)
-
-
 @pytest.mark.parametrize("admission", ["queue", "gate", "reserve"])
 def test_exactly_the_stock_is_issued_and_every_promise_kept(
     web: Web, service: Service, crowd: Burst, burst: Callable[..., Burst], coupon: Coupon, admission: str
@@ -96,11 +90,11 @@ def test_exactly_the_stock_is_issued_and_every_promise_kept(
         crowd.start()
         answers = crowd.finish(SECONDS)
     print(f"sent again: {dict(crowd.retries)}")
-    when_decided(answers)
+    when_decided(answers, SECONDS)
     # What a killed process took is given back by the reconciler: then whoever comes gets it.
     wait_until(lambda: service.run("reconcile", "--patience", "5") == 0, SECONDS, "the reconciler finds something", 1)
     late = burst(300, 300).finish()
-    when_decided(late)
+    when_decided(late, SECONDS)
 
     coupon.refresh_from_db()
     assert coupon.issued == UserCoupon.objects.count() == STOCK

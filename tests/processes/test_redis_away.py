@@ -1,4 +1,4 @@
-"""Redis stops in the middle of a burst: coupons are issued on, and PostgreSQL tells the statuses."""
+"""Redis stops in the middle of a burst: coupons are issued on, PostgreSQL tells the statuses, and gates come back."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 from pytest_django import Settings
+from waffle.models import Flag
 
-from coupons.models import Coupon, IssueRequest
+from coupons import invariants
+from coupons.models import Coupon, IssueRequest, Reservation
+from coupons.worker.share import FLAG
 from couponsite.demo.processes import procfile_process, wait_until_ready
-from devstack import Part, Stack
+from devstack import Part, Stack, wait_until
 from devstack.ports import free_port
-from tests.processes.conftest import Web, assert_in_the_middle_of, when_issued
+from tests.processes.conftest import STOCK, Web, assert_in_the_middle_of, when_issued
 from tests.support.burst import Burst
-from tests.support.ledger import assert_guarantees_hold
+from tests.support.ledger import assert_guarantees_hold, when_decided
 from tests.support.service import Service, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -67,3 +70,33 @@ def test_issuing_and_reading_go_on_without_redis(
     for request in IssueRequest.objects.order_by("?")[:20]:
         assert request.user_id is not None
         assert told_status(web.port, request, token(request.user_id)) == (request.status, request.reason)
+
+
+@pytest.mark.parametrize("worker_percent", [0, 50])
+def test_a_gate_whose_redis_dies_refuses_for_the_moment_and_loses_neither_piece_nor_promise(
+    redis: Part,
+    web: Web,
+    service: Service,
+    burst: Callable[..., Burst],
+    coupons: Sequence[Coupon],
+    worker_percent: int,
+) -> None:
+    Coupon.objects.update(admission="gate")
+    Flag.objects.create(name=FLAG, percent=worker_percent)
+    for role in ("relay", "issuer", "worker"):
+        service.start(role)
+    service.start("reconciler", "--patience", "5")
+    crowd = burst(3000, 1500)
+    when_issued(20)
+    redis.kill()
+    wait_until(lambda: crowd.retries["503"] > 20, 30, "nobody is told to come back")
+    redis.start()
+    answers = crowd.finish()
+    assert {answer.status for answer in answers} <= {202, 409}
+    when_decided(answers)
+    # What was taken for answers that never came is given back by the reconciler: whoever comes then gets it.
+    wait_until(lambda: service.run("reconcile", "--patience", "5") == 0, 60, "the reconciler finds something", 1)
+    when_decided(burst(400, 400).finish())
+    assert [Coupon.objects.get(id=coupon.id).issued for coupon in coupons] == [STOCK, STOCK]
+    assert not Reservation.objects.exists()
+    assert {name: lines for name, lines in invariants.violations() if lines} == {}

@@ -34,8 +34,7 @@ def assert_guarantees_hold(burst: Asked, coupons: Sequence[Coupon]) -> None:
     ``burst``. Waits for answers and results, and until relay and issuer have nothing left to do: repeats come last.
     """
     answers = burst.finish()
-    undecided = Undecided(answer.request_id for answer in answers if answer.request_id)
-    wait_until(lambda: undecided.look() == 0, RESULT_SECONDS, "accepted requests without a result")
+    when_decided(answers)
     wait_until(
         _nothing_left_to_do, RESULT_SECONDS, "rows that are not published, or messages that are not consumed", 0.2
     )
@@ -43,6 +42,12 @@ def assert_guarantees_hold(burst: Asked, coupons: Sequence[Coupon]) -> None:
     assert violations(burst.asks, answers, stock) == []
     assert not DeadLetter.objects.exists()
     assert {name: lines for name, lines in invariants.violations() if lines} == {}
+
+
+def when_decided(answers: Sequence[Answer], seconds: float = RESULT_SECONDS) -> None:
+    """Wait until everything that was accepted has its result."""
+    undecided = Undecided(answer.request_id for answer in answers if answer.request_id)
+    wait_until(lambda: undecided.look() == 0, seconds, "accepted requests without a result")
 
 
 def _nothing_left_to_do() -> bool:
