@@ -110,7 +110,7 @@ EXAMPLES = hypothesis_settings(
 
 _EMPTY = """
     TRUNCATE orders_order, orders_orderline, orders_product, orders_idempotencykey, coupons_couponledgerentry,
-             coupons_usercoupon, coupons_coupon, coupons_issuerequest, kafka_bridge_outboxmessage
+             coupons_usercoupon, coupons_coupon, coupons_issuerequest, kafka_bridge_outboxmessage CASCADE
 """
 
 
