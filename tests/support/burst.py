@@ -11,7 +11,7 @@ from coupons.models import Coupon
 from couponsite.demo.crowd import Answer, Crowd
 from couponsite.demo.sale import bearer_tokens, make_asks
 
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS = 180.0
 
 
 class Burst:

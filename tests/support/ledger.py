@@ -15,7 +15,7 @@ from kafka_bridge.client import group_lag
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.outbox import anything_unpublished
 
-RESULT_SECONDS = 60.0
+RESULT_SECONDS = 120.0
 
 
 class Asked(Protocol):
