@@ -46,8 +46,13 @@ def devstack(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def started(*arguments: str) -> "subprocess.Popen[str]":
+    """Start a command whose standard input stays open until the test lets go of it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "devstack", *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "devstack", *arguments],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
