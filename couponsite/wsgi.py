@@ -16,34 +16,39 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
 
 
-def measured(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """Gives API bodies that come without Content-Length (chunked, HTTP/2) their length.
+def reads_first(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
+    """Reads the bodies of API calls before anybody answers them, and tells their length.
 
-    Django takes a request without one for empty. What is read is bounded: one byte past the limit is enough
-    for the refusal. Only a server that ends the input where the body ends can be read from like this, and it
-    says so in ``wsgi.input_terminated``; with others such a request is refused (couponsite.middleware).
+    An answer given before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
+    that keeps its connections loses its next request on it. And Django takes a body without Content-Length (chunked,
+    HTTP/2) for empty. What is read is bounded: of a body that says it is too large nothing, of one that says nothing one
+    byte past the limit, which is enough for the refusal. Only a server that ends the input where the body ends can be
+    read from like this, and it says so in ``wsgi.input_terminated``; with others a body of unknown length is refused
+    (couponsite.middleware).
     """
     from django.conf import settings
 
     from couponsite.problems import is_api_path
 
-    def with_length(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if (
-            not environ.get("CONTENT_LENGTH")
-            and environ["REQUEST_METHOD"] not in ("GET", "HEAD")
-            and environ.get("wsgi.input_terminated")
-            and is_api_path(environ.get("PATH_INFO", ""))
-        ):
-            body = environ["wsgi.input"].read(settings.API_MAX_BODY_BYTES + 1)
-            environ["wsgi.input"] = BytesIO(body)
-            environ["CONTENT_LENGTH"] = str(len(body))
+    limit: int = settings.API_MAX_BODY_BYTES
+
+    def with_body(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ.get("wsgi.input_terminated") and is_api_path(environ.get("PATH_INFO", "")):
+            length = environ.get("CONTENT_LENGTH", "")
+            unknown = not length and (
+                "HTTP_TRANSFER_ENCODING" in environ or environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+            )
+            if unknown or (length.isdigit() and 0 < int(length) <= limit):
+                body = environ["wsgi.input"].read(limit + 1)
+                environ["wsgi.input"] = BytesIO(body)
+                environ["CONTENT_LENGTH"] = length or str(len(body))
         return application(environ, start_response)
 
-    return with_length
+    return with_body
 
 
 try:
-    application = measured(get_wsgi_application())
+    application = reads_first(get_wsgi_application())
     from kafka_bridge.heartbeat import Heartbeat
     from kafka_bridge.pressure import outbox_pressure
 

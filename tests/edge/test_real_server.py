@@ -1,8 +1,9 @@
-"""Bodies without Content-Length on the server we deploy: Django alone would take them for empty."""
+"""Bodies on the server we deploy: framed in every way, late, and refused before anybody needs them."""
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -104,3 +105,34 @@ def test_a_large_body_is_413_however_it_is_framed(port: int, headers: str, body:
 
 def test_a_broken_chunk_is_400(port: int) -> None:
     assert post(port, "Transfer-Encoding: chunked\r\n", b"zz\r\n").startswith("HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("status", "line", "headers"),
+    [
+        (401, "POST /api/v1/coupons/issue-async", "Content-Type: application/json\r\n"),
+        (404, "POST /api/v1/nowhere", "Content-Type: application/json\r\n"),
+        (405, "PUT /api/v1/coupons/issue-async", "Authorization: {token}\r\nContent-Type: application/json\r\n"),
+        (415, "POST /api/v1/coupons/issue-async", "Authorization: {token}\r\nContent-Type: text/plain\r\n"),
+        (400, "POST /api/v1/coupons/issue-async", "Authorization: {token}\r\nContent-Type: application/json\r\n"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [(f"Content-Length: {len(WRONG_TYPE)}\r\n", WRONG_TYPE), ("Transfer-Encoding: chunked\r\n", chunked(WRONG_TYPE))],
+)
+def test_a_refusal_keeps_the_connection_though_the_body_comes_after_the_head(
+    port: int, status: int, line: str, headers: str, framing: str, body: bytes
+) -> None:
+    token = f"Bearer {issue_access_token(1)}"
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\n{headers.format(token=token)}{framing}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(head.encode())
+        # An answer that does not wait for the body comes now, and the end of the connection with it.
+        assert not select.select([client], [], [], 0.2)[0]
+        client.sendall(body + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        with client.makefile("rb") as stream:
+            answers = stream.read().decode()
+    assert answers.startswith(f"HTTP/1.1 {status} ")
+    assert answers.count("HTTP/1.1 ") == 2
+    assert answers.endswith('{"status": "ok"}')
