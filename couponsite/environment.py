@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -11,6 +11,8 @@ from zoneinfo import ZoneInfo
 
 import environ  # type: ignore[import-untyped]
 from django.core.exceptions import ImproperlyConfigured
+
+from couponsite import strict_json
 
 T = TypeVar("T")
 
@@ -49,6 +51,16 @@ class Environment:
 
     def text(self, name: str, default: str | None = None) -> str:
         return self._read(name, default, str)
+
+    def matching(self, name: str, default: str, pattern: re.Pattern[str], told: str) -> str:
+        """A text that ``pattern`` matches as a whole; ``told`` says what that is."""
+
+        def parse(raw: str) -> str:
+            if not pattern.fullmatch(raw):
+                raise ValueError(f"is not {told}, correct it")
+            return raw
+
+        return self._read(name, default, parse)
 
     def secret(self, name: str, default: str | None = None, *, at_least: int) -> str:
         """A text of ``at_least`` bytes of UTF-8."""
@@ -98,12 +110,23 @@ class Environment:
         """A comma-separated list."""
         return self._read(name, list(default), lambda raw: [w.strip() for w in raw.split(",") if w.strip()])
 
+    def origins(self, name: str) -> list[str]:
+        """A comma-separated list of origins, scheme included; none when unset."""
+
+        def parse(raw: str) -> list[str]:
+            found = [word.strip() for word in raw.split(",") if word.strip()]
+            if not all(origin.startswith(("https://", "http://")) for origin in found):
+                raise ValueError("is not a list of origins, write it like https://shop.example,https://app.example")
+            return found
+
+        return self._read(name, [], parse)
+
     def json(self, name: str, default: object) -> Any:
         def parse(raw: str) -> object:
             try:
-                return json.loads(raw)
-            except (ValueError, RecursionError):
-                raise ValueError("is not valid JSON, mind the quotes") from None
+                return strict_json.decode(raw.encode())
+            except ValueError:
+                raise ValueError("is not valid JSON, mind the quotes and names that stand twice") from None
 
         return self._read(name, default, parse)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from django.db import DatabaseError, connection
-from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django_redis import get_redis_connection
 from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 
 from couponsite.connections import drop_connections
+from couponsite.problems import problem
 from kafka_bridge import metrics
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -61,7 +62,9 @@ def answer_probes(get_response: GetResponse) -> GetResponse:
         if probe is None:
             return get_response(request)
         if request.method not in ("GET", "HEAD"):
-            return HttpResponseNotAllowed(["GET", "HEAD"])
+            return problem(
+                request, "method_not_allowed", f"Method {request.method} not allowed.", headers={"Allow": "GET, HEAD"}
+            )
         response = probe(request)
         response["Content-Length"] = str(len(response.content))
         return response

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from couponsite.environment import Environment
 from couponsite.logging import logging_config
 from couponsite.processes import process_name
-from kafka_bridge.contracts import Route, overlay_groups, overlay_routes
+from kafka_bridge.contracts import TOPIC_NAME, Route, overlay_groups, overlay_routes
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ SECRET_KEY = env.secret(
     at_least=1 if DEBUG else 32,
 )
 ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
-CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", default=[])
+CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 
 # How many proxies stand in front and are believed: with 0 no X-Forwarded-* header counts.
 TRUSTED_PROXY_COUNT = env.whole("TRUSTED_PROXY_COUNT", default=0)
@@ -252,7 +252,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
 # Kafka
 
 KAFKA_BOOTSTRAP_SERVERS = env.servers("KAFKA_BOOTSTRAP_SERVERS", only_in_debug("localhost:9092"))
-KAFKA_TOPIC_PREFIX = env.text("KAFKA_TOPIC_PREFIX", default="")
+KAFKA_TOPIC_PREFIX = env.matching("KAFKA_TOPIC_PREFIX", "", TOPIC_NAME, "letters, digits, '.', '_' and '-'")
 KAFKA_REPLICATION_FACTOR = env.whole("KAFKA_REPLICATION_FACTOR", default=1, minimum=1)
 
 KAFKA_ROUTES: dict[str, Route] = env.overlay(
@@ -331,6 +331,9 @@ CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0)
 # Set but empty, it would make the metrics' client write its files into the working folder.
 if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+# The Procfile hands these to the web server, whose own refusal would not name them.
+for _name in ("PORT", "WEB_CONCURRENCY", "WEB_THREADS"):
+    env.whole(_name, default=1, minimum=1)
 METRICS_PORT = env.whole("METRICS_PORT", default=0)
 METRICS_HOST = env.text("METRICS_HOST", default="127.0.0.1")
 

@@ -21,9 +21,9 @@ def reads_first(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Ite
 
     An answer given before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
     that keeps its connections loses its next request on it. And Django takes a body without Content-Length (chunked,
-    HTTP/2) for empty. What is read is bounded: of a body that says it is too large nothing, of one that says nothing one
-    byte past the limit, which is enough for the refusal. Only a server that ends the input where the body ends can be
-    read from like this, and it says so in ``wsgi.input_terminated``; with others a body of unknown length is refused
+    HTTP/2) for empty. What is read is bounded: of a body that says it is too large nothing, of one that does not say
+    one byte past the limit, which is enough for the refusal. Only a server that ends the input where the body ends can
+    be read from like this, and it says so in ``wsgi.input_terminated``; with others a body of unknown length is refused
     (couponsite.middleware).
     """
     from django.conf import settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,10 @@ SOURCE = b"/coupon-service"
 
 # The fields that may be a message key, as the body has them and as a Struct calls them.
 KEY_FIELDS = {"couponType": "coupon_type", "couponId": "coupon_id", "orderId": "order_id"}
+# Keys of the same events: each of their bodies has all of them.
+_INTERCHANGEABLE = (frozenset({"couponType", "couponId"}),)
+# What Kafka takes for the name of a topic.
+TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 _OVERLAY_FIELDS = {
     "topic": "topic",
@@ -25,7 +30,8 @@ _OVERLAY_FIELDS = {
     "retentionMs": "retention_ms",
     "deadLetterTopic": "dead_letter_topic",
 }
-_TEXT_FIELDS = frozenset({"topic", "key", "deadLetterTopic"})
+_TOPIC_FIELDS = frozenset({"topic", "deadLetterTopic"})
+_TEXT_FIELDS = _TOPIC_FIELDS | {"key"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +82,12 @@ def _overlay_route(event_type: str, route: Route, changes: dict[str, Any]) -> Ro
         wanted = str if name in _TEXT_FIELDS else int
         if not isinstance(value, wanted) or isinstance(value, bool) or value in ("", 0):
             raise ValueError(f"{event_type}: {name} must be a {'text' if wanted is str else 'number'}")
+        if name in _TOPIC_FIELDS and not TOPIC_NAME.fullmatch(str(value)):
+            raise ValueError(f"{event_type}: {name} must be letters, digits, '.', '_' and '-', 249 at the most")
         values[_OVERLAY_FIELDS[name]] = value
-    if values.get("key", route.key) not in KEY_FIELDS:
-        raise ValueError(f"{event_type}: key must be one of {', '.join(sorted(KEY_FIELDS))}")
+    keys = next((keys for keys in _INTERCHANGEABLE if route.key in keys), {route.key})
+    if values.get("key", route.key) not in keys:
+        raise ValueError(f"{event_type}: key must be {' or '.join(sorted(keys))}")
     if values.get("partitions", 1) < 1 or values.get("replicas", 1) < 1:
         raise ValueError(f"{event_type}: partitions and replicas must be at least 1")
     # A dead-letter topic that was only derived from the old name follows the new one.

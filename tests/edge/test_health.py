@@ -21,4 +21,6 @@ def test_readiness_reports_its_servers(db: None, client: Client) -> None:
 
 
 def test_a_probe_is_only_read(db: None, client: Client) -> None:
-    assert client.post("/livez").status_code == 405
+    answer = client.post("/livez")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET, HEAD"
