@@ -9,6 +9,8 @@ WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Settings of commands that connect to nothing.
 OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing DEBUG= \
 	DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
+# Tests wait as much as they work, so two files run at a time; ARGS="-n 0" runs one, in this order and with its prints.
+LANES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint up down
@@ -22,7 +24,7 @@ demo: $(INSTALLED) ## a flash sale on real processes and its verdict; stays up u
 
 test: $(INSTALLED) ## every test, on real services; ARGS="tests/edge -k token" for some
 	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
-	exec python -m devstack run --name test -- python -m pytest $(ARGS)
+	exec python -m devstack run --name test -- python -m pytest $(LANES) $(ARGS)
 
 bench: $(INSTALLED) ## ratios measured on real services in about five minutes; ARGS="--only door --rows 5000000"
 	@export $(WITH_VENV) SECRET_KEY=for-benchmarks-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \

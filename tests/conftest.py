@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka.admin import AdminClient
+from django.conf import settings as project
+from django.test import TransactionTestCase
 from django_redis import get_redis_connection
 from pytest_django import Settings
 
@@ -15,6 +19,22 @@ from coupons.models import Coupon
 from couponsite.tokens import issue_access_token
 from kafka_bridge.client import ensure_topics
 from tests.support.factories import CouponFactory
+from tests.support.tables import empty_tables
+
+
+def pytest_configure() -> None:
+    """Give each lane of ``pytest -n`` a Redis database of its own: pytest-django does so for PostgreSQL only."""
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    url = urlsplit(project.REDIS_URL)
+    own = url._replace(path=f"/{int(url.path.strip('/') or 0) + lane}").geturl()
+    os.environ["REDIS_URL"] = project.REDIS_URL = project.CACHES["default"]["LOCATION"] = own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tables_emptied_cheaply() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", lambda case: empty_tables())
+        yield
 
 
 @pytest.fixture(autouse=True)
