@@ -33,7 +33,13 @@ _ALL_BUT_LOGIN = ["--exclude-tag", "auth"]
 def port(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a web process on the test database."""
     number = free_port()
-    env = environment(PORT=str(number), HOST="127.0.0.1", WEB_CONCURRENCY="1", AUTH_TOKEN_THROTTLE="1000000/min")
+    env = environment(
+        PORT=str(number),
+        HOST="127.0.0.1",
+        WEB_CONCURRENCY="1",
+        AUTH_TOKEN_THROTTLE="1000000/min",
+        DJANGO_SETTINGS_MODULE="tests.contract.settings",
+    )
     with procfile_process("web", env, tmp_path_factory.mktemp("web") / "web.log") as web:
         wait_until_ready(web, number)
         yield number
@@ -52,7 +58,7 @@ def searched(port: int, folder: Path, token: str, selection: Sequence[str]) -> s
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert run.returncode == 0, run.stdout
