@@ -50,7 +50,7 @@ def test_requests_are_accepted_while_kafka_is_down_and_issued_when_it_comes(
 ) -> None:
     broker.stop()
     service.start("relay")
-    service.start("issuer")
+    service.start("issuer", "--wait", "120")
     crowd = burst(requests=600, users=450)
     assert {answer.status for answer in crowd.finish()} == {202}
     assert not crowd.retries
@@ -80,7 +80,7 @@ def test_a_relay_killed_before_the_acknowledgement_sends_again(
 ) -> None:
     broker.kill()
     relay = service.start("relay")
-    service.start("issuer")
+    service.start("issuer", "--wait", "120")
     when_shards_are_held()
     crowd = burst(requests=600, users=450)
     crowd.finish()

@@ -16,7 +16,7 @@ from django.db import connection
 from couponsite.demo.processes import procfile_process
 from devstack import ManagedProcess
 
-_COMMAND_SECONDS = 30.0
+_COMMAND_SECONDS = 120.0
 
 
 def environment(**changes: str) -> dict[str, str]:
