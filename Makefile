@@ -9,7 +9,7 @@ WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Settings of commands that connect to nothing.
 OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing DEBUG= \
 	DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
-# Tests wait as much as they work, so two files run at a time; ARGS="-n 0" runs one, in this order and with its prints.
+# Tests wait as much as they work, so two files run at a time; ARGS="-n 0 -s" runs one after the other and shows prints.
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -17,7 +17,7 @@ from couponsite.demo.crowd import Answer, Ask, Connection, encode_request
 from couponsite.tokens import issue_access_token
 
 _CLIENTS = 4
-_ANSWER_SECONDS = 60.0
+_ANSWER_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
