@@ -12,7 +12,6 @@ from rest_framework.views import APIView
 
 from coupons.errors import NotFound
 from coupons.http import Nothing, caller_of, idempotency_key, traceparent
-from coupons.services.accepting import new_traceparent
 
 from . import openapi
 from .events import Id
@@ -70,7 +69,7 @@ class PayOrderView(APIView):
             order_id=order_id,
             user_id=caller_of(request).user_id,
             idempotency_key=idempotency_key(request),
-            traceparent=_trace(request),
+            traceparent=traceparent(request),
         )
         return Response(paid)
 
@@ -81,9 +80,6 @@ class CancelOrderView(APIView):
     @openapi.order_cancel
     def post(self, request: Request, order_id: int) -> Response:
         msgspec.convert(request.data, Nothing)
-        cancelled = order_cancel(order_id=order_id, user_id=caller_of(request).user_id, traceparent=_trace(request))
+        user_id = caller_of(request).user_id
+        cancelled = order_cancel(order_id=order_id, user_id=user_id, traceparent=traceparent(request))
         return Response(cancelled)
-
-
-def _trace(request: Request) -> str:
-    return traceparent(request) or new_traceparent()

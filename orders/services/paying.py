@@ -18,19 +18,16 @@ from coupons.errors import Unavailable
 from coupons.services.spending import coupon_use
 from kafka_bridge.clock import database_time
 from kafka_bridge.lifecycle import first_line
-from kafka_bridge.outbox import new_event_id, publish
 
 from .. import policy
 from ..answers import PaidOrder
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InProgress, InvalidState
-from ..events import OrderCompleted
-from ..messages import message_of
 from ..models import Order
 from .idempotency import key_claim, keys_answer, keys_forget
-from .lines import items_of
 from .locking import order_lock
 from .refunding import refund_settle, refund_want
+from .telling import order_tell_completed
 
 logger = logging.getLogger(__name__)
 
@@ -143,21 +140,10 @@ def _mark_paid(order: Order, traceparent: str) -> None:
     order.status = policy.PAID
     order.paid_at = database_time()
     order.paying_until = None
-    order.completed_event_id = new_event_id()
-    order.save(update_fields=["status", "paid_at", "paying_until", "completed_event_id"])
     if order.user_coupon_id is not None:
         coupon_use(user_coupon_id=order.user_coupon_id, order_id=order.id)
-    event = OrderCompleted(
-        order_id=order.id,
-        user_id=order.user_id,
-        items=items_of(order),
-        total_amount=order.total_amount,
-        discount_amount=order.discount_amount,
-        pay_amount=order.pay_amount,
-        user_coupon_id=order.user_coupon_id,
-        paid_at=order.paid_at,
-    )
-    publish([message_of(event, event_id=order.completed_event_id, traceparent=traceparent)])
+    order.completed_event_id = order_tell_completed(order, traceparent=traceparent)
+    order.save(update_fields=["status", "paid_at", "paying_until", "completed_event_id"])
 
 
 def _reopen(attempt: Attempt) -> None:

@@ -14,16 +14,13 @@ from coupons.errors import Unavailable
 from coupons.services.spending import coupon_refund
 from kafka_bridge.clock import database_time
 from kafka_bridge.lifecycle import first_line
-from kafka_bridge.outbox import new_event_id, publish
 
 from .. import policy
 from ..clients.payment import PaymentDeclined, payment_gateway
 from ..errors import InvalidState
-from ..events import OrderCancelled
-from ..messages import message_of
 from ..models import Order
-from .lines import items_of
 from .locking import order_lock
+from .telling import order_tell_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -82,18 +79,9 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
 
 def _cancel(order: Order, traceparent: str) -> None:
     """The order, what becomes of its coupon and the row of the outbox, in the caller's one transaction."""
-    assert order.paid_at is not None
     order.status = policy.CANCELLED
     order.cancelled_at = database_time()
-    order.cancelled_event_id = new_event_id()
-    order.save(update_fields=["status", "cancelled_at", "cancelled_event_id"])
     if order.user_coupon_id is not None:
         coupon_refund(user_coupon_id=order.user_coupon_id, order_id=order.id)
-    event = OrderCancelled(
-        order_id=order.id,
-        user_id=order.user_id,
-        items=items_of(order),
-        paid_at=order.paid_at,
-        cancelled_at=order.cancelled_at,
-    )
-    publish([message_of(event, event_id=order.cancelled_event_id, traceparent=traceparent)])
+    order.cancelled_event_id = order_tell_cancelled(order, traceparent=traceparent)
+    order.save(update_fields=["status", "cancelled_at", "cancelled_event_id"])

@@ -10,9 +10,11 @@ from pytest_django import Settings
 
 from coupons.errors import Unavailable
 from coupons.handlers import ISSUE
+from coupons.messages import is_traceparent
 from coupons.models import Coupon, UserCoupon
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage
 from orders.management.commands.expire_orders import sweep
 from orders.models import IdempotencyKey, Order, Product
 from orders.services.cancelling import order_cancel
@@ -153,3 +155,14 @@ def test_idempotency_keys_are_forgotten_after_two_days_and_not_after_one(tea: Pr
         IdempotencyKey.objects.filter(key=key).update(created_at=Now() - timedelta(hours=hours))
     assert sweep(StopFlag())["idempotency keys forgotten"] == 1
     assert list(IdempotencyKey.objects.values_list("key", flat=True)) == ["young"]
+
+
+def test_what_the_sweep_tells_has_a_trace_of_its_own(tea: Product) -> None:
+    refunded, paid = place(tea), place(tea)
+    order_pay(order_id=refunded, user_id=MINJI)
+    change(refunded, refund_requested_at=LONG_AGO)
+    change(paid, status="PAYING", paying_until=LONG_AGO)
+    sweep(StopFlag())
+    traces = OutboxMessage.objects.filter(event_type__startswith="order.").values_list("traceparent", flat=True)
+    assert len(set(traces)) == 3
+    assert all(is_traceparent(trace) for trace in traces)
