@@ -9,12 +9,15 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from coupons.errors import IdempotencyKeyReused
+from kafka_bridge.lifecycle import StopFlag
 
 from ..errors import InProgress
 from ..models import IdempotencyKey
 
 # Longer than the day that clients may count on.
 KEPT = timedelta(days=2)
+
+_BATCH = 1000
 
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
 
@@ -57,10 +60,16 @@ def keys_forget(*, user_id: int, operation: str, asked: bytes) -> None:
     _unanswered(user_id, operation, asked).delete()
 
 
-def keys_prune(*, limit: int) -> int:
-    """Forget up to ``limit`` keys that are past their time; returns how many."""
-    old = IdempotencyKey.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at")[:limit]
-    return IdempotencyKey.objects.filter(id__in=old.values("id")).delete()[0]
+def keys_prune(stop: StopFlag) -> int:
+    """Forget the keys that are past their time, in batches; returns how many."""
+    forgotten = 0
+    while not stop:
+        old = IdempotencyKey.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at")[:_BATCH]
+        batch = IdempotencyKey.objects.filter(id__in=old.values("id")).delete()[0]
+        if not batch:
+            break
+        forgotten += batch
+    return forgotten
 
 
 def _unanswered(user_id: int, operation: str, asked: bytes):  # type: ignore[no-untyped-def]

@@ -6,9 +6,12 @@ If the process dies in between, the sweep asks again under the same key and fini
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import NamedTuple
 
 from django.db import transaction
+from django.db.models import QuerySet
+from django.db.models.functions import Now
 
 from coupons.errors import Unavailable
 from coupons.services.spending import coupon_refund
@@ -16,13 +19,15 @@ from kafka_bridge.clock import database_time
 from kafka_bridge.lifecycle import first_line
 
 from .. import policy
-from ..clients.payment import PaymentDeclined, payment_gateway
+from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InvalidState
 from ..models import Order
 from .locking import order_lock
 from .telling import order_tell_cancelled
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = timedelta(seconds=LONGEST_CALL_SECONDS + 10)
 
 
 class Refund(NamedTuple):
@@ -39,11 +44,16 @@ def refund_want(order: Order) -> Refund:
     return Refund(order.id, order.pay_amount)
 
 
+def refunds_in_doubt() -> QuerySet[Order]:
+    """Orders whose money is to be given back and was not asked for just now: that call may be on the line."""
+    return Order.objects.filter(refund_requested_at__lte=Now() - _PATIENCE)
+
+
 def refund_take_over(order_id: int) -> Refund | None:
-    """A refund that was wanted and is not done; None if none is wanted any more."""
+    """Ask again for a refund in doubt; None if it is not, or if somebody has the order right now."""
     with transaction.atomic():
-        order = order_lock(order_id)
-        return None if order.refund_requested_at is None else refund_want(order)
+        order = refunds_in_doubt().filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
+        return None if order is None else refund_want(order)
 
 
 def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:

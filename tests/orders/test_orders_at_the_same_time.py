@@ -190,16 +190,16 @@ def test_paying_and_expiring_at_once_whoever_has_the_order_first_wins(tea: Produ
         payment = in_another_session(lambda: pay(order_id))
         when_asked()
         let_time_to_pay_end(order_id)
-        assert expire_unpaid() == 0
+        assert expire_unpaid(StopFlag()) == 0
         answer()
         assert outcome(payment) == "OK"
-    assert expire_unpaid() == 0
+    assert expire_unpaid(StopFlag()) == 0
     assert status_of(order_id) == "PAID"
     assert steps_of(user_coupon) == ["HELD", "USED"]
 
     other_id = place(tea)
     let_time_to_pay_end(other_id)
-    with OpenTransaction(expire_unpaid) as sweep:
+    with OpenTransaction(lambda: expire_unpaid(StopFlag())) as sweep:
         payment = in_another_session(lambda: pay(other_id))
         wait_until_blocked(beside=payment)
         sweep.commit()
@@ -216,7 +216,7 @@ def test_a_sweep_that_passed_over_the_states_would_expire_what_is_being_paid(
         when_asked()
         let_time_to_pay_end(order_id)
         monkeypatch.setattr(policy, "PENDING", "PAYING")
-        assert expire_unpaid() == 1
+        assert expire_unpaid(StopFlag()) == 1
         monkeypatch.undo()
         answer()
         # The money has moved by then, and has to go back.

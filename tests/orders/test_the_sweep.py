@@ -11,18 +11,20 @@ from pytest_django import Settings
 from coupons.errors import Unavailable
 from coupons.handlers import ISSUE
 from coupons.messages import is_traceparent
-from coupons.models import Coupon, UserCoupon
+from coupons.models import Coupon, CouponLedgerEntry, UserCoupon
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from orders.management.commands.expire_orders import sweep
 from orders.models import IdempotencyKey, Order, Product
+from orders.services import expiring
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
 from orders.services.placing import Wish, order_create
 from tests.support.factories import CouponFactory
-from tests.support.gateway import Call, MemoryBooks, Move, memory, time_out
+from tests.support.gateway import Call, MemoryBooks, Move, approve, memory, time_out
 from tests.support.messages import requests
+from tests.support.threads import OpenTransaction, in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -78,46 +80,132 @@ def test_many_orders_expire_in_one_sweep(tea: Product) -> None:
     assert set(Order.objects.values_list("status", flat=True)) == {"EXPIRED"}
 
 
-def test_an_order_whose_coupon_is_not_as_it_left_it_keeps_nobody_waiting(tea: Product) -> None:
-    spoiled_expiry, spoiled_payment = issue_to(MINJI), issue_to(HARU)
-    first = place(tea, user_coupon=spoiled_expiry)
-    change(first, expires_at=LONG_AGO)
-    second = place(tea, user_id=HARU, user_coupon=spoiled_payment)
-    change(second, status="PAYING", paying_until=LONG_AGO)
+def spoil(order_ids: list[int], step: str) -> None:
+    """The ledger has the step already that comes next, and the coupon has not."""
+    for order in Order.objects.filter(id__in=order_ids):
+        assert order.user_coupon_id is not None
+        CouponLedgerEntry.objects.create(user_coupon_id=order.user_coupon_id, order_id=order.id, step=step)
+
+
+def take_coupons_away() -> None:
     UserCoupon.objects.update(status="ISSUED")
-    expired, paid = place(tea), place(tea)
-    change(expired, expires_at="2020-01-02T00:00Z")
-    change(paid, status="PAYING", paying_until="2020-01-02T00:00Z")
-    done = sweep(StopFlag())
-    assert (done["orders expired"], done["payments settled"]) == (1, 1)
-    assert [status_of(order) for order in (expired, paid, first, second)] == ["EXPIRED", "PAID", "PENDING", "PAYING"]
 
 
-def test_while_the_provider_is_away_a_sweep_asks_once_and_expires_all_the_same(
+def test_orders_that_cannot_expire_keep_nobody_waiting(tea: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expiring, "_BATCH", 2)
+    users = range(MINJI, MINJI + 6)
+    bad = [place(tea, user_id=user_id, user_coupon=issue_to(user_id)) for user_id in users]
+    take_coupons_away()
+    UserCoupon.objects.filter(ledger__order_id__in=bad[:3]).update(status="HELD")
+    spoil(bad[:3], "RELEASED")
+    for order_id in bad:
+        change(order_id, expires_at=LONG_AGO)
+    others = [place(tea) for _ in range(3)]
+    for order_id in others:
+        change(order_id, expires_at="2020-01-02T00:00Z")
+    assert sweep(StopFlag())["orders expired"] == 3
+    assert {status_of(order_id) for order_id in others} == {"EXPIRED"}
+    assert {status_of(order_id) for order_id in bad} == {"PENDING"}
+
+
+@pytest.mark.parametrize("wrong", ["coupon", "ledger"])
+def test_a_payment_that_cannot_be_noted_keeps_nobody_waiting(tea: Product, books: MemoryBooks, wrong: str) -> None:
+    bad, good = place(tea, user_coupon=issue_to(MINJI)), place(tea)
+    change(bad, status="PAYING", paying_until=LONG_AGO)
+    change(good, status="PAYING", paying_until="2020-01-02T00:00Z")
+    if wrong == "coupon":
+        take_coupons_away()
+    else:
+        spoil([bad], "USED")
+    assert sweep(StopFlag())["payments settled"] == 1
+    assert [status_of(bad), status_of(good)] == ["PAYING", "PAID"]
+    # It is asked about again, and the money is taken once.
+    change(bad, paying_until=LONG_AGO)
+    sweep(StopFlag())
+    assert (len(books.asked("charge", bad)), books.charges(bad)) == (2, 1)
+
+
+def test_a_refund_that_cannot_be_noted_keeps_nobody_waiting(tea: Product, books: MemoryBooks) -> None:
+    bad, good = place(tea, user_coupon=issue_to(MINJI)), place(tea)
+    for order_id, requested_at in ((bad, LONG_AGO), (good, "2020-01-02T00:00Z")):
+        order_pay(order_id=order_id, user_id=MINJI)
+        change(order_id, refund_requested_at=requested_at)
+    spoil([bad], "RETURNED_TO_USER")
+    assert sweep(StopFlag())["refunds settled"] == 1
+    assert [status_of(bad), status_of(good)] == ["PAID", "CANCELLED"]
+
+
+def test_an_order_that_somebody_holds_keeps_nobody_waiting(tea: Product) -> None:
+    overdue, paying, refunding = orders = [place(tea) for _ in range(3)]
+    order_pay(order_id=refunding, user_id=MINJI)
+    change(overdue, expires_at=LONG_AGO)
+    change(paying, status="PAYING", paying_until=LONG_AGO)
+    change(refunding, refund_requested_at=LONG_AGO)
+    locked = Order.objects.filter(id__in=orders).select_for_update()
+    with OpenTransaction(lambda: list(locked)):
+        done = in_another_session(lambda: sweep(StopFlag())).result(10)
+        assert set(done.values()) == {0}
+    assert sum(sweep(StopFlag()).values()) == 3
+
+
+def test_of_two_sweeps_at_once_one_asks_for_each_payment_and_each_refund(tea: Product, books: MemoryBooks) -> None:
+    paying, refunding = place(tea), place(tea)
+    order_pay(order_id=refunding, user_id=MINJI)
+    change(paying, status="PAYING", paying_until=LONG_AGO)
+    change(refunding, refund_requested_at=LONG_AGO)
+    others: list[dict[str, int]] = []
+
+    def meanwhile(call: Call, move: Move) -> None:
+        memory.answer = approve if others else meanwhile
+        others.append(in_another_session(lambda: sweep(StopFlag())).result(10))
+        move()
+
+    memory.answer = meanwhile
+    mine = sweep(StopFlag())
+    assert [status_of(paying), status_of(refunding)] == ["PAID", "CANCELLED"]
+    assert (len(books.asked("charge", paying)), len(books.asked("refund", refunding))) == (1, 1)
+    assert sum(sum(done.values()) for done in [mine, *others]) == 2
+
+
+def test_a_sweep_that_takes_long_ends_and_leaves_the_rest_to_the_next(
+    tea: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiring, "_LONGEST_SECONDS", 0)
+    in_doubt = [place(tea) for _ in range(3)]
+    for order_id in in_doubt:
+        change(order_id, status="PAYING", paying_until=LONG_AGO)
+    for settled in range(1, 4):
+        sweep(StopFlag())
+        assert Order.objects.filter(status="PAID").count() == settled
+
+
+def test_while_the_provider_is_away_a_sweep_asks_three_times_and_expires_all_the_same(
     tea: Product, books: MemoryBooks
 ) -> None:
-    in_doubt, expired = [place(tea), place(tea)], place(tea)
+    in_doubt, expired = [place(tea) for _ in range(5)], place(tea)
     for order_id in in_doubt:
         change(order_id, status="PAYING", paying_until=LONG_AGO)
     change(expired, expires_at=LONG_AGO)
     memory.answer = time_out
     assert sweep(StopFlag())["orders expired"] == 1
-    assert len(books.calls) == 1
+    assert len(books.calls) == 3
 
 
-def test_a_payment_that_gets_no_answer_goes_to_the_end_of_the_line(tea: Product) -> None:
-    unlucky, others = place(tea), [place(tea), place(tea)]
-    change(unlucky, status="PAYING", paying_until="2020-01-01T00:00Z")
+def test_payments_that_get_no_answer_go_to_the_end_of_the_line(tea: Product) -> None:
+    unlucky, others = [place(tea) for _ in range(4)], [place(tea), place(tea)]
+    for order_id in unlucky:
+        change(order_id, status="PAYING", paying_until=LONG_AGO)
     for order_id in others:
         change(order_id, status="PAYING", paying_until="2020-01-02T00:00Z")
 
-    def no_answer_for_one(call: Call, move: Move) -> None:
-        time_out(call, move) if call.order_id == unlucky else move()
+    def no_answer_for_some(call: Call, move: Move) -> None:
+        time_out(call, move) if call.order_id in unlucky else move()
 
-    memory.answer = no_answer_for_one
+    memory.answer = no_answer_for_some
     sweep(StopFlag())
     sweep(StopFlag())
-    assert [status_of(order_id) for order_id in (unlucky, *others)] == ["PAYING", "PAID", "PAID"]
+    assert {status_of(order_id) for order_id in unlucky} == {"PAYING"}
+    assert {status_of(order_id) for order_id in others} == {"PAID"}
 
 
 def test_a_refund_that_got_no_answer_is_asked_for_again_but_not_at_once(tea: Product, books: MemoryBooks) -> None:

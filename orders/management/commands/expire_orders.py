@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import logging
 from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db import transaction
 
 from kafka_bridge.errors import is_transient
 from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
@@ -16,8 +14,6 @@ from ...services.expiring import expire_unpaid, settle_payments, settle_refunds
 from ...services.idempotency import keys_prune
 
 logger = logging.getLogger(__name__)
-
-_PRUNED_AT_ONCE = 1000
 
 
 class Command(WorkerCommand):
@@ -65,23 +61,11 @@ def sweep(stop: StopFlag) -> dict[str, int]:
     What needs the payment provider comes last: while that is slow, coupons are released all the same.
     """
     return {
-        "orders expired": _repeat(expire_unpaid, stop),
-        "idempotency keys forgotten": _repeat(_prune, stop),
+        "orders expired": expire_unpaid(stop),
+        "idempotency keys forgotten": keys_prune(stop),
         "payments settled": settle_payments(stop),
         "refunds settled": settle_refunds(stop),
     }
-
-
-def _repeat(step: Callable[[], int], stop: StopFlag) -> int:
-    total = 0
-    while not stop and (done := step()):
-        total += done
-    return total
-
-
-def _prune() -> int:
-    with transaction.atomic():
-        return keys_prune(limit=_PRUNED_AT_ONCE)
 
 
 def _report(done: dict[str, int]) -> str:
