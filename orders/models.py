@@ -119,6 +119,12 @@ class IdempotencyKey(models.Model):
         indexes = [
             # Forgetting what is old.
             models.Index(fields=["created_at"], name="idempotency_key_age"),
+            # Answering what is under way, at every payment; almost empty, however many keys a user has.
+            models.Index(
+                fields=["user_id", "operation", "fingerprint"],
+                name="idempotency_key_unanswered",
+                condition=Q(response=None),
+            ),
         ]
 
     def __str__(self) -> str:

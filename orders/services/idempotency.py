@@ -6,6 +6,7 @@ import hashlib
 from datetime import timedelta
 
 from django.db import connection
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from coupons.errors import IdempotencyKeyReused
@@ -40,10 +41,9 @@ def key_claim(*, user_id: int, operation: str, key: str, asked: bytes) -> bytes 
     if not alone:
         raise InProgress("A call with this Idempotency-Key is under way: ask again in a moment.", retry_after=1)
     mark = fingerprint(asked)
-    row, created = IdempotencyKey.objects.get_or_create(
-        user_id=user_id, operation=operation, key=key, defaults={"fingerprint": mark}
-    )
-    if created:
+    row = IdempotencyKey.objects.filter(user_id=user_id, operation=operation, key=key).first()
+    if row is None:
+        IdempotencyKey.objects.create(user_id=user_id, operation=operation, key=key, fingerprint=mark)
         return None
     if bytes(row.fingerprint) != mark:
         raise IdempotencyKeyReused("The Idempotency-Key belongs to another call: make a new one for this.")
@@ -72,7 +72,7 @@ def keys_prune(stop: StopFlag) -> int:
     return forgotten
 
 
-def _unanswered(user_id: int, operation: str, asked: bytes):  # type: ignore[no-untyped-def]
+def _unanswered(user_id: int, operation: str, asked: bytes) -> QuerySet[IdempotencyKey]:
     return IdempotencyKey.objects.filter(
         user_id=user_id, operation=operation, fingerprint=fingerprint(asked), response=None
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import IntegrityError, connection
 from django.db.models import F
 from pytest_django import Settings
 
@@ -136,7 +137,9 @@ def test_without_its_lock_a_key_under_way_would_keep_the_client_waiting(
         wait_until_blocked(beside=second)
         assert not second.done()
         first.commit()
-        assert second.result(10).status_code == 201
+        # And the client would be told of an error of ours.
+        with pytest.raises(IntegrityError, match="one_call_per_idempotency_key"):
+            second.result(10)
     assert Order.objects.count() == 1
 
 
@@ -243,6 +246,15 @@ def test_a_key_is_kept_for_a_day_and_forgotten_some_time_later(ask: Ask, setting
     IdempotencyKey.objects.update(created_at=F("created_at") - 24 * hour)
     call_command("expire_orders")
     assert ask("k").json()["orderId"] != first["orderId"]
+
+
+def test_a_payment_finds_its_keys_among_many_of_its_user() -> None:
+    kept = (IdempotencyKey(user_id=ALICE, operation="pay", key=str(n), response=b"{}") for n in range(5000))
+    IdempotencyKey.objects.bulk_create(kept)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE orders_idempotencykey")
+    plan = idempotency._unanswered(ALICE, "pay", b"4711").explain()
+    assert "idempotency_key_unanswered" in plan
 
 
 def test_the_kept_answer_is_the_body_that_was_sent(ask: Ask) -> None:
