@@ -33,7 +33,7 @@ from coupons import invariants as coupon_invariants
 from coupons import policy as coupon_policy
 from coupons.errors import DomainError
 from coupons.handlers import ISSUE
-from coupons.models import Coupon, CouponLedgerEntry, UserCoupon
+from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, UserCoupon
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
@@ -57,15 +57,17 @@ from tests.support.gateway import (
     move_and_time_out,
     time_out,
 )
-from tests.support.messages import requests
+from tests.support.messages import request_id, requests
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LONG_AGO = "2020-01-01T00:00Z"
 USERS = (1, 2)
+# Comes when every piece is gone, and gets one once a refund has returned it to the pool.
+LATECOMER = 3
 POLICIES = ("RETURN_TO_USER", "RETURN_TO_POOL", "BURN")
 OFF = {"discount_type": "FIXED", "discount_value": 1000}
-COUPONS = tuple((policy, user_id) for policy in POLICIES for user_id in USERS)
+COUPONS = (*((policy, user_id) for policy in POLICIES for user_id in USERS), ("RETURN_TO_POOL", LATECOMER))
 
 ANSWERS = st.sampled_from([approve, approve, approve, decline, time_out, move_and_time_out, die, move_and_die])
 LATE_ANSWERS = st.sampled_from([approve, decline, time_out])
@@ -115,7 +117,7 @@ _EMPTY = """
 
 
 class Shop(RuleBasedStateMachine):
-    """Two users, a coupon of each refund policy for both, and a provider whose books are compared with ours."""
+    """Two users with a coupon of each refund policy, one who comes later, and a provider whose books are compared."""
 
     orders = Bundle("orders")
 
@@ -126,10 +128,15 @@ class Shop(RuleBasedStateMachine):
         memory.reset()
         self.seen: dict[int, Order] = {}
         self.product = Product.objects.create(name="tea", price=1000)
-        coupons = [CouponFactory.create(refund_policy=refund_policy, **OFF) for refund_policy in POLICIES]
+        pieces = {"total_quantity": len(USERS), **OFF}
+        coupons = [CouponFactory.create(refund_policy=refund_policy, **pieces) for refund_policy in POLICIES]
         BatchHandler(ISSUE).handle([item for coupon in coupons for item in requests(coupon, USERS)], StopFlag())
-        rows = UserCoupon.objects.values_list("coupon__refund_policy", "user_id", "id")
-        self.coupons = {(refund_policy, user_id): pk for refund_policy, user_id, pk in rows}
+
+    def coupon_id(self, coupon: tuple[str, int]) -> int:
+        """The id of a user's coupon; 0 if the user has none."""
+        refund_policy, user_id = coupon
+        found = UserCoupon.objects.filter(coupon__refund_policy=refund_policy, user_id=user_id)
+        return found.values_list("id", flat=True).first() or 0
 
     @rule(
         target=orders,
@@ -139,15 +146,13 @@ class Shop(RuleBasedStateMachine):
     )
     def place_with_a_coupon(self, coupon: tuple[str, int], user_id: int | None, quantity: int) -> Any:
         """The coupon's user, or somebody, wants it for an order; of one piece nothing is left to pay."""
-        user_id = user_id or coupon[1]
-        usable = UserCoupon.objects.filter(
-            Q(expires_at=None), id=self.coupons[coupon], user_id=user_id, status="ISSUED"
-        ).exists()
+        user_id, coupon_id = user_id or coupon[1], self.coupon_id(coupon)
+        usable = UserCoupon.objects.filter(Q(expires_at=None), id=coupon_id, user_id=user_id, status="ISSUED").exists()
         order = self.try_to(
             lambda: order_create(
                 user_id=user_id,
                 wishes=[Wish(self.product.id, quantity)],
-                user_coupon_id=self.coupons[coupon],
+                user_coupon_id=coupon_id,
             )
         )
         assert (order is not None) == usable
@@ -199,6 +204,25 @@ class Shop(RuleBasedStateMachine):
         self.pay(order_id, answer=approve, key=key)
         self.cancel(order_id, answer=answer)
 
+    @rule(target=orders, user_id=st.sampled_from([*USERS, LATECOMER]), answer=ANSWERS)
+    def return_to_the_pool_and_claim(self, user_id: int, answer: Answer) -> Any:
+        """A user's piece goes back, perhaps, and everybody wants it."""
+        order_id = self.place_with_a_coupon(("RETURN_TO_POOL", user_id), user_id=None, quantity=2)
+        if isinstance(order_id, int):
+            self.pay_and_cancel(order_id, key=None, answer=answer)
+        for claimant in (*USERS, LATECOMER):
+            self.claim(claimant)
+        return order_id
+
+    def claim(self, user_id: int) -> None:
+        """Whoever had a piece of the pool once gets no other; of the others those for whom there is one."""
+        coupon = Coupon.objects.get(refund_policy="RETURN_TO_POOL")
+        had_one = UserCoupon.objects.filter(coupon=coupon, user_id=user_id).exists()
+        expected = "ALREADY_ISSUED" if had_one else "SOLD_OUT" if coupon.issued == coupon.total_quantity else None
+        [request] = requests(coupon, [user_id])
+        BatchHandler(ISSUE).handle([request], StopFlag())
+        assert IssueRequest.objects.get(request_id=request_id(request)).reason == expected
+
     @rule(answer=ANSWERS)
     def sweep(self, answer: Answer) -> None:
         memory.answer = answer
@@ -221,7 +245,7 @@ class Shop(RuleBasedStateMachine):
 
     @rule(coupon=st.sampled_from(COUPONS))
     def coupon_expires(self, coupon: tuple[str, int]) -> None:
-        UserCoupon.objects.filter(id=self.coupons[coupon]).update(expires_at=LONG_AGO)
+        UserCoupon.objects.filter(id=self.coupon_id(coupon)).update(expires_at=LONG_AGO)
 
     @invariant()
     def everything_fits(self) -> None:
