@@ -23,14 +23,12 @@ from .contracts import Headers
 from .errors import PoisonFlood, is_transient
 from .lifecycle import StopFlag, drop_connection, first_line
 from .registry import ConsumerGroup, ReceivedMessage, unprefixed
+from .waiting import Partition, WaitingPartitions
 
 logger = logging.getLogger(__name__)
 
-Partition = tuple[str, int]
-
 _POLL_SECONDS = 0.1
 _IDLE_BEFORE_EXIT = 1.0
-_MAX_PAUSE = 10.0
 _MEASURE_SECONDS = 1.0
 
 
@@ -49,9 +47,7 @@ class GroupConsumer:
         self._assigned: set[Partition] = set()
         self._at_end: set[Partition] = set()
         self._joined = False
-        # Partitions whose batch failed: how long they wait in seconds, and until when.
-        self._pauses: dict[Partition, float] = {}
-        self._retry_at: dict[Partition, float] = {}
+        self._waiting = WaitingPartitions(group.name)
         # The next offset to be handled, for the lag.
         self._next_offsets: dict[Partition, int] = {}
         self._measured_at = float("-inf")
@@ -93,17 +89,25 @@ class GroupConsumer:
 
     def _ready(self) -> list[Partition]:
         """The partitions with messages in hand that need not wait."""
-        now = time.monotonic()
         return sorted(
-            partition
-            for partition, messages in self._buffers.items()
-            if messages and self._retry_at.get(partition, 0.0) <= now
+            partition for partition, messages in self._buffers.items() if messages and self._waiting.is_due(partition)
         )
+
+    def _pause_what_is_full(self, consumer: Consumer) -> None:
+        """Fetch no more of a partition that waits and has a batch in hand.
+
+        Until then what comes later joins the batch: when one message alone cannot be told from a service that is away,
+        the others can.
+        """
+        for partition, messages in self._buffers.items():
+            if partition in self._waiting and len(messages) >= self._batch_size:
+                consumer.pause([TopicPartition(*partition)])
 
     def _at_the_end(self) -> bool:
         return self._joined and self._at_end == self._assigned and not any(self._buffers.values())
 
     def _fetch(self, consumer: Consumer) -> None:
+        self._pause_what_is_full(consumer)
         if self._ready():
             # There is work left over: only look for more, and keep the membership alive.
             messages = consumer.consume(self._batch_size, timeout=0)
@@ -147,8 +151,9 @@ class GroupConsumer:
             partition = (item.topic, item.partition)
             self._assigned.discard(partition)
             self._at_end.discard(partition)
-            for state in (self._buffers, self._pauses, self._retry_at, self._next_offsets):
+            for state in (self._buffers, self._next_offsets):
                 state.pop(partition, None)
+            self._waiting.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
                 with contextlib.suppress(KeyError):
                     gauge.remove(self._group.name, item.topic, str(item.partition))
@@ -163,23 +168,15 @@ class GroupConsumer:
             return False
         except Exception as error:
             drop_connection()
-            self._hold(consumer, partition, batch, error)
+            self._hold(partition, batch, error)
             return False
-        if self._pauses.pop(partition, None) is not None:
-            self._retry_at.pop(partition, None)
+        if self._waiting.go_on(partition):
             consumer.resume([TopicPartition(*partition)])
-            self._paused(partition, 0)
         return True
 
-    def _hold(
-        self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception
-    ) -> None:
+    def _hold(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Let this partition wait, with nothing dropped, while the others go on."""
-        pause = min(self._pauses.get(partition, settings.CONSUMER_BACKOFF_SECONDS / 2) * 2, _MAX_PAUSE)
-        self._pauses[partition] = pause
-        self._retry_at[partition] = time.monotonic() + pause
-        consumer.pause([TopicPartition(*partition)])
-        self._paused(partition, 1)
+        self._waiting.hold(partition, str(batch[0]), first_line(error))
         if is_transient(error):
             logger.warning("%s: %s waits: %s", self._group.name, batch[0], first_line(error))
         elif isinstance(error, PoisonFlood):
@@ -208,9 +205,6 @@ class GroupConsumer:
             # As far as the client has heard of the partition's end; asking the broker would cost a round trip.
             _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
             metrics.LAG.labels(self._group.name, topic, str(number)).set(max(0, end - next_offset))
-
-    def _paused(self, partition: Partition, value: int) -> None:
-        metrics.PAUSED.labels(self._group.name, partition[0], str(partition[1])).set(value)
 
 
 def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
