@@ -6,12 +6,13 @@ they differ: when the service is away nothing gets through, and then nobody's me
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from functools import cache
 from typing import NamedTuple
 from uuid import UUID
@@ -38,6 +39,7 @@ FEW = 3
 _FORGOTTEN_AFTER = 120.0
 # An answer's body interests nobody; one that is read to its end leaves the connection for the next call.
 _BODY_BYTES = 64 * 1024
+_LOOK_SECONDS = 0.1
 
 _TRY_AGAIN = frozenset({408, 425, 429})
 # Not the fault of the message: the address is wrong, or the key.
@@ -45,11 +47,15 @@ _MISDIRECTED = frozenset({401, 403, 404, 405, 407})
 
 
 class HttpCall(NamedTuple):
-    """A POST of ``body`` (JSON); ``traceparent`` may be empty."""
+    """A POST of ``body`` (JSON); ``traceparent`` may be empty.
+
+    Calls of one ``line`` are made one after the other, in order.
+    """
 
     idempotency_key: UUID
     body: bytes
     traceparent: str = ""
+    line: int | None = None
 
 
 class Endpoint:
@@ -62,7 +68,7 @@ class Endpoint:
         self._headers = {**headers, "content-type": "application/json"}
         self._mend = mend
         self._record = _Record()
-        self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix=name)
+        self._slots = asyncio.Semaphore(PARALLEL)
 
     def post_all(self, calls: Sequence[HttpCall], stop: StopFlag) -> list[Exception | None]:
         """Make ``calls``, several at once; returns for each None if it was answered with 2xx, or its error.
@@ -74,19 +80,26 @@ class Endpoint:
         since = self._record.successes
         deadline = time.monotonic() + BUDGET
         outcomes: dict[int, Future[Exception | None]] = {}
+        last_of_line: dict[int, Future[Exception | None]] = {}
 
-        def begin(places: Collection[int]) -> list[Future[Exception | None]]:
-            started = {place: self._pool.submit(self._post, calls[place], stop, deadline) for place in places}
-            outcomes.update(started)
-            return list(started.values())
+        def begin(places: Sequence[int]) -> list[Future[Exception | None]]:
+            for place in places:
+                call = calls[place]
+                before = None if call.line is None else last_of_line.get(call.line)
+                outcomes[place] = asyncio.run_coroutine_threadsafe(self._post(call, stop, deadline, before), _loop())
+                if call.line is not None:
+                    last_of_line[call.line] = outcomes[place]
+            return [outcomes[place] for place in places]
 
-        # First as many as are under way at once: when none of those gets through, the others need not wait for their
-        # timeouts. A random choice, since a batch that comes again may begin with those that never get through.
-        first = random.sample(range(len(calls)), min(PARALLEL, len(calls)))
-        answered = any(_answered(future.result()) for future in as_completed(begin(first)))
+        # In order, but those that failed before come last: a batch that comes again may begin with some that never get
+        # through. First as many as are under way at once: when none of those gets through, the others need not wait for
+        # their timeouts.
+        failing = self._record.failing()
+        order = sorted(range(len(calls)), key=lambda place: calls[place].idempotency_key in failing)
+        answered = any(_answered(future.result()) for future in as_completed(begin(order[:PARALLEL])))
         if not answered:
             self._raise_if_away(calls, outcomes, since, stop)
-        for future in begin(set(range(len(calls))).difference(first)):
+        for future in begin(order[PARALLEL:]):
             answered = _answered(future.result()) or answered
         if not answered:
             self._raise_if_away(calls, outcomes, since, stop)
@@ -113,38 +126,50 @@ class Endpoint:
         self._record.failed(failed, since)
         return failed
 
-    def _post(self, call: HttpCall, stop: StopFlag, deadline: float) -> Exception | None:
-        """One call with its tries."""
+    async def _post(
+        self, call: HttpCall, stop: StopFlag, deadline: float, before: Future[Exception | None] | None
+    ) -> Exception | None:
+        """One call with its tries, once it is its turn."""
+        if before is not None:
+            await asyncio.wrap_future(before)
+        async with self._slots:
+            return await self._post_now(call, stop, deadline)
+
+    async def _post_now(self, call: HttpCall, stop: StopFlag, deadline: float) -> Exception | None:
         failure: Exception = CallFailed("not called: there was no time left")
         for pause in (*PAUSES, 0.0):
             if stop:
                 return CallFailed("stopped")
             if time.monotonic() >= deadline:
                 break
-            outcome = self._try(call)
+            outcome = await self._try(call)
             if outcome is None:
                 self._record.got_through(call.idempotency_key)
                 return None
             failure = outcome.error
             if not outcome.again:
                 break
-            if pause and stop.wait(max(outcome.wait, pause * random.uniform(0.5, 1.5))):
+            if pause and await _wait(stop, max(outcome.wait, pause * random.uniform(0.5, 1.5))):
                 return CallFailed("stopped")
         return failure
 
-    def _try(self, call: HttpCall) -> _NoSuccess | None:
+    async def _try(self, call: HttpCall) -> _NoSuccess | None:
         headers = {**self._headers, "Idempotency-Key": str(call.idempotency_key)}
         if call.traceparent:
             headers["traceparent"] = call.traceparent
-        timeout = settings.HTTP_TIMEOUT_SECONDS
+        seconds, response = settings.HTTP_TIMEOUT_SECONDS, None
         try:
-            with _client().stream("POST", self._url, content=call.body, headers=headers, timeout=timeout) as response:
-                _read_little(response)
+            # Over everything: a timeout of the client begins anew with every byte of an answer that drips.
+            async with (
+                asyncio.timeout(seconds),
+                _client().stream("POST", self._url, content=call.body, headers=headers) as response,
+            ):
+                await _read_little(response)
         # Only their kind is told: some texts quote headers, and with them the key.
-        except httpx.TimeoutException:
-            return _NoSuccess(CallFailed(f"no answer within {timeout:g} s"))
-        except httpx.TransportError as error:
-            return _NoSuccess(CallFailed(f"no connection ({type(error).__name__})"))
+        except (TimeoutError, httpx.TransportError) as error:
+            # Once there is a status it tells all, whatever becomes of the body.
+            if response is None:
+                return _NoSuccess(CallFailed(_told(error, seconds)))
         except (httpx.InvalidURL, UnicodeError) as error:
             return _NoSuccess(CallFailed(f"cannot be called ({type(error).__name__}); {self._mend}"), again=False)
         return self._judged(response)
@@ -186,6 +211,11 @@ class _Record:
             self.successes += 1
             self._failing.pop(key, None)
 
+    def failing(self) -> set[UUID]:
+        """The calls that were given up and have not got through since."""
+        with self._lock:
+            return set(self._failing)
+
     def failed(self, keys: Collection[UUID], since: int) -> None:
         """Note calls that were given up; ``since``: how many had got through when they began."""
         now = time.monotonic()
@@ -206,18 +236,40 @@ class _Record:
         return successes > 0 and len(self._failing) <= max(FEW, successes // 10)
 
 
-_making_the_client = threading.Lock()
+_making = threading.Lock()
 
 
-def _client() -> httpx.Client:
-    """One for all threads, made at the first call: no process that is forked may share its connections."""
-    with _making_the_client:
-        return _make_client()
+def _loop() -> asyncio.AbstractEventLoop:
+    """Where all calls are made: a thread begun at the first one, which no process that is forked has."""
+    with _making:
+        return _make_loop()
 
 
 @cache
-def _make_client() -> httpx.Client:
-    return httpx.Client()
+def _make_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="http-calls", daemon=True).start()
+    return loop
+
+
+@cache
+def _client() -> httpx.AsyncClient:
+    """One for all calls, within the loop."""
+    return httpx.AsyncClient(timeout=None)
+
+
+async def _wait(stop: StopFlag, seconds: float) -> bool:
+    """Wait up to ``seconds``; returns whether to stop."""
+    deadline = time.monotonic() + seconds
+    while not stop and (left := deadline - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, _LOOK_SECONDS))
+    return bool(stop)
+
+
+def _told(error: Exception, seconds: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {seconds:g} s"
+    return f"no connection ({type(error).__name__})"
 
 
 def _answered(outcome: Exception | None) -> bool:
@@ -225,9 +277,9 @@ def _answered(outcome: Exception | None) -> bool:
     return not isinstance(outcome, CallFailed)
 
 
-def _read_little(response: httpx.Response) -> None:
+async def _read_little(response: httpx.Response) -> None:
     read = 0
-    for chunk in response.iter_raw():
+    async for chunk in response.aiter_raw():
         read += len(chunk)
         if read > _BODY_BYTES:
             break

@@ -36,14 +36,16 @@ class Notice(NamedTuple):
 def send(notices: Sequence[Notice], stop: StopFlag) -> Sequence[Exception | None]:
     """Tell the users by AlimTalk, outside of any transaction; returns and raises what ``Endpoint.post_all`` does.
 
-    The event id is the idempotency key: a notice that is sent again reaches nobody twice. Without ALIMTALK_URL there
-    is nothing to send: ``keep`` takes the notices.
+    The event id is the idempotency key: a notice that is sent again reaches nobody twice. What one user is told comes
+    in order: that the second request got nothing not before the coupon of the first. Without ALIMTALK_URL there is
+    nothing to send: ``keep`` takes the notices.
     """
     if not settings.ALIMTALK_URL:
         return [None] * len(notices)
     endpoint = _endpoint(settings.ALIMTALK_URL, settings.ALIMTALK_KEY)
     told = [item for item in notices if item.user_id is not None]
-    errors = iter(endpoint.post_all([HttpCall(item.event_id, _body(item), item.traceparent) for item in told], stop))
+    calls = [HttpCall(item.event_id, _body(item), item.traceparent, line=item.user_id) for item in told]
+    errors = iter(endpoint.post_all(calls, stop))
     return [None if item.user_id is None else next(errors) for item in notices]
 
 

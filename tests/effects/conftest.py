@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.support.provider import Provider
 @pytest.fixture(autouse=True)
 def _short_pauses(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.CONSUMER_BACKOFF_SECONDS = 0.05
-    settings.HTTP_TIMEOUT_SECONDS = 0.5
+    settings.HTTP_TIMEOUT_SECONDS = 1.0
     monkeypatch.setattr(http_calls, "PAUSES", (0.05, 0.1))
 
 
@@ -25,8 +26,8 @@ def closed_provider() -> Iterator[Provider]:
     yield provider
     provider.release()
     # Its connections end with the test, not when somebody collects them; and the next one may get the same port.
-    http_calls._client().close()
-    for cached in (http_calls._make_client, alimtalk_client._endpoint, data_platform_effect._endpoint):
+    asyncio.run_coroutine_threadsafe(http_calls._client().aclose(), http_calls._loop()).result(10)
+    for cached in (http_calls._client, alimtalk_client._endpoint, data_platform_effect._endpoint):
         cached.cache_clear()
     provider.close()
 

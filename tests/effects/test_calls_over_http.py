@@ -16,7 +16,7 @@ from kafka_bridge.errors import CallFailed, CallRefused, ServiceUnavailable
 from kafka_bridge.http_calls import PARALLEL, Endpoint, HttpCall
 from kafka_bridge.lifecycle import StopFlag
 from tests.effects.cast import TRACEPARENT
-from tests.support.provider import ENDLESS, HANG, Answer, Call, Provider
+from tests.support.provider import DRIP_BODY, DRIP_HEADERS, ENDLESS, HANG, HANG_UP, Answer, Call, Provider
 
 SECRET = "s3cret"
 
@@ -232,6 +232,52 @@ def test_calls_for_which_no_time_is_left_come_back_undone(
 def test_an_answer_without_end_holds_nobody_up(provider: Provider, endpoint: Endpoint) -> None:
     provider.answer = lambda call: ENDLESS
     assert endpoint.post_all(some_calls(3), StopFlag()) == [None] * 3
+
+
+def test_an_answer_that_drips_counts_as_none_once_its_time_is_over(
+    provider: Provider, endpoint: Endpoint, settings: Any
+) -> None:
+    settings.HTTP_TIMEOUT_SECONDS = 0.3
+    provider.answer = lambda call: DRIP_HEADERS if call.number < 3 else 200
+    started_at = time.monotonic()
+    assert endpoint.post_all(some_calls(1), StopFlag()) == [None]
+    assert len(provider.calls) == 3
+    assert time.monotonic() - started_at < 10
+
+
+def test_the_status_tells_all_though_the_body_never_ends(provider: Provider, endpoint: Endpoint) -> None:
+    calls = some_calls(2)
+    provider.answer = lambda call: DRIP_BODY
+    assert endpoint.post_all(calls, StopFlag()) == [None, None]
+    assert len(provider.calls) == 2
+
+
+def test_a_connection_that_the_service_closes_without_a_word_costs_one_more_try(
+    provider: Provider, endpoint: Endpoint
+) -> None:
+    provider.answer = lambda call: HANG_UP if call.number == 2 else 200
+    for _ in range(3):
+        assert endpoint.post_all(some_calls(1), StopFlag()) == [None]
+    assert len(provider.calls) == 4
+
+
+def test_calls_begin_in_their_order(provider: Provider, endpoint: Endpoint) -> None:
+    calls = some_calls(100)
+    assert endpoint.post_all(calls, StopFlag()) == [None] * 100
+    places = {str(call.idempotency_key): place for place, call in enumerate(calls)}
+    # A call begins when one of those under way has ended: none overtakes more than those.
+    assert all(places[call.key] - place < PARALLEL for place, call in enumerate(provider.calls))
+
+
+def test_calls_that_never_get_through_hide_nobody_behind_them(provider: Provider, endpoint: Endpoint) -> None:
+    calls = some_calls(3 * PARALLEL)
+    provider.answer = failing_for(*(call.idempotency_key for call in calls[:PARALLEL]))
+    # As many as are under way at once, and at the head: once that looks like a service that is away.
+    with pytest.raises(ServiceUnavailable):
+        endpoint.post_all(calls, StopFlag())
+    outcomes = endpoint.post_all(calls, StopFlag())
+    assert [isinstance(outcome, CallFailed) for outcome in outcomes[:PARALLEL]] == [True] * PARALLEL
+    assert outcomes[PARALLEL:] == [None] * (2 * PARALLEL)
 
 
 @pytest.mark.parametrize("key", [SECRET, f"{SECRET}\n", f"{SECRET}키"], ids=["sound", "a line break", "Korean"])

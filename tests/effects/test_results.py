@@ -21,7 +21,7 @@ from kafka_bridge.registry import ConsumerGroup, ReceivedMessage, register_group
 from tests.effects.cast import TRACEPARENT, result, result_body
 from tests.support.kafka import consume_everything, header, produce, read_to_end, relay_everything
 from tests.support.messages import message, request_body
-from tests.support.provider import Provider
+from tests.support.provider import Answer, Call, Provider
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,6 +79,22 @@ def test_the_error_of_a_call_stays_with_its_own_message(alimtalk: Provider) -> N
     batch = [result(None, "ERROR"), result(2), result(3), result(4)]
     handle(*batch)
     assert DeadLetter.objects.get().offset == batch[2].offset
+
+
+def test_a_user_is_told_in_order(alimtalk: Provider) -> None:
+    batch = [result(1), result(1, "ALREADY_ISSUED"), result(1, "SOLD_OUT"), result(2)]
+    first = batch[0].event_id
+
+    def answer(call: Call) -> Answer:
+        # Whoever does not wait for it overtakes it.
+        return 503 if call.key == str(first) and alimtalk.tries(first) == 1 else 200
+
+    alimtalk.answer = answer
+    handle(*batch)
+    said = [key for key in alimtalk.effects if key != str(batch[3].event_id)]
+    assert said == [str(item.event_id) for item in batch[:3]]
+    # And nobody else waits for that.
+    assert next(iter(alimtalk.effects)) == str(batch[3].event_id)
 
 
 def test_without_alimtalk_results_can_be_read_in_a_table() -> None:

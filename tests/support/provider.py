@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 HANG = "hang"
 HANG_UP = "hang up"
 ENDLESS = "endless"
+# An answer that comes byte by byte and never to its end: of which already the headers, or only the body.
+DRIP_HEADERS = "drip headers"
+DRIP_BODY = "drip body"
 
 Answer = int | str | tuple[int, dict[str, str]]
 
@@ -28,7 +31,7 @@ class Call(NamedTuple):
 
 
 class Provider:
-    """``answer`` tells for each call a status, a status with headers, HANG or ENDLESS.
+    """``answer`` tells for each call a status, a status with headers, or one of the constants above.
 
     What is answered with 2xx or hangs had its effect: a second call under its key has none.
     """
@@ -38,7 +41,7 @@ class Provider:
         self.calls: list[Call] = []
         self.effects: dict[str, Call] = {}
         self._lock = threading.Lock()
-        self._released = threading.Event()
+        self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"provider": self})
         self._server = _Server(("127.0.0.1", 0), handler, bind_and_activate=False)
         # Bound and not listening: calls are refused.
@@ -56,7 +59,7 @@ class Provider:
 
     def release(self) -> None:
         """Let go of the calls that hang."""
-        self._released.set()
+        self.released.set()
 
     def close(self) -> None:
         self.release()
@@ -85,7 +88,7 @@ class Provider:
             with self._lock:
                 self.effects.setdefault(call.key, call)
         if answer == HANG:
-            self._released.wait(30)
+            self.released.wait(30)
         return answer
 
 
@@ -108,8 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         if answer in (HANG, HANG_UP):
             self.close_connection = True
             return
-        if answer == ENDLESS:
-            self._answer_without_end()
+        if answer in (ENDLESS, DRIP_HEADERS, DRIP_BODY):
+            self._answer_without_end(answer)
             return
         status, headers = answer if isinstance(answer, tuple) else (int(answer), {})
         self.send_response(status)
@@ -118,13 +121,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    def _answer_without_end(self) -> None:
+    def _answer_without_end(self, answer: Answer) -> None:
         self.close_connection = True
         self.send_response(200)
-        self.end_headers()
+        if answer == DRIP_HEADERS:
+            self.flush_headers()
+        else:
+            self.end_headers()
         try:
-            while True:
-                self.wfile.write(b"x" * 10_000)
+            while not self.provider.released.is_set():
+                self.wfile.write(b"x" * (10_000 if answer == ENDLESS else 1))
+                if answer != ENDLESS:
+                    self.provider.released.wait(0.05)
         except OSError:
             pass
 
