@@ -18,6 +18,7 @@ from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import Alert, ProcessedEvent
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import monitoring
+from orders.management.commands.expire_orders import sweep
 from orders.models import OrderMinute, Product
 from tests.support.orders import PRICE, cancelled, completed, make_paid_order, make_product
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
@@ -191,6 +192,15 @@ def test_alerts_end_when_their_rule_no_longer_holds(tea: Product) -> None:
     consume(*paid(tea, 1, at=ago()))
     assert open_rules() == []
     assert all(alert.ended_at is not None and alert.ended_at >= alert.started_at for alert in Alert.objects.all())
+
+
+@pytest.mark.usefixtures("alarming")
+def test_alerts_end_though_nobody_buys_any_more() -> None:
+    sweep(StopFlag())
+    assert open_rules() == sorted([monitoring.MANY_ORDERS, monitoring.MANY_CANCELLED])
+    pass_time(minutes=62)
+    sweep(StopFlag())
+    assert open_rules() == []
 
 
 @pytest.mark.usefixtures("alarming")

@@ -10,6 +10,7 @@ from kafka_bridge.errors import is_transient
 from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
 from kafka_bridge.management.worker import WorkerCommand, positive
 
+from ...effects import monitoring
 from ...services.expiring import expire_unpaid, settle_payments, settle_refunds
 from ...services.idempotency import keys_prune
 
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 
 class Command(WorkerCommand):
     help = (
-        "Expires unpaid orders past their time and releases their coupons, forgets old idempotency keys, and settles"
-        " payments and refunds in doubt. Once, or with --every until it is stopped."
+        "Expires unpaid orders past their time and releases their coupons, forgets old idempotency keys, ends alerts on"
+        " orders that no longer hold, and settles payments and refunds in doubt. Once, or with --every until it is"
+        " stopped."
     )
 
     role = "orders"
@@ -60,6 +62,8 @@ def sweep(stop: StopFlag) -> dict[str, int]:
 
     What needs the payment provider comes last: while that is slow, coupons are released all the same.
     """
+    # After the last order nobody judges any more, and its alert would stay open until somebody buys again.
+    monitoring.judge()
     return {
         "orders expired": expire_unpaid(stop),
         "idempotency keys forgotten": keys_prune(stop),
