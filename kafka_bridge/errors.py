@@ -57,6 +57,7 @@ _TRANSIENT = (
     redis.exceptions.ConnectionError,  # LOADING is a subclass
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
     ServiceUnavailable,
 )
 _POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)

@@ -106,7 +106,10 @@ def test_even_a_policy_that_only_logs_waits_for_the_database() -> None:
     assert not ProcessedEvent.objects.exists()
 
 
-@pytest.mark.parametrize("error", [redis.exceptions.ConnectionError("away"), ServiceUnavailable("away")])
+@pytest.mark.parametrize(
+    "error",
+    [redis.exceptions.ConnectionError("away"), redis.exceptions.OutOfMemoryError("full"), ServiceUnavailable("away")],
+)
 def test_any_other_service_that_is_away_is_only_logged(error: Exception) -> None:
     def fail(messages: Sequence[Any]) -> None:
         raise error
