@@ -11,9 +11,8 @@ from coupons.events import IssueRequested
 from coupons.handlers import ISSUE
 from coupons.messages import ISSUE_REQUESTED, message_of
 from coupons.models import Coupon
-from coupons.services.accepting import new_traceparent
 from kafka_bridge.batch import BatchHandler
-from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z
+from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z, new_traceparent
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.outbox import new_event_id
 from kafka_bridge.registry import ReceivedMessage

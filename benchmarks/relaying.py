@@ -12,9 +12,8 @@ from django.db import transaction
 from coupons.events import IssueEnded
 from coupons.messages import message_of
 from coupons.models import Coupon
-from coupons.services.accepting import new_traceparent
 from kafka_bridge.client import Producer, make_producer
-from kafka_bridge.contracts import cloud_event_headers, isoformat_z
+from kafka_bridge.contracts import cloud_event_headers, isoformat_z, new_traceparent
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.outbox import Message, new_event_id, outbox_row, publish
 from kafka_bridge.registry import prefixed

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from kafka_bridge.contracts import new_traceparent
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import Message
 from kafka_bridge.registry import ReceivedMessage, decode_body
@@ -72,9 +73,9 @@ def read_result_task(message: ReceivedMessage) -> ResultTask:
 
 
 def read_traceparent(message: ReceivedMessage) -> str:
-    """The W3C trace context of the message, empty if there is none or it is malformed."""
+    """The W3C trace context of the message; a new one if it brings none, or one that is malformed."""
     raw = (message.header("traceparent") or b"").decode("ascii", "replace")
-    return raw if is_traceparent(raw) else ""
+    return raw if is_traceparent(raw) else new_traceparent()
 
 
 def is_traceparent(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
@@ -162,6 +163,11 @@ def cloud_event_headers(
     if traceparent:
         headers.append(("traceparent", traceparent))
     return headers
+
+
+def new_traceparent() -> str:
+    """A new, sampled trace context (W3C Trace Context, version 00)."""
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
 
 
 # A batch has one time of processing, and rows of one transaction one time of creation.

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
 from . import arrays
-from .contracts import KEY_FIELDS, Route, encode_body
+from .contracts import KEY_FIELDS, Route, encode_body, new_traceparent
 from .errors import PayloadTooLarge, PublishOutsideTransaction
 from .models import SHARDS, OutboxMessage
 
@@ -28,7 +28,10 @@ def new_event_id() -> UUID:
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """What tells of an event. ``body``, a mapping or a Struct, must hold the field that its route names as key."""
+    """What tells of an event. ``body``, a mapping or a Struct, must hold the field that its route names as key.
+
+    With an empty ``traceparent`` a trace begins here.
+    """
 
     event_type: str
     body: Mapping[str, Any] | msgspec.Struct
@@ -141,7 +144,7 @@ def _row(message: Message, route: Route) -> OutboxRow:
         topic=route.topic,
         key=str(_field(message.body, route.key) or "").encode(),
         payload=payload,
-        traceparent=message.traceparent,
+        traceparent=message.traceparent or new_traceparent(),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -12,6 +11,7 @@ from uuid import UUID
 import msgspec
 from django.conf import settings
 
+from kafka_bridge.contracts import new_traceparent
 from kafka_bridge.outbox import new_event_id, stored_payload
 from kafka_bridge.pressure import outbox_pressure
 
@@ -105,11 +105,6 @@ def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> 
     digest[6] = digest[6] & 0x0F | 0x80  # version 8: ids of one's own making (RFC 9562)
     digest[8] = digest[8] & 0x3F | 0x80
     return UUID(bytes=bytes(digest))
-
-
-def new_traceparent() -> str:
-    """A new, sampled trace context (W3C Trace Context, version 00)."""
-    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
 
 
 def _repeat(earlier: Accepted, coupon: CatalogueEntry, user_id: int) -> Accepted:

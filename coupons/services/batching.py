@@ -10,6 +10,7 @@ from uuid import UUID
 
 from django.db import transaction
 
+from kafka_bridge.contracts import new_traceparent
 from kafka_bridge.outbox import insert_new_rows, outbox_row, stored_ids
 
 from .. import metrics
@@ -17,7 +18,6 @@ from ..catalogue import catalogue
 from ..errors import CouponNotOpen, NotFound
 from ..events import IssueRequested
 from ..messages import message_of
-from .accepting import new_traceparent
 from .ending import decided_requests
 
 

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import TypedDict
 from uuid import UUID
 
-from coupons.services.accepting import new_traceparent
 from kafka_bridge.outbox import new_event_id, publish
 
 from ..events import Item, OrderCancelled, OrderCompleted, OrderEvent
@@ -23,10 +22,7 @@ class _Head(TypedDict):
 
 
 def order_tell_completed(order: Order, *, traceparent: str = "") -> UUID:
-    """Tell that the order was paid, within the caller's transaction; returns the event's id.
-
-    Without ``traceparent`` a trace begins here: it may be the sweep that learned of it.
-    """
+    """Tell that the order was paid, within the caller's transaction; returns the event's id."""
     event = OrderCompleted(
         **_head(order),
         total_amount=order.total_amount,
@@ -50,5 +46,5 @@ def _head(order: Order) -> _Head:
 
 def _tell(event: OrderEvent, traceparent: str) -> UUID:
     event_id = new_event_id()
-    publish([message_of(event, event_id=event_id, traceparent=traceparent or new_traceparent())])
+    publish([message_of(event, event_id=event_id, traceparent=traceparent)])
     return event_id

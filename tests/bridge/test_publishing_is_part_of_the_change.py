@@ -1,5 +1,7 @@
 """The outbox row belongs to the transaction of the change, or to none."""
 
+import re
+
 import pytest
 from django.db import transaction
 
@@ -28,6 +30,16 @@ def test_a_change_that_is_rolled_back_is_told_to_nobody() -> None:
 def test_events_keep_the_order_in_which_they_were_published() -> None:
     publish_orders([3, 1, 2])
     assert [bytes(row.key or b"") for row in OutboxMessage.objects.order_by("id")] == [b"3", b"1", b"2"]
+
+
+def test_an_event_that_nobody_gave_a_trace_begins_one() -> None:
+    """Not every change comes over HTTP: an order whose payment was in doubt is settled by a sweep."""
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with transaction.atomic():
+        publish([Message(EVENT, {"orderId": 1}), Message(EVENT, {"orderId": 2}, traceparent=given)])
+    begun, kept = OutboxMessage.objects.order_by("id").values_list("traceparent", flat=True)
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", begun)
+    assert kept == given
 
 
 def test_an_event_past_what_topics_take_is_refused_before_it_is_stored() -> None:

@@ -13,6 +13,7 @@ from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 
 from coupons.clients.alimtalk import Notice
+from coupons.messages import is_traceparent
 from coupons.models import Notification
 from devstack import wait_until
 from kafka_bridge import metrics, registry
@@ -132,7 +133,8 @@ def test_a_message_without_headers_is_told_once(alimtalk: Provider) -> None:
     handle([bare])
     (call,) = alimtalk.calls
     assert call.key == str(bare.inbox_id)
-    assert "traceparent" not in call.headers
+    # Where a message brings no trace, one begins.
+    assert is_traceparent(call.headers["traceparent"])
 
 
 @pytest.mark.parametrize(
