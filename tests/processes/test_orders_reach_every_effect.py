@@ -38,7 +38,7 @@ def service_with(topics: str, tmp_path: Path, redis_flushed: None) -> Iterator[C
     begun: list[Service] = []
 
     def begin(**settings: str) -> Service:
-        begun.append(Service(tmp_path, environment(HTTP_TIMEOUT_SECONDS="0.5", **settings)))
+        begun.append(Service(tmp_path, environment(HTTP_TIMEOUT_SECONDS="1.0", **settings)))
         return begun[-1]
 
     yield begin
