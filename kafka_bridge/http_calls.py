@@ -95,7 +95,10 @@ class Endpoint:
         # through. First as many as are under way at once: when none of those gets through, the others need not wait for
         # their timeouts.
         failing = self._record.failing()
-        order = sorted(range(len(calls)), key=lambda place: calls[place].idempotency_key in failing)
+        lines = {call.line for call in calls if call.idempotency_key in failing and call.line is not None}
+        order = sorted(
+            range(len(calls)), key=lambda place: calls[place].idempotency_key in failing or calls[place].line in lines
+        )
         answered = any(_answered(future.result()) for future in as_completed(begin(order[:PARALLEL])))
         if not answered:
             self._raise_if_away(calls, outcomes, since, stop)

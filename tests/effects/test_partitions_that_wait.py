@@ -61,6 +61,14 @@ def test_a_message_that_the_service_never_manages_is_found_out_by_those_behind_i
     assert (letter.offset, letter.error_message) == (0, "answered 500")
 
 
+def test_a_group_that_was_down_catches_up_in_order(alimtalk: Provider) -> None:
+    pay(*range(1, 61))
+    consume_everything(notification.group(), batch_size=20)
+    users = [json.loads(call.body)["userId"] for call in alimtalk.effects.values()]
+    batches = [users[start : start + 20] for start in (0, 20, 40)]
+    assert [sorted(batch) for batch in batches] == [list(range(first, first + 20)) for first in (7001, 7021, 7041)]
+
+
 def test_a_partition_that_waits_takes_in_no_more_than_a_batch(alimtalk: Provider) -> None:
     alimtalk.answer = lambda call: 503
     pay(*range(1, 201))

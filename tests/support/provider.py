@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 HANG = "hang"
 HANG_UP = "hang up"
 ENDLESS = "endless"
-# An answer that comes byte by byte and never to its end: of which already the headers, or only the body.
+# An answer that comes byte by byte, for ten seconds: of which already the headers, or only the body.
 DRIP_HEADERS = "drip headers"
 DRIP_BODY = "drip body"
 
@@ -129,10 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.end_headers()
         try:
-            while not self.provider.released.is_set():
+            for _ in range(1_000_000 if answer == ENDLESS else 200):
                 self.wfile.write(b"x" * (10_000 if answer == ENDLESS else 1))
-                if answer != ENDLESS:
-                    self.provider.released.wait(0.05)
+                if answer != ENDLESS and self.provider.released.wait(0.05):
+                    break
         except OSError:
             pass
 
