@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-import msgspec
 from django.conf import settings
 
 from kafka_bridge.contracts import new_traceparent
-from kafka_bridge.outbox import new_event_id, stored_payload
+from kafka_bridge.outbox import new_event_id
 from kafka_bridge.pressure import outbox_pressure
 
 from ..admission import ADMISSIONS, Candidate
 from ..catalogue import CatalogueEntry, catalogue
 from ..errors import CouponNotOpen, IdempotencyKeyReused, NotFound, Unavailable
 from ..events import IssueRequested
-from ..messages import ISSUE_REQUESTED
-from ..models import IssueRequest
 from ..worker.share import is_for_worker
+from .earlier import Earlier, earlier_requests
 from .letting_in import asked, lines
 
 # Seconds after which a client may try again when the outbox is far behind: minutes of backlog do not go in seconds.
@@ -59,19 +57,15 @@ def request_accept(
     coupon = catalogue.get(id_or_type)
     if coupon is None:
         raise NotFound(f"There is no coupon {id_or_type!r}.")
-    admission = ADMISSIONS[coupon.admission]
     moment = catalogue.clock.now()
-    refusal = coupon.window.refusal(moment)
-    if idempotency_key is None:
-        request_id = new_event_id()
-    else:
-        request_id = derived_request_id(caller_id, "issue", idempotency_key)
-        # A key outlives its outbox row; and a repeat is answered even when the coupon has closed or sold out since.
-        earlier = _ended(request_id) or (_waiting(request_id) if refusal or admission.selective else None)
-        if earlier:
-            return _repeat(earlier, coupon, user_id)
-    if refusal:
-        raise CouponNotOpen(refusal)
+    keyed = idempotency_key is not None
+    request_id = new_event_id() if idempotency_key is None else derived_request_id(caller_id, "issue", idempotency_key)
+    if refusal := coupon.window.refusal(moment):
+        # A repeat is answered even when the coupon has closed since.
+        earlier = earlier_requests([request_id]).get(request_id) if keyed else None
+        if earlier is None:
+            raise CouponNotOpen(refusal)
+        return _again(earlier, coupon, user_id)
     request = IssueRequested(
         request_id=request_id,
         user_id=user_id,
@@ -83,18 +77,16 @@ def request_accept(
     )
     by_worker = is_for_worker(user_id, coupon.worker_share)
     candidate = Candidate(request_id, user_id, coupon.coupon_id, coupon.total_quantity, by_worker)
-    answer = lines.of(coupon).submit(asked(admission, candidate, request, traceparent or new_traceparent()))
+    admission = ADMISSIONS[coupon.admission]
+    answer = lines.of(coupon).submit(
+        asked(admission, candidate, request, traceparent or new_traceparent(), may_be_repeat=keyed)
+    )
+    if answer.earlier is not None:
+        return _again(answer.earlier, coupon, user_id)
     if answer.refusal is not None:
         raise answer.refusal
     if not answer.new:
-        waiting = _waiting(request_id) or _ended(request_id)
-        if waiting is None:
-            raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
-        try:
-            return _repeat(waiting, coupon, user_id)
-        except IdempotencyKeyReused:
-            admission.withdraw([candidate])
-            raise
+        raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
     return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id, answer.sequence)
 
 
@@ -107,24 +99,7 @@ def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> 
     return UUID(bytes=bytes(digest))
 
 
-def _repeat(earlier: Accepted, coupon: CatalogueEntry, user_id: int) -> Accepted:
-    if (earlier.coupon_id, earlier.user_id) != (coupon.coupon_id, user_id):
+def _again(earlier: Earlier, coupon: CatalogueEntry, user_id: int) -> Accepted:
+    if not earlier.is_for(coupon.coupon_id, user_id):
         raise IdempotencyKeyReused("The Idempotency-Key belongs to a request for another coupon or user.")
-    return earlier
-
-
-def _waiting(request_id: UUID) -> Accepted | None:
-    payload = stored_payload(ISSUE_REQUESTED, request_id)
-    if payload is None:
-        return None
-    request = msgspec.json.decode(payload, type=IssueRequested)
-    assert request.coupon_id is not None
-    assert request.coupon_type is not None
-    return Accepted(request_id, request.coupon_id, request.coupon_type, request.user_id, request.sequence)
-
-
-def _ended(request_id: UUID) -> Accepted | None:
-    row = IssueRequest.objects.filter(request_id=request_id).first()
-    if row is None or row.coupon_id is None or row.user_id is None:
-        return None
-    return Accepted(request_id, row.coupon_id, row.coupon_type, row.user_id)
+    return Accepted(earlier.request_id, earlier.coupon_id, earlier.coupon_type, earlier.user_id, earlier.sequence)

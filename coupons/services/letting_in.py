@@ -21,53 +21,90 @@ from ..events import IssueRequested
 from ..messages import message_of
 from ..worker import CARRIER
 from ..worker.pushing import push
+from .earlier import Earlier, earlier_requests
 
 
 class Asked(NamedTuple):
-    """A request at the door; ``row`` is its outbox row if nothing of it is still to be known."""
+    """A request at the door; ``row`` is its outbox row if nothing of it is still to be known.
+
+    ``may_be_repeat``: its id was derived, and may have been accepted before.
+    """
 
     candidate: Candidate
     request: IssueRequested
     traceparent: str
     row: OutboxRow | None
+    may_be_repeat: bool
 
 
 class Answer(NamedTuple):
-    """``new``: an outbox row was inserted; else it was there, or there is a refusal."""
+    """``earlier`` is what was accepted under the id before, and counts whatever the refusal.
+
+    ``new``: an outbox row was inserted.
+    """
 
     refusal: type[DomainError] | None
     sequence: int | None
     new: bool
+    earlier: Earlier | None
 
 
-def asked(admission: Admission, candidate: Candidate, request: IssueRequested, traceparent: str) -> Asked:
+def asked(
+    admission: Admission, candidate: Candidate, request: IssueRequested, traceparent: str, *, may_be_repeat: bool
+) -> Asked:
     """What goes into a line. Without a place in line the row is made here, and not while others wait."""
     row = None if admission.selective else outbox_row(message_of(request, traceparent=traceparent))
-    return Asked(candidate, request, traceparent, row)
+    return Asked(candidate, request, traceparent, row, may_be_repeat)
 
 
 def accept_together(admission: Admission, group: Sequence[Asked]) -> list[Answer]:
-    """Ask the admission about requests of the same moment, and insert the outbox rows of those that it lets in."""
+    """Ask the admission about requests of the same moment, and insert the outbox rows of those that it lets in.
+
+    Whether a derived id was accepted before only PostgreSQL knows, also of one that is refused: one read for all.
+    """
     outcomes = admission.admit([one.candidate for one in group])
-    answers = [Answer(outcome.refusal, outcome.sequence, new=False) for outcome in outcomes]
-    let_in = [place for place, outcome in enumerate(outcomes) if outcome.refusal is None]
-    if not let_in:
-        return answers
     written = False
     try:
-        with transaction.atomic():
-            inserted = _write(admission, [group[place] for place in let_in], [outcomes[place] for place in let_in])
-            # From here on only the commit can fail, and then nobody knows whether it happened.
-            written = True
+        earlier = earlier_requests({one.candidate.request_id for one in group if one.may_be_repeat})
+        answers = [
+            Answer(outcome.refusal, outcome.sequence, new=False, earlier=earlier.get(one.candidate.request_id))
+            for one, outcome in zip(group, outcomes, strict=True)
+        ]
+        let_in = [place for place, one in enumerate(answers) if one.refusal is None and one.earlier is None]
+        if let_in:
+            with transaction.atomic():
+                told = _write(admission, [group[place] for place in let_in], [outcomes[place] for place in let_in])
+                # From here on only the commit can fail, and then nobody knows whether it happened.
+                written = True
+            for place, answer in zip(let_in, told, strict=True):
+                answers[place] = answer
     except BaseException:
         if not written:
-            admission.withdraw([group[place].candidate for place in let_in if outcomes[place].fresh])
+            admission.withdraw([one.candidate for one, outcome in zip(group, outcomes, strict=True) if outcome.fresh])
         raise
-    for place, answer in zip(let_in, inserted, strict=True):
-        answers[place] = answer
     _tell(one for one, answer in zip(group, answers, strict=True) if answer.new)
-    admission.withdraw([group[place].candidate for place in let_in if outcomes[place].fresh and answers[place].refusal])
+    _give_back(
+        admission,
+        [
+            (one.candidate, answer)
+            for one, outcome, answer in zip(group, outcomes, answers, strict=True)
+            if outcome.fresh and not answer.new
+        ],
+    )
     return answers
+
+
+def _give_back(admission: Admission, unused: Sequence[tuple[Candidate, Answer]]) -> None:
+    """What was taken for requests of which no row came."""
+    withdrawn, ended = [], []
+    for candidate, answer in unused:
+        if answer.earlier is None or not answer.earlier.is_for(candidate.coupon_id, candidate.user_id):
+            withdrawn.append(candidate)
+        elif answer.earlier.ended is not None:
+            ended.append(answer.earlier.ended)
+        # Else somebody else has inserted its row, and what was taken is its own until it ends.
+    admission.withdraw(withdrawn)
+    admission.settle(ended)
 
 
 def _write(admission: Admission, group: Sequence[Asked], admitted: Sequence[Outcome]) -> list[Answer]:
@@ -80,11 +117,18 @@ def _write(admission: Admission, group: Sequence[Asked], admitted: Sequence[Outc
     if for_worker:
         # With Redis away they are accepted all the same: the worker finds them by their reservations.
         transaction.on_commit(partial(push, for_worker), robust=True)
-    # A request that another admission let in before, under the same key: it has what it has.
+    # Somebody was faster under the same key, or another admission let it in before: it has what it has.
     strays = [group[place].candidate.request_id for place in let_in if recorded[place].fresh and place not in new]
     if strays:
         reservations.give_back(strays)
-    return [Answer(outcome.refusal, outcome.sequence, place in new) for place, outcome in enumerate(recorded)]
+    repeats = {place: group[place].candidate.request_id for place in let_in if place not in new}
+    earlier = earlier_requests(set(repeats.values()))
+    return [
+        Answer(
+            outcome.refusal, outcome.sequence, place in new, earlier.get(repeats[place]) if place in repeats else None
+        )
+        for place, outcome in enumerate(recorded)
+    ]
 
 
 def _row(one: Asked, sequence: int | None) -> OutboxRow:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection
 from django.test import Client
+from django_redis import get_redis_connection
 
 from coupons.catalogue import catalogue
 from coupons.errors import IdempotencyKeyReused
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from coupons.services import letting_in
+from coupons.services.accepting import request_accept
 from coupons.services.issuing import issue_many
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message, request_body, request_id
@@ -69,8 +71,67 @@ def test_the_same_key_is_the_same_request_even_when_the_stock_is_gone(admission:
     assert ask(coupon, 2) == "sold_out"
     assert accept(coupon, 1, "k") == first
     issue()
-    assert accept(coupon, 1, "k").request_id == first.request_id
+    assert accept(coupon, 1, "k") == first
     assert OutboxMessage.objects.filter(event_id=first.request_id).count() == 1
+    assert_invariants()
+
+
+def test_the_same_key_is_the_same_request_whatever_became_of_it(admission: str, make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon(admission=admission, total_quantity=2)
+    first, failed = accept(coupon, 1, "k"), accept(coupon, 2, "k")
+    issue([message(b"{", headers=(("ce_id", str(failed.request_id).encode()),))])
+    issue()
+    assert [answer(one.request_id) for one in (first, failed)] == [("SUCCESS", None), ("FAILED", "ERROR")]
+
+    def flush() -> None:
+        get_redis_connection("default").flushdb()
+
+    changes: list[Callable[[], None]] = [issue, flush, partial(restock, coupon, 3)]
+    for change in changes:
+        change()
+        assert [accept(coupon, 1, "k"), accept(coupon, 2, "k")] == [first, failed]
+    assert [ask(coupon, user_id) for user_id in (2, 3, 4)] == ["accepted", "accepted", "sold_out"]
+    assert accept(coupon, 2, "k") == failed
+    issue()
+    assert_invariants()
+
+
+@pytest.mark.parametrize("state", ["open", "sold out", "closed"])
+def test_a_key_belongs_to_its_coupon_in_whatever_state_the_other_one_is(
+    admission: str, state: str, make_coupon: MakeCoupon
+) -> None:
+    accept(make_coupon(admission=admission), 1, "k")
+    other = make_coupon(admission=admission, total_quantity=1)
+    if state == "sold out":
+        accept(other, 2)
+    if state == "closed":
+        Coupon.objects.filter(id=other.id).update(closes_at="2020-01-02T00:00:00Z")
+    for _ in ("under way", "decided"):
+        with pytest.raises(IdempotencyKeyReused):
+            accept(other, 1, "k")
+        issue()
+    if state == "open":
+        assert ask(other, 3) == "accepted"
+    assert_invariants()
+
+
+def test_under_one_key_of_somebody_who_asks_for_others_there_is_one_request(
+    admission: str, make_coupon: MakeCoupon
+) -> None:
+    coupon = make_coupon(admission=admission, total_quantity=2)
+
+    def ask_for(user_id: int) -> str:
+        try:
+            return str(request_accept(id_or_type=coupon.id, user_id=user_id, caller_id=9, idempotency_key="k").user_id)
+        except IdempotencyKeyReused as error:
+            return error.code
+        finally:
+            connection.close()
+
+    told = at_once([partial(ask_for, user_id) for user_id in range(1, 21)])
+    assert sorted(told)[1:] == ["idempotency_key_reused"] * 19
+    assert [ask(coupon, 30), ask(coupon, 31)] == ["accepted", "sold_out"]
+    issue()
     assert_invariants()
 
 

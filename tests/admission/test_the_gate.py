@@ -16,6 +16,7 @@ from django_redis import get_redis_connection
 from pytest_django import DjangoAssertNumQueries
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
 from redis.retry import Retry
 from uuid_utils.compat import uuid7
 
@@ -25,9 +26,12 @@ from coupons.admission.gate import open_reservations
 from coupons.admission.gate_keys import keys, lock_key
 from coupons.admission.gate_releasing import release
 from coupons.catalogue import catalogue
+from coupons.errors import SoldOut
+from coupons.events import IssueRequested
 from coupons.handlers import RESULTS
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services import ending, letting_in
+from coupons.services.accepting import derived_request_id
 from coupons.services.spending import coupon_hold, coupon_refund, coupon_use
 from devstack.ports import free_port
 from kafka_bridge.batch import BatchHandler
@@ -35,6 +39,7 @@ from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox import insert_new_rows
 from tests.support.messages import message
+from tests.support.threads import in_another_session
 
 from .conftest import (
     accept,
@@ -101,6 +106,78 @@ def test_a_group_of_requests_is_one_call(make_gate: MakeGate, monkeypatch: pytes
     outcomes = ADMISSIONS["gate"].admit([candidate(coupon, user_id) for user_id in range(1, 201)])
     assert calls == ["gate.lua"]
     assert [outcome.sequence for outcome in outcomes if outcome.fresh] == list(range(2, 101))
+
+
+def keyed(coupon: Coupon, user_id: int, key: str) -> letting_in.Asked:
+    """What a request under a key puts into its line."""
+    request_id = derived_request_id(user_id, "issue", key)
+    request = IssueRequested(
+        request_id=request_id, user_id=user_id, coupon_id=coupon.id, coupon_type=coupon.coupon_type, admission="gate"
+    )
+    one = Candidate(request_id, user_id, coupon.id, coupon.total_quantity)
+    return letting_in.asked(ADMISSIONS["gate"], one, request, "", may_be_repeat=True)
+
+
+def test_refusals_of_one_moment_cost_one_read_if_keys_have_to_be_looked_up(
+    make_gate: MakeGate, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    coupon = make_gate(total_quantity=1)
+    first = accept(coupon, 1, "k")
+    group = [keyed(coupon, user_id, "k") for user_id in range(1, 101)]
+    with django_assert_num_queries(1):
+        repeat, *others = letting_in.accept_together(ADMISSIONS["gate"], group)
+    assert repeat.earlier is not None
+    assert repeat.earlier.request_id == first.request_id
+    assert [(one.refusal, one.earlier) for one in others] == [(SoldOut, None)] * 99
+
+
+@pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
+def test_a_decision_is_one_call_to_redis(key: str | None, make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    coupon = make_gate(total_quantity=2)
+    accept(coupon, 1, key)
+    sent: list[object] = []
+    send: Any = AbstractConnection.send_packed_command
+
+    def note_and_send(self: AbstractConnection, command: object, *args: Any, **kwargs: Any) -> None:
+        sent.append(command)
+        send(self, command, *args, **kwargs)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", note_and_send)
+    for user_id, told in [(2, "accepted"), (1, "accepted" if key else "already_issued"), (3, "sold_out")]:
+        assert ask(coupon, user_id, key) == told
+        assert len(sent) == 1
+        sent.clear()
+
+
+@pytest.mark.usefixtures("every_request_alone")
+@pytest.mark.parametrize("decided", [False, True], ids=["under way", "decided"])
+def test_who_is_overtaken_by_a_repeat_takes_nothing_from_it(
+    decided: bool, make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate let in the first under a key, and the second is the one that writes the row."""
+    coupon = make_gate(total_quantity=1)
+    write = letting_in._write
+    overtaking: list[Any] = []
+
+    def be_overtaken(*args: Any) -> Any:
+        monkeypatch.setattr(letting_in, "_write", write)
+
+        def overtake() -> Any:
+            accepted = accept(coupon, 1, "k")
+            if decided:
+                issue()
+            return accepted
+
+        overtaking.append(in_another_session(overtake).result(30))
+        return write(*args)
+
+    monkeypatch.setattr(letting_in, "_write", be_overtaken)
+    assert [accept(coupon, 1, "k")] == overtaking
+    assert gate_of(coupon) == ({1}, set() if decided else {1})
+    assert ask(coupon, 2) == "sold_out"
+    issue()
+    assert gate_of(coupon) == ({1}, set())
+    assert_invariants()
 
 
 def test_every_number_of_candidates_is_served(make_gate: MakeGate) -> None:
