@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.registry import ReceivedMessage
 
-from .admission import Ended, settle
+from .admission import ended_of, settle
 from .clients import alimtalk
 from .clients.alimtalk import Notice
 from .events import IssueEnded
@@ -17,10 +17,10 @@ from .policy import SUCCESS
 
 
 class Told(NamedTuple):
-    """A result as its user and its admission are told; an ``ended`` of None concerns no admission."""
+    """A result, and how its user is told."""
 
     notice: Notice
-    ended: Ended | None
+    result: IssueEnded
 
 
 def read_told(message: ReceivedMessage) -> Told:
@@ -41,7 +41,7 @@ def read_told(message: ReceivedMessage) -> Told:
         },
         traceparent=traceparent,
     )
-    return Told(notice, _ended(result))
+    return Told(notice, result)
 
 
 def tell(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:
@@ -50,16 +50,10 @@ def tell(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:
     The issuer has told the admissions already, unless it died between its commit and that: then a piece that was taken
     comes back here.
     """
-    settle([one.ended for one in told if one.ended is not None])
+    settle(ended_of(one.result for one in told))
     return alimtalk.send([one.notice for one in told], stop)
 
 
 def keep(told: Sequence[Told]) -> None:
     """What ``alimtalk.keep`` does."""
     alimtalk.keep([one.notice for one in told])
-
-
-def _ended(result: IssueEnded) -> Ended | None:
-    if result.coupon_id is None or result.user_id is None:
-        return None
-    return Ended(result.request_id, result.coupon_id, result.user_id, result.reason)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import Admission, Candidate, Ended, Outcome
+from .base import Admission, Candidate, Ended, Outcome, ended_of
 from .gate import Gate
 from .queue import Queue
 from .reserve import Reserve
 
-__all__ = ["ADMISSIONS", "Admission", "Candidate", "Ended", "Outcome", "revoke", "settle"]
+__all__ = ["ADMISSIONS", "Admission", "Candidate", "Ended", "Outcome", "ended_of", "revoke", "settle"]
 
 ADMISSIONS: dict[str, Admission] = {
     "queue": Queue(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 from uuid import UUID
 
 from ..errors import DomainError
+from ..events import IssueEnded
 
 
 class Candidate(NamedTuple):
@@ -41,6 +42,15 @@ class Ended(NamedTuple):
     coupon_id: int
     user_id: int
     reason: str | None
+
+
+def ended_of(results: Iterable[IssueEnded]) -> list[Ended]:
+    """The ends that ``results`` tell; what nobody could read concerns no admission."""
+    return [
+        Ended(one.request_id, one.coupon_id, one.user_id, one.reason)
+        for one in results
+        if one.coupon_id is not None and one.user_id is not None
+    ]
 
 
 class Admission:

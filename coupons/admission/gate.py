@@ -12,15 +12,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
-from uuid import UUID
 
 from redis.exceptions import RedisError
 
 from ..errors import AlreadyIssued, SoldOut, Unavailable
 from . import reservations
 from .base import Admission, Candidate, Ended, Outcome
-from .gate_keys import MOST_PER_CALL, keys, redis, run
+from .gate_keys import MOST_PER_CALL, keys, run
 from .gate_loading import load
 from .gate_releasing import release, revoke
 
@@ -67,32 +65,6 @@ class Gate(Admission):
         revoke(coupon_id, user_ids)
 
 
-class OpenReservation(NamedTuple):
-    """A reservation of a request that is undecided as far as the gate knows."""
-
-    request_id: UUID
-    user_id: int
-    age_seconds: float
-
-
-def open_reservations(coupon_id: int, *, older_than: float) -> list[OpenReservation]:
-    """Reservations that were made more than ``older_than`` seconds ago and not released or made final since.
-
-    Raises RedisError.
-    """
-    client, names = redis(), keys(coupon_id)
-    now = _milliseconds(client.time())
-    found = client.zrange(names.open, "-inf", now - round(older_than * 1000), byscore=True, withscores=True)
-    if not found:
-        return []
-    entries = client.hmget(names.takers, [user for user, _ in found])
-    return [
-        OpenReservation(UUID(entry[:36].decode()), int(user), (now - made_at) / 1000)
-        for (user, made_at), entry in zip(found, entries, strict=True)
-        if entry
-    ]
-
-
 def _admit_or_load(candidates: Sequence[Candidate]) -> list[Outcome]:
     coupon_id = candidates[0].coupon_id
     until = time.monotonic() + _WAIT_SECONDS
@@ -117,8 +89,3 @@ def _ask(candidates: Sequence[Candidate]) -> list[Outcome] | None:
         Outcome(_REFUSALS.get(answer), place or None, fresh=answer == _FRESH)
         for answer, place in zip(answers[::2], answers[1::2], strict=True)
     ]
-
-
-def _milliseconds(moment: tuple[int, int]) -> int:
-    seconds, microseconds = moment
-    return seconds * 1000 + microseconds // 1000

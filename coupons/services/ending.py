@@ -16,7 +16,7 @@ from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.outbox import publish
 
 from .. import metrics, request_log, status_view
-from ..admission import Ended, settle
+from ..admission import ended_of, settle
 from ..events import IssueEnded
 from ..messages import message_of
 from ..status_view import RequestStatus
@@ -84,35 +84,27 @@ def end_requests(rows: Sequence[Terminal]) -> None:
     ]
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_REQUESTS, columns)
-    publish(
-        message_of(
-            IssueEnded(
-                request_id=row.request_id,
-                user_id=row.user_id,
-                coupon_id=row.coupon_id,
-                coupon_type=row.coupon_type,
-                status=row.status,
-                reason=row.reason,
-                user_coupon_id=row.user_coupon_id,
-                processed_at=row.processed_at,
-            ),
-            traceparent=row.traceparent,
+    results = [
+        IssueEnded(
+            request_id=row.request_id,
+            user_id=row.user_id,
+            coupon_id=row.coupon_id,
+            coupon_type=row.coupon_type,
+            status=row.status,
+            reason=row.reason,
+            user_coupon_id=row.user_coupon_id,
+            processed_at=row.processed_at,
         )
         for row in rows
-    )
-    transaction.on_commit(partial(_settle, rows), robust=True)
+    ]
+    publish(message_of(result, traceparent=row.traceparent) for row, result in zip(rows, results, strict=True))
+    transaction.on_commit(partial(_settle, results), robust=True)
     transaction.on_commit(partial(_store_views, rows), robust=True)
     transaction.on_commit(partial(_tell, rows), robust=True)
 
 
-def _settle(rows: Sequence[Terminal]) -> None:
-    settle(
-        [
-            Ended(row.request_id, row.coupon_id, row.user_id, row.reason)
-            for row in rows
-            if row.coupon_id is not None and row.user_id is not None
-        ]
-    )
+def _settle(results: Sequence[IssueEnded]) -> None:
+    settle(ended_of(results))
 
 
 def _tell(rows: Sequence[Terminal]) -> None:

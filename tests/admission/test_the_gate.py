@@ -21,8 +21,7 @@ from redis.retry import Retry
 from uuid_utils.compat import uuid7
 
 from coupons import metrics
-from coupons.admission import ADMISSIONS, Candidate, Ended, gate, gate_keys, gate_loading, gate_releasing
-from coupons.admission.gate import open_reservations
+from coupons.admission import ADMISSIONS, Candidate, Ended, gate, gate_auditing, gate_keys, gate_loading, gate_releasing
 from coupons.admission.gate_keys import keys, lock_key
 from coupons.admission.gate_releasing import release
 from coupons.catalogue import catalogue
@@ -220,12 +219,13 @@ def test_a_process_killed_between_gate_and_insert_leaves_what_a_later_release_fi
     assert ADMISSIONS["gate"].admit([killed])[0].fresh
     assert ask(coupon, 2) == "sold_out"
 
-    assert open_reservations(coupon.id, older_than=60) == []
-    [found] = open_reservations(coupon.id, older_than=0)
+    assert gate_auditing.open_for(coupon.id, 60, limit=10) == []
+    [[found], _, _] = gate_auditing.look(coupon.id, gate_auditing.open_for(coupon.id, 0, limit=10))
     assert (found.request_id, found.user_id) == (killed.request_id, 1)
+    assert found.age_seconds is not None
     assert 0 <= found.age_seconds < 60
 
-    ended = [Ended(found.request_id, coupon.id, found.user_id, "ERROR")]
+    ended = [Ended(killed.request_id, coupon.id, 1, "ERROR")]
     release(ended)
     assert ask(coupon, 2) == "accepted"
     release(ended)
