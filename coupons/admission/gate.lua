@@ -1,36 +1,39 @@
 -- Lets candidates for one coupon in, in the order given.
 --
--- KEYS: takers, open, revoked (see gate.py). ARGV: the coupon's total, then each candidate's user id and request id.
+-- KEYS: takers, open, revoked (see gate_keys.py). ARGV: the coupon's total, the seconds that the gate stays without
+-- anybody let in, then each candidate's user id and request id.
 -- Returns nil if the gate is not loaded, else two numbers per candidate: what became of it, and its place in line.
 local FRESH, REPEAT, DUPLICATE, SOLD_OUT = 1, 2, 3, 4
 
-local sequence = redis.call('HGET', KEYS[1], 'sequence')
-if not sequence then
-    return false
-end
-sequence = tonumber(sequence)
-
 local users = {}
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
     users[#users + 1] = ARGV[i]
 end
+-- A key that is missing or of another kind is a gate that is not loaded: then it is loaded, and right again.
+local sequence = redis.pcall('HGET', KEYS[1], 'sequence')
+local marked = redis.pcall('ZSCORE', KEYS[2], '-')
+local revoked = redis.pcall('SMISMEMBER', KEYS[3], '-', unpack(users))
+sequence = type(sequence) == 'string' and tonumber(sequence)
+if not sequence or type(marked) ~= 'string' or revoked[1] ~= 1 then
+    return false
+end
+
 local entries = redis.call('HMGET', KEYS[1], unpack(users))
-local revoked = redis.call('SMISMEMBER', KEYS[3], unpack(users))
 local free = tonumber(ARGV[1]) - (redis.call('HLEN', KEYS[1]) - 1)
 local time = redis.call('TIME')
 local now = time[1] .. string.format('%03d', math.floor(time[2] / 1000))
 
 local answers, taken, opened, here = {}, {}, {}, {}
 for i, user in ipairs(users) do
-    local request = ARGV[2 * i + 1]
+    local request = ARGV[2 * i + 2]
     local entry = here[user] or entries[i]
     local answer, place = SOLD_OUT, 0
     if entry then
         answer = DUPLICATE
         if string.sub(entry, 1, 36) == request then
-            answer, place = REPEAT, tonumber(string.sub(entry, 38))
+            answer, place = REPEAT, tonumber(string.sub(entry, 38)) or 0
         end
-    elseif revoked[i] == 1 then
+    elseif revoked[i + 1] == 1 then
         answer = DUPLICATE
     elseif free > 0 then
         free = free - 1
@@ -49,5 +52,10 @@ end
 if #taken > 0 then
     redis.call('HSET', KEYS[1], 'sequence', string.format('%.0f', sequence), unpack(taken))
     redis.call('ZADD', KEYS[2], unpack(opened))
+    -- All of them at one moment, or half a gate would be left.
+    local ends = string.format('%.0f', tonumber(now) + 1000 * ARGV[2])
+    for _, key in ipairs(KEYS) do
+        redis.call('PEXPIREAT', key, ends)
+    end
 end
 return answers

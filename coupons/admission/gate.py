@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from ..errors import AlreadyIssued, SoldOut, Unavailable
 from . import reservations
 from .base import Admission, Candidate, Ended, Outcome
-from .gate_keys import MOST_PER_CALL, keys, run
+from .gate_keys import LIFETIME_SECONDS, MOST_PER_CALL, keys, run
 from .gate_loading import load
 from .gate_releasing import release, revoke
 
@@ -79,7 +79,7 @@ def _admit_or_load(candidates: Sequence[Candidate]) -> list[Outcome]:
 def _ask(candidates: Sequence[Candidate]) -> list[Outcome] | None:
     """None if the gate is not loaded."""
     # Of totals that are all at most a second old the last is the youngest.
-    args: list[object] = [candidates[-1].total_quantity]
+    args: list[object] = [candidates[-1].total_quantity, LIFETIME_SECONDS]
     for one in candidates:
         args += (one.user_id, str(one.request_id))
     answers = run("gate.lua", keys(candidates[0].coupon_id), args)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from .gate_keys import MOST_PER_CALL, keys, lock_key, redis, run
+from .gate_keys import HALF, MARK, MOST_PER_CALL, keys, lock_key, redis, run
 
 _OF_A_COUPON = re.compile(rb"gate:\{([1-9]\d{0,18})\}(:open|:revoked|:lock)?")
 _BEING_BUILT = re.compile(rb"gate:\{([1-9]\d{0,18})\}(?::open|:revoked)?:loading:(.+)")
@@ -45,7 +45,7 @@ def existing(coupon_ids: Sequence[int]) -> list[int]:
 
 def is_whole(coupon_id: int, *, drop: bool) -> bool:
     """Whether what there is of a gate is one; with ``drop``, what is not is taken away, so that it loads itself."""
-    return not run("gate_whole.lua", keys(coupon_id), [int(drop)])
+    return bool(run("gate_whole.lua", keys(coupon_id), [int(drop)]) != HALF)
 
 
 def number_of_takers(coupon_id: int) -> int:
@@ -75,8 +75,8 @@ def open_fields(coupon_id: int) -> Iterator[list[bytes]]:
     client, name, cursor = redis(), keys(coupon_id).open, 0
     while True:
         cursor, found = client.zscan(name, cursor, count=_CHUNK)
-        if found:
-            yield [member for member, _ in found]
+        if members := [member for member, _ in found if member != MARK]:
+            yield members
         if not cursor:
             return
 
@@ -95,8 +95,8 @@ def revoked(coupon_id: int) -> Iterator[list[bytes]]:
     client, name, cursor = redis(), keys(coupon_id).revoked, 0
     while True:
         cursor, found = client.sscan(name, cursor, count=_CHUNK)
-        if found:
-            yield found
+        if members := [member for member in found if member != MARK]:
+            yield members
         if not cursor:
             return
 

@@ -1,4 +1,4 @@
-"""The gate of a coupon in Redis: three keys of one hash slot, scripts, and nothing that expires.
+"""The gate of a coupon in Redis: three keys of one hash slot, and scripts.
 
 takers   a hash: by user id the id of the request by which the user has or is to have a piece, a colon, and its place in
          line (0: unknown), or a dash for a piece that the gate did not give; and ``sequence``, the last place given
@@ -6,6 +6,9 @@ takers   a hash: by user id the id of the request by which the user has or is to
          field the gate is not loaded.
 open     a sorted set: user ids whose requests are undecided, by the time of their reservation (Redis's, in ms).
 revoked  a set: users whose piece went back to the stock. They get no other.
+
+``open`` and ``revoked`` hold a dash besides, so that they are there even while they are empty: without one of the three
+the gate is not loaded. They expire together once nobody was let in for a day; whoever asks then has it loaded.
 """
 
 from __future__ import annotations
@@ -17,6 +20,12 @@ from typing import Any, NamedTuple
 
 from django_redis import get_redis_connection
 
+LIFETIME_SECONDS = 24 * 3600
+# Of what is told to a gate while it is built, and of what a builder who was killed has left.
+LEFTOVER_SECONDS = 60
+MARK = b"-"
+# What gate_whole.lua returns beside 0, for none.
+WHOLE, HALF = 1, 2
 # What Lua can unpack into the arguments of one command is limited; and nobody else is served during a call.
 MOST_PER_CALL = 500
 

@@ -21,14 +21,23 @@ from kafka_bridge import arrays
 
 from .. import metrics
 from .base import Ended
-from .gate_keys import Keys, keys, keys_beside, lock_key, redis, run
+from .gate_keys import (
+    LEFTOVER_SECONDS,
+    LIFETIME_SECONDS,
+    WHOLE,
+    Keys,
+    keys,
+    keys_beside,
+    lock_key,
+    redis,
+    run,
+)
 from .gate_releasing import release
 
 logger = logging.getLogger(__name__)
 
-# Of a loader that was killed: nobody else loads for so long, and what it built is gone after it.
+# Of a loader that was killed: nobody else loads for so long.
 _LOCK_SECONDS = 10.0
-_LEFTOVER_SECONDS = 60
 _CHUNK = 5000
 
 # One statement is one snapshot. A request under way comes after the coupon that its user may have, and stands for both.
@@ -58,7 +67,7 @@ def load(coupon_id: int) -> bool:
         return False
     try:
         # Somebody may have loaded it between the look that missed it and the lock.
-        if not redis().hexists(keys(coupon_id).takers, "sequence"):
+        if run("gate_whole.lua", keys(coupon_id), [0]) != WHOLE:
             _load(coupon_id, lock)
     finally:
         # A lock that cannot be released runs out.
@@ -79,7 +88,7 @@ def _load(coupon_id: int, lock: Lock) -> None:
     # The place in line goes on from what is taken.
     number = redis().hlen(beside.takers)
     redis().hset(beside.takers, "sequence", number)
-    if not run("gate_open.lua", [lock_key(coupon_id), *beside, *keys(coupon_id)], [token]):
+    if not run("gate_open.lua", [lock_key(coupon_id), *beside, *keys(coupon_id)], [token, LIFETIME_SECONDS]):
         return
     metrics.GATE_LOADED.inc()
     logger.info(
@@ -117,7 +126,7 @@ def _store(beside: Keys, takers: Sequence[_Taker]) -> None:
         if revoked:
             pipeline.sadd(beside.revoked, *revoked)
         for name in beside:
-            pipeline.expire(name, _LEFTOVER_SECONDS)
+            pipeline.expire(name, LEFTOVER_SECONDS)
         pipeline.execute()
 
 

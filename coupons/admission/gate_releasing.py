@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from .. import metrics
 from .base import Ended
-from .gate_keys import MOST_PER_CALL, keys, redis, run
+from .gate_keys import LEFTOVER_SECONDS, MOST_PER_CALL, keys, redis, run
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +32,8 @@ def release(ended: Iterable[Ended]) -> None:
 
 def revoke(coupon_id: int, user_ids: Sequence[int]) -> None:
     """Bar users whose pieces went back to the stock, and count those no more. Best effort."""
-    names = keys(coupon_id)
     try:
-        with redis().pipeline() as pipeline:
-            pipeline.hdel(names.takers, *user_ids)
-            pipeline.zrem(names.open, *user_ids)
-            pipeline.sadd(names.revoked, *user_ids)
-            pipeline.execute()
+        run("gate_revoke.lua", keys(coupon_id), [LEFTOVER_SECONDS, *user_ids])
     except RedisError as error:
         logger.warning("the gate was not told of revoked coupons: %s", error)
 

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django_redis import get_redis_connection
 
 from coupons.admission import ADMISSIONS
-from coupons.admission.gate_keys import keys
+from coupons.admission.gate_keys import MARK, keys
 from coupons.catalogue import CatalogueEntry
 from coupons.errors import DomainError
 from coupons.handlers import ISSUE
@@ -114,4 +114,4 @@ def gate_of(coupon: Coupon) -> tuple[set[int], set[int]]:
     """(users with a piece, those of them whose requests are undecided), as the gate has it."""
     redis, names = get_redis_connection("default"), keys(coupon.id)
     takers = {int(field) for field in redis.hkeys(names.takers) if field != b"sequence"}
-    return takers, {int(user) for user in redis.zrange(names.open, 0, -1)}
+    return takers, {int(user) for user in redis.zrange(names.open, 0, -1) if user != MARK}

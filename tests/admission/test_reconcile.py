@@ -21,7 +21,7 @@ from redis.retry import Retry
 from uuid_utils.compat import uuid7
 
 from coupons.admission import ADMISSIONS, Candidate, gate_auditing, gate_keys
-from coupons.admission.gate_keys import keys, lock_key
+from coupons.admission.gate_keys import Keys, keys, lock_key
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from coupons.reconciling import gate as gate_check
 from coupons.reconciling import outbox as outbox_check
@@ -387,7 +387,7 @@ def test_who_gave_a_piece_back_is_barred_and_not_counted(coupon: Coupon) -> None
     Coupon.objects.filter(id=coupon.id).update(issued=1)
     assert mend() == {"gate-extra": 1}
     assert gate_of(coupon) == ({2}, set())
-    redis().delete(keys(coupon.id).revoked)
+    redis().srem(keys(coupon.id).revoked, 1)
     assert mend() == {"gate-missing": 1}
     assert ask(coupon, 1) == "already_issued"
 
@@ -449,7 +449,7 @@ def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) ->
     assert gate_of(coupon) == ({1}, {1})
 
 
-@pytest.mark.parametrize("sequence", ["0", "x", "1.5", "-4", "99999999999999999999"])
+@pytest.mark.parametrize("sequence", ["0", "1.5", "-4", "99999999999999999999"])
 def test_a_wrong_sequence_is_set_behind_the_last_place(coupon: Coupon, sequence: str) -> None:
     accept(coupon, 1)
     accept(coupon, 2)
@@ -458,10 +458,23 @@ def test_a_wrong_sequence_is_set_behind_the_last_place(coupon: Coupon, sequence:
     assert accept(coupon, 3).sequence == 3
 
 
-def test_a_half_loaded_gate_is_dropped_and_loads_itself(make_coupon: Callable[..., Coupon]) -> None:
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda names: redis().hdel(names.takers, "sequence"),
+        lambda names: redis().hset(names.takers, "sequence", "x"),
+        lambda names: redis().delete(names.takers),
+        lambda names: redis().delete(names.open),
+        lambda names: redis().delete(names.revoked),
+    ],
+    ids=["sequence", "number", "takers", "open", "revoked"],
+)
+def test_a_half_loaded_gate_is_dropped_and_loads_itself(
+    lose: Callable[[Keys], object], make_coupon: Callable[..., Coupon]
+) -> None:
     coupon = make_coupon(admission="gate", total_quantity=2)
     accept(coupon, 1)
-    redis().hdel(keys(coupon.id).takers, "sequence")
+    lose(keys(coupon.id))
     assert mend() == {"gate-half-loaded": 1}
     assert not redis().exists(*keys(coupon.id))
     assert ask(coupon, 2) == "accepted"

@@ -353,6 +353,79 @@ def test_a_gate_that_lost_everything_counts_what_is_issued_and_what_is_under_way
     assert holders() == {1, 2, 3}
 
 
+@pytest.mark.parametrize("part", ["takers", "open", "revoked"])
+@pytest.mark.parametrize("become", ["nothing", "text", "list"])
+def test_a_gate_of_which_a_key_is_lost_or_something_else_is_not_loaded(
+    part: str, become: str, make_gate: MakeGate
+) -> None:
+    coupon = make_gate(total_quantity=3, refund_policy="RETURN_TO_POOL")
+    accept(coupon, 1)
+    accept(coupon, 2)
+    issue()
+    use_and_refund(UserCoupon.objects.get(user_id=2))
+    accept(coupon, 3)
+    redis, name = get_redis_connection("default"), getattr(keys(coupon.id), part)
+    redis.delete(name)
+    if become == "text":
+        redis.set(name, "x")
+    if become == "list":
+        redis.rpush(name, "x")
+    assert [ask(coupon, user_id) for user_id in (1, 2, 3, 4, 5)] == [
+        "already_issued", "already_issued", "already_issued", "accepted", "sold_out",
+    ]  # fmt: skip
+    assert gate_of(coupon) == ({1, 3, 4}, {3, 4})
+
+
+@pytest.mark.parametrize("sequence", ["", "x"])
+def test_a_gate_without_a_number_to_go_on_from_is_not_loaded(sequence: str, make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=2)
+    accept(coupon, 1)
+    get_redis_connection("default").hset(keys(coupon.id).takers, "sequence", sequence)
+    assert accept(coupon, 2).sequence == 2
+
+
+def test_a_piece_that_comes_back_while_the_gate_is_loaded_is_not_missed(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate(total_quantity=1, refund_policy="RETURN_TO_POOL")
+    accept(coupon, 1)
+    issue()
+    flush()
+    store = gate_loading._store
+
+    def store_and_refund(*args: Any) -> None:
+        store(*args)
+        use_and_refund(UserCoupon.objects.get())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gate_loading, "_store", store_and_refund)
+        assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "accepted"]
+
+
+def test_a_gate_that_nobody_enters_any_more_makes_room(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=3)
+    accept(coupon, 1)
+    redis = get_redis_connection("default")
+    for name in keys(coupon.id):
+        redis.expire(name, 60)
+    assert ask(coupon, 1) == "already_issued"
+    assert {redis.ttl(name) <= 60 for name in keys(coupon.id)} == {True}
+    accept(coupon, 2)
+    [lifetime] = {redis.pttl(name) // 60_000 for name in keys(coupon.id)}
+    assert 23 * 60 < lifetime <= 24 * 60
+    redis.delete(*keys(coupon.id))  # as they are all at once by then
+    assert [ask(coupon, 2), ask(coupon, 3), ask(coupon, 4)] == ["already_issued", "accepted", "sold_out"]
+
+
+def test_without_a_gate_what_is_revoked_is_forgotten_soon(make_coupon: Callable[..., Coupon]) -> None:
+    coupon = make_coupon(refund_policy="RETURN_TO_POOL")
+    accept(coupon, 1)
+    issue()
+    use_and_refund(UserCoupon.objects.get())
+    redis = get_redis_connection("default")
+    assert [redis.ttl(name) > 60 or redis.ttl(name) == -1 for name in keys(coupon.id)] == [False] * 3
+
+
 def test_without_counting_what_is_under_way_more_would_be_promised_than_there_is(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,9 +519,10 @@ def test_what_ends_while_the_gate_is_loaded_is_not_missed(make_gate: MakeGate, m
     batch = messages_on_their_way()
 
     def issue_and_run(name: str, *args: Any) -> Any:
-        UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
-        Coupon.objects.update(issued=1)
-        issue(batch)
+        if name == "gate_open.lua":
+            UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
+            Coupon.objects.update(issued=1)
+            issue(batch)
         return run(name, *args)
 
     monkeypatch.setattr(gate_loading, "run", issue_and_run)

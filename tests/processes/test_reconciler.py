@@ -52,7 +52,7 @@ def when(condition: Callable[[], Any], complaint: str) -> None:
 
 
 def open_in_gate(coupon: Coupon) -> int:
-    return int(redis().zcard(keys(coupon.id).open))
+    return int(redis().zcount(keys(coupon.id).open, "-inf", "(inf"))
 
 
 @pytest.fixture
