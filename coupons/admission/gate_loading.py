@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from threading import BoundedSemaphore, Thread
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -18,6 +19,7 @@ from redis.exceptions import RedisError
 from redis.lock import Lock
 
 from kafka_bridge import arrays
+from kafka_bridge.lifecycle import first_line
 
 from .. import metrics
 from .base import Ended
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # Of a loader that was killed: nobody else loads for so long.
 _LOCK_SECONDS = 10.0
+# How many gates a process loads behind its requests: each takes a session of the database.
+_slots = BoundedSemaphore(4)
 _CHUNK = 5000
 
 # One statement is one snapshot. A request under way comes after the coupon that its user may have, and stands for both.
@@ -58,49 +62,74 @@ _Taker = tuple[int, UUID | None, float | None, bool]
 
 
 def load(coupon_id: int) -> bool:
-    """Build the gate of a coupon and open it; False while somebody else is at it.
+    """Build the gate of a coupon and open it, or have it built by a thread; False while somebody else is at it.
 
     Raises what Redis and the database raise.
     """
     lock: Lock = redis().lock(lock_key(coupon_id), timeout=_LOCK_SECONDS, thread_local=False)
     if not lock.acquire(blocking=False):
         return False
+    handed_over = False
     try:
         # Somebody may have loaded it between the look that missed it and the lock.
-        if run("gate_whole.lua", keys(coupon_id), [0]) != WHOLE:
-            _load(coupon_id, lock)
+        if run("gate_whole.lua", keys(coupon_id), [0]) != WHOLE and not _load(coupon_id, lock, most_chunks=1):
+            # While a million holders are read, the requests of this process must not wait for that either.
+            handed_over = _slots.acquire(blocking=False)
+            if handed_over:
+                Thread(target=_load_behind, args=(coupon_id, lock), daemon=True).start()
     finally:
-        # A lock that cannot be released runs out.
-        with suppress(RedisError):
-            lock.release()
+        if not handed_over:
+            _release(lock)
     return True
 
 
-def _load(coupon_id: int, lock: Lock) -> None:
+def _load_behind(coupon_id: int, lock: Lock) -> None:
+    try:
+        _load(coupon_id, lock)
+    except Exception as error:
+        logger.warning("the gate of coupon %s was not loaded: %s", coupon_id, first_line(error))
+    finally:
+        _release(lock)
+        _slots.release()
+        connection.close()
+
+
+def _release(lock: Lock) -> None:
+    # A lock that cannot be released runs out.
+    with suppress(RedisError):
+        lock.release()
+
+
+def _load(coupon_id: int, lock: Lock, *, most_chunks: int | None = None) -> bool:
+    """False if there is more to read than that; nothing has changed then."""
     started_at = time.monotonic()
     token = lock.local.token.decode()
     beside = keys_beside(coupon_id, token)
     undecided: list[UUID] = []
-    for takers in _takers(coupon_id):
-        _store(beside, takers)
-        undecided += [request_id for _, request_id, _, _ in takers if request_id is not None]
-        lock.reacquire()
+    with closing(_takers(coupon_id)) as chunks:
+        for number, takers in enumerate(chunks, 1):
+            if number == most_chunks and len(takers) == _CHUNK:
+                return False
+            _store(beside, takers)
+            undecided += [request_id for _, request_id, _, _ in takers if request_id is not None]
+            lock.reacquire()
     # The place in line goes on from what is taken.
-    number = redis().hlen(beside.takers)
-    redis().hset(beside.takers, "sequence", number)
-    if not run("gate_open.lua", [lock_key(coupon_id), *beside, *keys(coupon_id)], [token, LIFETIME_SECONDS]):
-        return
+    taken = redis().hlen(beside.takers)
+    redis().hset(beside.takers, "sequence", taken)
+    if not run("gate_open.lua", [lock.name, *beside, *keys(coupon_id)], [token, LIFETIME_SECONDS]):
+        return True
     metrics.GATE_LOADED.inc()
     logger.info(
         "the gate of coupon %s is loaded: %s pieces taken, %s requests under way, %.3f s",
-        coupon_id, number, len(undecided), time.monotonic() - started_at,
+        coupon_id, taken, len(undecided), time.monotonic() - started_at,
     )  # fmt: skip
     # Until it was open nobody could tell it of an end.
     for start in range(0, len(undecided), _CHUNK):
         release(_ended(undecided[start : start + _CHUNK]))
+    return True
 
 
-def _takers(coupon_id: int) -> Iterator[list[_Taker]]:
+def _takers(coupon_id: int) -> Generator[list[_Taker]]:
     # A million rows are not held in memory at once; a cursor of the server needs a transaction.
     with transaction.atomic(), connection.chunked_cursor() as cursor:
         cursor.execute(_READ, [coupon_id, coupon_id])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from coupons.services import ending, letting_in
 from coupons.services.accepting import derived_request_id
 from coupons.services.spending import coupon_hold, coupon_refund, coupon_use
 from devstack.ports import free_port
+from devstack.processes import wait_until
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
@@ -463,7 +464,7 @@ def test_without_the_lock_many_would_load_it(make_gate: MakeGate, monkeypatch: p
     together = threading.Barrier(20)
     takers = gate_loading._takers
 
-    def takers_at_once(coupon_id: int) -> Iterator[list[Any]]:
+    def takers_at_once(coupon_id: int) -> Generator[list[Any]]:
         together.wait(10)
         return takers(coupon_id)
 
@@ -488,6 +489,52 @@ def test_while_somebody_else_loads_requests_wait_briefly_and_are_told_to_come_ba
 
     redis.delete(lock_key(coupon.id))  # as it does by itself when its owner was killed
     assert ask(coupon, 1) == "accepted"
+
+
+def test_while_its_own_process_loads_a_large_gate_requests_are_told_to_come_back_too(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate(total_quantity=4)
+    for user_id in (1, 2, 3):
+        accept(coupon, user_id)
+    flush()
+    before, lock = loads(), threading.Lock()
+    store = gate_loading._store
+
+    def store_slowly(*args: Any) -> None:
+        with lock:
+            store(*args)
+
+    monkeypatch.setattr(gate_loading, "_CHUNK", 2)
+    monkeypatch.setattr(gate_loading, "_store", store_slowly)
+    with monkeypatch.context() as patch, lock:
+        patch.setattr(gate, "_WAIT_SECONDS", 0.1)
+        assert [ask(coupon, 1), ask(coupon, 4)] == ["unavailable"] * 2
+    wait_until(lambda: loads() - before == 1, 30, "the gate is not loaded", 0.01)
+    assert [ask(coupon, user_id) for user_id in (1, 4, 5)] == ["already_issued", "accepted", "sold_out"]
+
+
+def test_a_large_gate_is_loaded_again_by_the_next_if_its_loader_fails(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_gate()
+    for user_id in (1, 2, 3):
+        accept(coupon, user_id)
+    flush()
+    monkeypatch.setattr(gate_loading, "_CHUNK", 2)
+    failed: list[int] = []
+
+    def fail(*args: Any) -> None:
+        failed.append(1)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gate_loading, "_store", fail)
+        patch.setattr(gate, "_WAIT_SECONDS", 0.1)
+        # More often than there may be loaders at once.
+        wait_until(lambda: ask(coupon, 1) == "unavailable" and len(failed) > 4, 60, "nobody tries any more", 0.01)
+    assert ask(coupon, 4) == "accepted"
+    assert gate_of(coupon) == ({1, 2, 3, 4}, {1, 2, 3, 4})
 
 
 def test_a_loader_that_lost_its_lock_leaves_the_gate_to_the_next(
@@ -542,6 +589,23 @@ def test_a_gate_caught_letting_in_too_many_is_loaded_anew(make_gate: MakeGate) -
     assert answer(too_many.request_id) == ("FAILED", "SOLD_OUT")
     assert ask(coupon, 3) == "sold_out"
     assert gate_of(coupon) == ({1, 2}, set())
+
+
+def test_what_an_earlier_gate_let_in_says_nothing_against_this_one(make_gate: MakeGate) -> None:
+    coupon = make_gate(total_quantity=2)
+    accept(coupon, 1)
+    too_many = accept(coupon, 2)
+    flush()
+    issue(messages_on_their_way()[:1])
+    UserCoupon.objects.create(coupon=coupon, user_id=3, issued_at="2026-01-01T00:00:00Z")
+    Coupon.objects.update(issued=2)
+    before = loads()
+    assert ask(coupon, 4) == "sold_out"
+    issue()
+    assert answer(too_many.request_id) == ("FAILED", "SOLD_OUT")
+    assert [ask(coupon, user_id) for user_id in (1, 3, 4)] == ["already_issued", "already_issued", "sold_out"]
+    assert gate_of(coupon) == ({1, 3}, set())
+    assert loads() - before == 1
 
 
 # Redis in trouble
