@@ -1,7 +1,8 @@
 """The stock is taken in the transaction of the outbox row: who is let in has a piece, unless it is a duplicate.
 
 The lock is the coupon's row and not one in Redis. A lock in Redis runs out while its owner hangs, and then guards
-nothing; the row's lives as long as the transaction that takes the stock. It is the same lock that the issuer takes.
+nothing; the row's lives as long as the transaction that takes the stock. It is the same lock that the issuer takes, so
+it is taken as late as possible: all doors of the coupon and its issuer wait for each other there.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from ..errors import AlreadyIssued, SoldOut
 from . import reservations
 from .base import Admission, Candidate, Outcome
 
-# A coupon that is sold out by now does not fit the condition and is not locked: refusals wait for nobody.
-_LOCK = """
-    SELECT total_quantity - issued - reserved, last_sequence FROM coupons_coupon
-    WHERE id = %s AND total_quantity - issued - reserved > 0
-    FOR NO KEY UPDATE
+_LOOK = """
+    SELECT total_quantity - issued - reserved,
+           ARRAY(SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigint[]) AND coupon_id = coupon.id)
+    FROM coupons_coupon AS coupon WHERE id = %s
 """
-_HOLDERS = "SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigint[]) AND coupon_id = %s"
 _TAKE = """
     UPDATE coupons_coupon SET reserved = reserved + %s, last_sequence = last_sequence + %s
     WHERE id = %s AND total_quantity - issued - reserved >= %s
+    RETURNING last_sequence
 """
+_LOCK = "SELECT total_quantity - issued - reserved FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE"
 
 
 class Reserve(Admission):
@@ -36,36 +37,32 @@ class Reserve(Admission):
 
     def record(self, candidates: Sequence[Candidate], admitted: Sequence[Outcome]) -> list[Outcome]:
         """Take a piece for each candidate, first come, first served, until there is none."""
-        coupon_id = candidates[0].coupon_id
-        # The lock comes first: what follows reads what whoever held it before has committed.
-        free, sequence = _lock(coupon_id)
-        outcomes = _known(candidates)
+        outcomes, free = _look(candidates)
         let_in = _within(free, candidates, outcomes)
         if let_in:
-            taken = reservations.take([candidates[index] for index in let_in], reservations.RESERVE)
-            for index, outcome in zip(let_in, taken, strict=True):
-                sequence += outcome.fresh
-                outcomes[index] = outcome._replace(sequence=sequence) if outcome.fresh else outcome
-            _take(coupon_id, sum(outcome.fresh for outcome in taken))
+            rows = reservations.take([candidates[place] for place in let_in], reservations.RESERVE)
+            for place, outcome in zip(let_in, rows, strict=True):
+                outcomes[place] = outcome
+            _take(candidates, outcomes, [place for place, row in zip(let_in, rows, strict=True) if row.fresh])
         return [outcome or Outcome(SoldOut) for outcome in outcomes]
 
 
-def _lock(coupon_id: int) -> tuple[int, int]:
-    """What is left of the coupon, and the last place in line; (0, 0) without a lock if nothing is left."""
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK, [coupon_id])
-        return cursor.fetchone() or (0, 0)
+def _look(candidates: Sequence[Candidate]) -> tuple[list[Outcome | None], int]:
+    """(outcomes of candidates whose user has the coupon or a request under way, None for the others; what is left).
 
-
-def _known(candidates: Sequence[Candidate]) -> list[Outcome | None]:
-    """The outcomes of candidates whose user has the coupon or a request under way; None for the others."""
+    No lock is waited for, so who is refused costs nobody else anything.
+    """
+    # Requests under way come first: one that ends meanwhile is seen as one, or as the coupon that came of it.
+    known = reservations.collisions(candidates)
     with connection.cursor() as cursor:
-        cursor.execute(_HOLDERS, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
-        holders = {user_id for (user_id,) in cursor.fetchall()}
-    return [
-        Outcome(AlreadyIssued) if one.user_id in holders else outcome
-        for one, outcome in zip(candidates, reservations.collisions(candidates), strict=True)
+        cursor.execute(_LOOK, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
+        free, holders = cursor.fetchone() or (0, ())
+    holding = set(holders)
+    outcomes = [
+        Outcome(AlreadyIssued) if one.user_id in holding else outcome
+        for one, outcome in zip(candidates, known, strict=True)
     ]
+    return outcomes, free
 
 
 def _within(free: int, candidates: Sequence[Candidate], known: Sequence[Outcome | None]) -> list[int]:
@@ -79,8 +76,31 @@ def _within(free: int, candidates: Sequence[Candidate], known: Sequence[Outcome 
     return places
 
 
-def _take(coupon_id: int, quantity: int) -> None:
+def _take(candidates: Sequence[Candidate], outcomes: list[Outcome | None], fresh: Sequence[int]) -> None:
+    """Give pieces and places in line to the candidates at the places ``fresh``, or to the first of them."""
+    coupon_id = candidates[0].coupon_id
+    quantity, sequence = _lock_and_take(coupon_id, len(fresh)) if fresh else (0, 0)
+    for number, place in enumerate(fresh[:quantity], start=1):
+        outcomes[place] = Outcome(sequence=sequence + number, fresh=True)
+    if too_late := [candidates[place] for place in fresh[quantity:]]:
+        # Others took the last pieces after the look.
+        reservations.remove([one.request_id for one in too_late], of=[coupon_id])
+        users = {one.user_id for one in too_late}
+        for place, one in enumerate(candidates):
+            if one.user_id in users:
+                outcomes[place] = None
+
+
+def _lock_and_take(coupon_id: int, most: int) -> tuple[int, int]:
+    """(pieces taken, the last place in line before them); the lock holds until the end of the transaction."""
     with connection.cursor() as cursor:
+        cursor.execute(_TAKE, [most, most, coupon_id, most])
+        if row := cursor.fetchone():
+            return most, row[0] - most
+        # There are fewer: as many as the lock shows.
+        cursor.execute(_LOCK, [coupon_id])
+        quantity = min(most, cursor.fetchone()[0])
+        if not quantity:
+            return 0, 0
         cursor.execute(_TAKE, [quantity, quantity, coupon_id, quantity])
-        if quantity and not cursor.rowcount:
-            raise RuntimeError(f"coupon {coupon_id} has less than the {quantity} pieces that its lock showed")
+        return quantity, cursor.fetchone()[0] - quantity

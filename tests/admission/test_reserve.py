@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
+from uuid import UUID
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from uuid_utils.compat import uuid7
 
-from coupons.admission import ADMISSIONS, Candidate, reserve
+from coupons.admission import ADMISSIONS, Candidate, Outcome, reserve
 from coupons.models import Coupon, Reservation
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
@@ -28,11 +30,6 @@ MakeReserve = Callable[..., Coupon]
 @pytest.fixture
 def make_reserve(make_coupon: Callable[..., Coupon]) -> MakeReserve:
     return partial(make_coupon, admission="reserve")
-
-
-@pytest.fixture
-def without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reserve, "_LOCK", reserve._LOCK.replace("FOR NO KEY UPDATE", ""))
 
 
 @pytest.fixture
@@ -62,19 +59,40 @@ def test_two_at_once_for_the_last_piece_share_it_out(make_reserve: MakeReserve) 
     assert ask_beside(make_reserve(total_quantity=1)) == "sold_out"
 
 
-@pytest.mark.usefixtures("without_the_lock")
-def test_without_the_lock_the_condition_would_refuse_the_second(make_reserve: MakeReserve) -> None:
-    coupon = make_reserve(total_quantity=1)
-    with pytest.raises(RuntimeError, match="less than the 1 pieces"):
-        ask_beside(coupon)
-    assert stock(coupon) == (1, 0)
-
-
-@pytest.mark.usefixtures("without_the_lock", "without_the_condition")
-def test_without_lock_and_condition_the_last_piece_would_be_promised_twice(make_reserve: MakeReserve) -> None:
-
+@pytest.mark.usefixtures("without_the_condition")
+def test_without_the_condition_the_last_piece_would_be_promised_twice(make_reserve: MakeReserve) -> None:
     with pytest.raises(IntegrityError, match="coupon_stock"):
         ask_beside(make_reserve(total_quantity=1))
+
+
+def test_a_group_that_finds_fewer_pieces_than_it_looked_for_takes_what_is_left(make_reserve: MakeReserve) -> None:
+    coupon = make_reserve(total_quantity=3)
+    users = [(uuid7(), user_id) for user_id in (2, 3, 4, 4)]
+    with OpenTransaction(lambda: accept(coupon, 1)) as other:
+        mine = in_another_session(partial(record, coupon, users))
+        wait_until_blocked()
+        other.commit()
+        outcomes = mine.result(10)
+    assert [outcome.sequence for outcome in outcomes] == [2, 3, None, None]
+    assert [outcome.refusal and outcome.refusal.code for outcome in outcomes] == [None, None, "sold_out", "sold_out"]
+    assert stock(coupon) == (3, 0)
+    assert set(Reservation.objects.values_list("user_id", flat=True)) == {1, 2, 3}
+
+
+def record(coupon: Coupon, users: Iterable[tuple[UUID, int]]) -> list[Outcome]:
+    """What becomes of a group of requests (id, user)."""
+    candidates = [Candidate(request_id, user_id, coupon.id, 3) for request_id, user_id in users]
+    with transaction.atomic():
+        return ADMISSIONS["reserve"].record(candidates, ADMISSIONS["reserve"].admit(candidates))
+
+
+def test_the_lock_is_held_for_no_more_than_the_insert(make_reserve: MakeReserve) -> None:
+    coupon = make_reserve()
+    with CaptureQueriesContext(connection) as captured:
+        accept(coupon, 1)
+    statements = [query["sql"].split()[:2] for query in captured]
+    locked = statements.index(["UPDATE", "coupons_coupon"])
+    assert statements[locked + 1 :] == [["INSERT", "INTO"], ["COMMIT"]]
 
 
 def test_a_request_that_is_rolled_back_leaves_its_piece_to_the_next(make_reserve: MakeReserve) -> None:
@@ -133,9 +151,7 @@ def test_a_group_of_requests_takes_its_pieces_at_once_in_order(make_reserve: Mak
     coupon = make_reserve(total_quantity=3)
     one_user = uuid7()
     users = [(uuid7(), 1), (one_user, 2), (uuid7(), 2), (one_user, 2), (uuid7(), 3), (uuid7(), 4)]
-    candidates = [Candidate(request_id, user_id, coupon.id, 3) for request_id, user_id in users]
-    with transaction.atomic():
-        outcomes = ADMISSIONS["reserve"].record(candidates, ADMISSIONS["reserve"].admit(candidates))
+    outcomes = record(coupon, users)
     assert [outcome.sequence for outcome in outcomes] == [1, 2, None, None, 3, None]
     assert [outcome.refusal and outcome.refusal.code for outcome in outcomes] == [
         None, None, "already_issued", None, None, "sold_out",
