@@ -73,6 +73,13 @@ class Admission:
         """The last word on candidates that ``admit`` let in, within the caller's transaction."""
         return list(admitted)
 
+    def book(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Take what there is for requests of one coupon that are accepted in any case, within the caller's transaction.
+
+        Those it refuses have taken nothing; the issuer decides about them all the same.
+        """
+        return self.record(candidates, self.admit(candidates))
+
     def withdraw(self, candidates: Sequence[Candidate]) -> None:
         """Give back what ``admit`` took. Does not raise what an outage raises."""
 

@@ -12,14 +12,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
+from django.db import transaction
 from redis.exceptions import RedisError
 
 from ..errors import AlreadyIssued, SoldOut, Unavailable
-from . import reservations
+from . import gate_auditing, reservations
 from .base import Admission, Candidate, Ended, Outcome
 from .gate_keys import LIFETIME_SECONDS, MOST_PER_CALL, keys, run
-from .gate_loading import load
+from .gate_loading import load, read_ended
 from .gate_releasing import release, revoke
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,19 @@ class Gate(Admission):
         recorded = reservations.take(candidates, reservations.GATE)
         return [new._replace(sequence=old.sequence) for new, old in zip(recorded, admitted, strict=True)]
 
+    def book(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """By PostgreSQL first, since nobody may come again for what the gate alone would know of; it is told after."""
+        coupon_id = candidates[0].coupon_id
+        outcomes, free = reservations.look(candidates)
+        let_in = reservations.within(free - reservations.number_uncounted(coupon_id), candidates, outcomes)
+        taken = reservations.take([candidates[place] for place in let_in], reservations.GATE)
+        for place, outcome in zip(let_in, taken, strict=True):
+            outcomes[place] = outcome
+        booked = [candidates[place] for place, outcome in zip(let_in, taken, strict=True) if outcome.fresh]
+        if booked:
+            transaction.on_commit(partial(_count, coupon_id, booked), robust=True)
+        return [outcome or Outcome(SoldOut) for outcome in outcomes]
+
     def withdraw(self, candidates: Sequence[Candidate]) -> None:
         release([Ended(one.request_id, one.coupon_id, one.user_id, _WITHDRAWN) for one in candidates])
 
@@ -63,6 +78,16 @@ class Gate(Admission):
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
         revoke(coupon_id, user_ids)
+
+
+def _count(coupon_id: int, booked: Sequence[Candidate]) -> None:
+    """Tell the gate of requests under way that it did not let in. Best effort: the reconciler adds who is missing."""
+    try:
+        gate_auditing.add(coupon_id, [(one.user_id, one.request_id, 0.0) for one in booked])
+        # One that has ended meanwhile was told to a gate that did not know it.
+        release(read_ended([one.request_id for one in booked]))
+    except RedisError as error:
+        logger.warning("the gate was not told of %d requests of a batch: %s", len(booked), error)
 
 
 def _admit_or_load(candidates: Sequence[Candidate]) -> list[Outcome]:

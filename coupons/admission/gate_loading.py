@@ -125,7 +125,7 @@ def _load(coupon_id: int, lock: Lock, *, most_chunks: int | None = None) -> bool
     )  # fmt: skip
     # Until it was open nobody could tell it of an end.
     for start in range(0, len(undecided), _CHUNK):
-        release(_ended(undecided[start : start + _CHUNK]))
+        release(read_ended(undecided[start : start + _CHUNK]))
     return True
 
 
@@ -159,7 +159,8 @@ def _store(beside: Keys, takers: Sequence[_Taker]) -> None:
         pipeline.execute()
 
 
-def _ended(request_ids: Sequence[UUID]) -> list[Ended]:
+def read_ended(request_ids: Sequence[UUID]) -> list[Ended]:
+    """How those of the requests ended that have."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_ENDED, [arrays.uuids(request_ids)])
         return [Ended(*row) for row in cursor.fetchall()]

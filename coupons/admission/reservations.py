@@ -42,6 +42,12 @@ _REMOVE = """
     DELETE FROM coupons_reservation WHERE request_id = ANY(%s::uuid[]) AND coupon_id = ANY(%s::bigint[])
     RETURNING request_id, coupon_id, user_id, admission
 """
+_LOOK = """
+    SELECT total_quantity - issued - reserved,
+           ARRAY(SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigint[]) AND coupon_id = coupon.id)
+    FROM coupons_coupon AS coupon WHERE id = %s
+"""
+_UNDER_WAY = "SELECT count(*) FROM coupons_reservation WHERE coupon_id = %s AND admission <> %s"
 _COUPONS_OF = "SELECT DISTINCT coupon_id FROM coupons_reservation WHERE request_id = ANY(%s::uuid[])"
 _LOCK_COUPONS = "SELECT FROM coupons_coupon WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
 _GIVE_BACK = """
@@ -78,6 +84,42 @@ def take(candidates: Sequence[Candidate], admission: str) -> list[Outcome]:
         Outcome(fresh=True) if index in fresh else told[index] or Outcome(AlreadyIssued)
         for index in range(len(candidates))
     ]
+
+
+def look(candidates: Sequence[Candidate]) -> tuple[list[Outcome | None], int]:
+    """(outcomes, what is left) of candidates of one coupon; the outcome is None where nothing is known of the user.
+
+    What is left is neither issued nor ``counted``. No lock is waited for, so who is refused costs nobody else anything.
+    """
+    # Requests under way come first: one that ends meanwhile is seen as one, or as the coupon that came of it.
+    known = collisions(candidates)
+    with connection.cursor() as cursor:
+        cursor.execute(_LOOK, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
+        free, holders = cursor.fetchone() or (0, ())
+    holding = set(holders)
+    outcomes = [
+        Outcome(AlreadyIssued) if one.user_id in holding else outcome
+        for one, outcome in zip(candidates, known, strict=True)
+    ]
+    return outcomes, free
+
+
+def within(free: int, candidates: Sequence[Candidate], known: Sequence[Outcome | None]) -> list[int]:
+    """The places of those candidates not known yet for whose users there is a piece."""
+    users: set[int] = set()
+    places = []
+    for place, one in enumerate(candidates):
+        if known[place] is None and (one.user_id in users or len(users) < free):
+            users.add(one.user_id)
+            places.append(place)
+    return places
+
+
+def number_uncounted(coupon_id: int) -> int:
+    """How many requests for the coupon are under way whose pieces are not ``counted``."""
+    with connection.cursor() as cursor:
+        cursor.execute(_UNDER_WAY, [coupon_id, RESERVE])
+        return int(cursor.fetchone()[0])
 
 
 def collisions(candidates: Sequence[Candidate]) -> list[Outcome | None]:

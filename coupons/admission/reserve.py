@@ -11,17 +11,10 @@ from collections.abc import Sequence
 
 from django.db import connection
 
-from kafka_bridge import arrays
-
-from ..errors import AlreadyIssued, SoldOut
+from ..errors import SoldOut
 from . import reservations
 from .base import Admission, Candidate, Outcome
 
-_LOOK = """
-    SELECT total_quantity - issued - reserved,
-           ARRAY(SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigint[]) AND coupon_id = coupon.id)
-    FROM coupons_coupon AS coupon WHERE id = %s
-"""
 _TAKE = """
     UPDATE coupons_coupon SET reserved = reserved + %s, last_sequence = last_sequence + %s
     WHERE id = %s AND total_quantity - issued - reserved >= %s
@@ -37,43 +30,14 @@ class Reserve(Admission):
 
     def record(self, candidates: Sequence[Candidate], admitted: Sequence[Outcome]) -> list[Outcome]:
         """Take a piece for each candidate, first come, first served, until there is none."""
-        outcomes, free = _look(candidates)
-        let_in = _within(free, candidates, outcomes)
+        outcomes, free = reservations.look(candidates)
+        let_in = reservations.within(free, candidates, outcomes)
         if let_in:
             rows = reservations.take([candidates[place] for place in let_in], reservations.RESERVE)
             for place, outcome in zip(let_in, rows, strict=True):
                 outcomes[place] = outcome
             _take(candidates, outcomes, [place for place, row in zip(let_in, rows, strict=True) if row.fresh])
         return [outcome or Outcome(SoldOut) for outcome in outcomes]
-
-
-def _look(candidates: Sequence[Candidate]) -> tuple[list[Outcome | None], int]:
-    """(outcomes of candidates whose user has the coupon or a request under way, None for the others; what is left).
-
-    No lock is waited for, so who is refused costs nobody else anything.
-    """
-    # Requests under way come first: one that ends meanwhile is seen as one, or as the coupon that came of it.
-    known = reservations.collisions(candidates)
-    with connection.cursor() as cursor:
-        cursor.execute(_LOOK, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
-        free, holders = cursor.fetchone() or (0, ())
-    holding = set(holders)
-    outcomes = [
-        Outcome(AlreadyIssued) if one.user_id in holding else outcome
-        for one, outcome in zip(candidates, known, strict=True)
-    ]
-    return outcomes, free
-
-
-def _within(free: int, candidates: Sequence[Candidate], known: Sequence[Outcome | None]) -> list[int]:
-    """The places of those candidates not known yet for whose users there is a piece."""
-    users: set[int] = set()
-    places = []
-    for place, one in enumerate(candidates):
-        if known[place] is None and (one.user_id in users or len(users) < free):
-            users.add(one.user_id)
-            places.append(place)
-    return places
 
 
 def _take(candidates: Sequence[Candidate], outcomes: list[Outcome | None], fresh: Sequence[int]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from uuid import UUID
 
 from django.db import transaction
 
 from kafka_bridge.contracts import new_traceparent
-from kafka_bridge.outbox import insert_new_rows, outbox_row, stored_ids
+from kafka_bridge.outbox import OutboxRow, insert_new_rows, outbox_row, stored_ids
 
 from .. import metrics
-from ..catalogue import catalogue
+from ..admission import ADMISSIONS, Candidate, Outcome, reservations
+from ..catalogue import CatalogueEntry, catalogue
 from ..errors import CouponNotOpen, NotFound
 from ..events import IssueRequested
 from ..messages import message_of
@@ -64,25 +66,32 @@ def batch_accept(*, batch: Batch, user_ids: Sequence[int]) -> int:
     moment = catalogue.clock.now()
     if refusal := coupon.window.refusal(moment):
         raise CouponNotOpen(refusal)
-    rows = [
-        outbox_row(
-            message_of(
-                IssueRequested(
-                    request_id=request_id,
-                    user_id=user_id,
-                    coupon_id=coupon.coupon_id,
-                    coupon_type=coupon.coupon_type,
-                    requested_at=moment,
-                    source="BATCH",
-                    # Nothing was taken beforehand, whatever the coupon's admission: the issuer decides.
-                    admission="queue",
-                ),
-                traceparent=new_traceparent(),
-            )
-        )
-        for request_id, user_id in asked.items()
+    candidates = [
+        Candidate(request_id, user_id, coupon.coupon_id, coupon.total_quantity) for request_id, user_id in asked.items()
     ]
     with transaction.atomic():
-        accepted = sum(insert_new_rows(rows))
+        booked = ADMISSIONS[coupon.admission].book(candidates)
+        rows = [_row(coupon, one, outcome, moment) for one, outcome in zip(candidates, booked, strict=True)]
+        inserted = insert_new_rows(rows)
+        accepted = sum(inserted)
+        # Somebody else asked for them meanwhile, who has taken nothing for them.
+        strays = [row.event_id for row, one, new in zip(rows, booked, inserted, strict=True) if one.fresh and not new]
+        if strays:
+            reservations.give_back(strays)
     metrics.ACCEPTED.labels("BATCH").inc(accepted)
     return accepted
+
+
+def _row(coupon: CatalogueEntry, one: Candidate, booked: Outcome, moment: datetime) -> OutboxRow:
+    request = IssueRequested(
+        request_id=one.request_id,
+        user_id=one.user_id,
+        coupon_id=coupon.coupon_id,
+        coupon_type=coupon.coupon_type,
+        requested_at=moment,
+        source="BATCH",
+        # For whom nothing was taken the issuer decides alone.
+        admission="queue" if booked.refusal else coupon.admission,
+        sequence=booked.sequence,
+    )
+    return outbox_row(message_of(request, traceparent=new_traceparent()))
