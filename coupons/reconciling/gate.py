@@ -92,6 +92,11 @@ class _Request(NamedTuple):
     reason: str | None
     decided_for: float | None
 
+    @property
+    def has_coupon(self) -> bool:
+        """Whether its user got the coupon, or had it."""
+        return self.decided and self.reason in (None, "ALREADY_ISSUED")
+
 
 class _Known(NamedTuple):
     """What PostgreSQL knows of some users of a coupon: their requests under way, and whether a piece was revoked."""
@@ -186,7 +191,7 @@ class GateCheck:
         leaked = [one for one in members if self._is_leaked(one, known)]
         untold = [one for one in members if self._is_untold(one, known)]
         # Once more: what was settled meanwhile is not extra.
-        extra = {one.user_id: one for one in members if _is_extra(one, known)}
+        extra = {one.user_id: one for one in members if self._is_extra(one, known)}
         extra_now = [
             one for one in gate_auditing.look(coupon.id, list(extra))[0] if one.entry == extra[one.user_id].entry
         ]
@@ -235,9 +240,19 @@ class GateCheck:
         # The gate hears of it after the commit, which comes after that time.
         if not request.decided or (request.decided_for or 0.0) <= self._patience:
             return False
-        if request.reason is None or request.reason == "ALREADY_ISSUED":
+        if request.has_coupon:
             return one.age_ms is not None and one.user_id in known.revoked
         return True
+
+    def _is_extra(self, one: Member, known: _Known) -> bool:
+        """Whether an entry stands for nothing, whatever becomes of the request that it names."""
+        if known.has_something(one.user_id):
+            return False
+        if one.user_id in known.revoked or one.request_id is None:
+            return True
+        # Somebody else's request, for its own user would have the coupon by now.
+        request = known.requests[one.request_id]
+        return request.has_coupon and (request.decided_for or 0.0) > self._patience
 
     def _check_sequence(self, coupon: _Coupon, last_place: int, findings: Findings, *, repair: bool) -> None:
         # Read after the places, it is not less than any.
@@ -285,15 +300,6 @@ class GateCheck:
                 findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}, to be barred")
             if repair and missing_ids:
                 revoke(coupon.id, missing_ids)
-
-
-def _is_extra(one: Member, known: _Known) -> bool:
-    """Whether an entry stands for nothing, whatever becomes of the request that it names."""
-    if known.has_something(one.user_id):
-        return False
-    if one.user_id in known.revoked:
-        return True
-    return one.request_id is None
 
 
 def _known(coupon_id: int, members: Sequence[Member]) -> _Known:

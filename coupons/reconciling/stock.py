@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from uuid import UUID
 
+import msgspec
 from django.db import connection, transaction
 
-from ..admission import reservations
+from ..admission import Candidate, reservations
+from ..events import IssueRequested
+from ..messages import ISSUE_REQUESTED
 from ..services.abandoning import Abandoned, end_abandoned
+from ..services.ending import decided_requests
+from ..worker import CARRIER
 from .findings import COUNTER_ISSUED, COUNTER_RESERVED, RESERVATION_ALONE, RESERVATION_DECIDED, Findings
 
 # How often all coupons that users have are counted.
@@ -38,15 +44,30 @@ _ISSUED = """
     ) AS u ON u.coupon_id = c.id
     WHERE c.issued <> coalesce(u.number, 0)
 """
+# Accepted by ``reserve``, and their rows are gone: whoever counted only rows would give their pieces to others. This
+# reads the whole outbox, for a counter that is wrong.
+_UNRESERVED = """
+    SELECT o.event_id, o.topic = %s, o.payload FROM kafka_bridge_outboxmessage o
+    WHERE o.event_type = %s AND o.headers IS NULL AND position('"admission":"reserve"'::bytea IN o.payload) > 0
+      AND NOT EXISTS (SELECT FROM coupons_reservation v WHERE v.request_id = o.event_id)
+      AND NOT EXISTS (SELECT FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
+    ORDER BY o.id
+"""
+_ROOM = """
+    SELECT total_quantity
+           - (SELECT count(*) FROM coupons_usercoupon WHERE coupon_id = %(id)s AND status <> 'REVOKED')
+           - (SELECT count(*) FROM coupons_reservation WHERE coupon_id = %(id)s AND admission = 'reserve')
+    FROM coupons_coupon WHERE id = %(id)s
+"""
 _LOCK = "SELECT FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE"
 # What is free afterwards is what is neither issued nor reserved. Where that would be less than nothing, more was given
 # away than there is, and no counter mends that.
 _COUNT = """
-    UPDATE coupons_coupon SET issued = is_.issued, reserved = is_.reserved
-    FROM (
+    WITH is_ AS MATERIALIZED (
         SELECT (SELECT count(*) FROM coupons_usercoupon WHERE coupon_id = %(id)s AND status <> 'REVOKED') AS issued,
                (SELECT count(*) FROM coupons_reservation WHERE coupon_id = %(id)s AND admission = 'reserve') AS reserved
-    ) AS is_
+    )
+    UPDATE coupons_coupon SET issued = is_.issued, reserved = is_.reserved FROM is_
     WHERE id = %(id)s AND is_.issued + is_.reserved <= total_quantity
 """
 
@@ -62,13 +83,14 @@ class StockCheck:
         """Look at what is under way, and now and then at all that is issued; ``again`` after it was mended."""
         self._check_reservations(findings, repair=repair)
         wrong = self._counters(_RESERVED, COUNTER_RESERVED, findings)
+        unreserved = _unreserved() if repair and wrong else {}
         if again or time.monotonic() - self._counted_at > _COUNTED_SECONDS:
             wrong |= self._counters(_ISSUED, COUNTER_ISSUED, findings)
             # What was wrong is counted again with the next look.
             self._counted_at = float("-inf") if wrong else time.monotonic()
         if repair:
             for coupon_id in sorted(wrong):
-                _count_again(coupon_id)
+                _count_again(coupon_id, unreserved.get(coupon_id, []))
 
     def _check_reservations(self, findings: Findings, *, repair: bool) -> None:
         with connection.cursor() as cursor:
@@ -98,8 +120,30 @@ class StockCheck:
         return {row[0] for row in rows}
 
 
-def _count_again(coupon_id: int) -> None:
+def _unreserved() -> dict[int, list[Candidate]]:
+    """By coupon id the undecided requests that were accepted by ``reserve`` and have no reservation."""
+    found: dict[int, list[Candidate]] = defaultdict(list)
+    with transaction.atomic(), connection.chunked_cursor() as cursor:
+        cursor.execute(_UNRESERVED, [CARRIER, ISSUE_REQUESTED])
+        for request_id, by_worker, payload in cursor:
+            try:
+                request = msgspec.json.decode(bytes(payload), type=IssueRequested)
+            except msgspec.MsgspecError:
+                # Nobody's request: the issuer will say so.
+                continue
+            if request.coupon_id is not None:
+                found[request.coupon_id].append(Candidate(request_id, request.user_id, request.coupon_id, 0, by_worker))
+    return found
+
+
+def _count_again(coupon_id: int, unreserved: Sequence[Candidate]) -> None:
     # The lock is a statement of its own: what is counted after it stays so until the commit.
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_LOCK, [coupon_id])
+        decided = decided_requests([one.request_id for one in unreserved])
+        waiting = [one for one in unreserved if one.request_id not in decided]
+        if waiting:
+            cursor.execute(_ROOM, {"id": coupon_id})
+            (room,) = cursor.fetchone()
+            reservations.take(waiting[: max(0, room)], reservations.RESERVE)
         cursor.execute(_COUNT, {"id": coupon_id})

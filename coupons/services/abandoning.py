@@ -40,15 +40,14 @@ class Abandoned(NamedTuple):
 def end_abandoned(*, coupon_id: int, abandoned: Sequence[Abandoned]) -> set[UUID]:
     """End requests of which there is neither an outbox row nor a terminal row; returns the ids of those ended.
 
-    They end FAILED: ALREADY_ISSUED if their user has the coupon, else ERROR. Whoever inserts the outbox row of one of
-    them after that finds it decided. What was taken for it is given back with the commit or after it.
+    They end FAILED: UNKNOWN_COUPON if there is no such coupon, ALREADY_ISSUED if their user has it, else ERROR. Whoever
+    inserts the outbox row of one of them after that finds it decided. What was taken for it is given back with the
+    commit or after it.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         # Everybody who ends requests of the coupon holds it, so nobody else decides one of them meanwhile.
         cursor.execute(_LOCK_COUPON, [coupon_id])
         row = cursor.fetchone()
-        if row is None:
-            return set()
         now = database_time()
         unwritten = _unwritten([one.request_id for one in abandoned])
         ended = [one for one in abandoned if one.request_id in unwritten]
@@ -62,10 +61,10 @@ def end_abandoned(*, coupon_id: int, abandoned: Sequence[Abandoned]) -> set[UUID
                 Terminal(
                     request_id=one.request_id,
                     coupon_id=coupon_id,
-                    coupon_type=row[0],
+                    coupon_type=row[0] if row else "",
                     user_id=one.user_id,
                     status=policy.FAILED,
-                    reason=policy.ALREADY_ISSUED if one.user_id in holders else policy.ERROR,
+                    reason=_reason(row is not None, one.user_id in holders),
                     user_coupon_id=None,
                     source="",
                     requested_at=_requested_at(one, now),
@@ -80,6 +79,12 @@ def end_abandoned(*, coupon_id: int, abandoned: Sequence[Abandoned]) -> set[UUID
             ]
         )
         return unwritten
+
+
+def _reason(there_is_a_coupon: bool, user_has_it: bool) -> str:
+    if not there_is_a_coupon:
+        return policy.UNKNOWN_COUPON
+    return policy.ALREADY_ISSUED if user_has_it else policy.ERROR
 
 
 def _requested_at(one: Abandoned, now: datetime) -> str | None:

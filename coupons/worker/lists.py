@@ -81,7 +81,7 @@ class WorkerList:
 
     def put_back_of_the_dead(self) -> int:
         """Put back what workers had in hand that are no longer alive; returns how many ids."""
-        others = {worker.decode() for worker in redis().smembers(WORKERS)} - {self._id}
+        others = {worker.decode(errors="replace") for worker in redis().smembers(WORKERS)} - {self._id}
         return sum(int(_run(_PUT_BACK, worker)) for worker in others)
 
 
@@ -98,7 +98,7 @@ def everything() -> set[bytes]:
     client = redis()
     found: set[bytes] = set(client.lrange(LIST, 0, -1))
     for worker in client.smembers(WORKERS):
-        found.update(client.lrange(_backup(worker.decode()), 0, -1))
+        found.update(client.lrange(_backup(worker.decode(errors="replace")), 0, -1))
     return found
 
 
