@@ -18,6 +18,8 @@ NOBODY = "127.0.0.1:9"
 RELAY = ("relay_outbox",)
 ISSUER = ("consume_coupons", "--group", "issue")
 WORKER = ("issue_worker",)
+COUPON = ("create_coupon", "SPRING", "--quantity", "1")
+PRODUCT = ("create_product", "Socks", "--price", "1")
 
 
 def plain_lines(output: str) -> list[str]:
@@ -39,7 +41,7 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> Non
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER])
+@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT])
 def test_an_unreachable_database_is_named(command: tuple[str, ...]) -> None:
     env = environment(DATABASE_URL=f"postgres://nobody@{NOBODY}/none")
     assert_one_line(run_command(*command, "--wait", "1", env=env), "PostgreSQL", "port 9")

@@ -5,10 +5,12 @@ from argparse import ArgumentParser
 from datetime import datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.utils.dateparse import parse_datetime
 
-from kafka_bridge.management.worker import positive
+from kafka_bridge.errors import is_transient
+from kafka_bridge.lifecycle import StopFlag, check_database, first_line
+from kafka_bridge.management.worker import WorkerCommand, positive
 
 from ...errors import InvalidRequest
 from ...models import Coupon
@@ -16,10 +18,13 @@ from ...policy import is_coupon_type
 from ...services.creating import coupon_create
 
 
-class Command(BaseCommand):
+class Command(WorkerCommand):
     help = 'Creates a coupon and prints {"couponId", "couponType"}; the same again changes nothing.'
 
+    needs = (check_database,)
+
     def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
         parser.add_argument("coupon_type", metavar="TYPE", help="1 to 64 of A-Z a-z 0-9 _ -")
         parser.add_argument("--quantity", type=positive, required=True, metavar="N")
         parser.add_argument("--name", metavar="S", help="default: TYPE")
@@ -38,11 +43,15 @@ class Command(BaseCommand):
             default=Coupon.RefundPolicy.RETURN_TO_USER,
         )
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def work(self, stop: StopFlag, **options: Any) -> None:
         try:
             coupon, _ = coupon_create(**_values(options))
         except InvalidRequest as error:
             raise CommandError(error.detail) from error
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            raise CommandError(f"nobody knows whether it was made ({first_line(error)}): say the same again") from error
         self.stdout.write(json.dumps({"couponId": coupon.id, "couponType": coupon.coupon_type}))
 
 
