@@ -18,6 +18,7 @@ _ENTRY = re.compile(rb"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 _USER = re.compile(rb"[1-9]\d{0,18}")
 _CHUNK = 1000
 _LARGEST_ID = 2**63 - 1
+_LARGEST_TIME = 2**53
 
 
 class Member(NamedTuple):
@@ -215,7 +216,8 @@ def _is_ours(name: bytes, coupon_ids: set[int]) -> bool:
 def _member(user: bytes, entry: bytes, opened: bytes | None, now: int) -> Member | None:
     if not is_user(user):
         return None
-    age = now - int(float(opened)) if opened else None
+    # Scores may be anything, infinite too.
+    age = now - int(min(max(float(opened), 0), _LARGEST_TIME)) if opened else None
     if entry == b"-":
         return Member(int(user), entry, None, 0, age)
     match = _ENTRY.fullmatch(entry)

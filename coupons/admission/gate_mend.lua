@@ -33,8 +33,8 @@ elseif kind == 'add' then
     end
 elseif kind == 'sequence' then
     -- the least that it can be
-    local is = tonumber(redis.call('HGET', KEYS[1], 'sequence'))
-    if not is or is ~= math.floor(is) or is < tonumber(ARGV[2]) or is >= 2 ^ 53 then
+    local text = redis.call('HGET', KEYS[1], 'sequence')
+    if not string.match(text, '^%d+$') or #text > 15 or tonumber(text) < tonumber(ARGV[2]) then
         redis.call('HSET', KEYS[1], 'sequence', ARGV[2])
         made = 1
     end

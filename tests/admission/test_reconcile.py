@@ -450,13 +450,22 @@ def test_what_is_open_without_being_in_is_forgotten(coupon: Coupon) -> None:
     assert gate_of(coupon) == ({1}, {1})
 
 
-def test_a_reservation_of_a_time_to_come_grows_old_all_the_same(coupon: Coupon) -> None:
+@pytest.mark.parametrize("hours", [1, 1e300, float("inf")])
+def test_a_reservation_of_a_time_to_come_grows_old_all_the_same(coupon: Coupon, hours: float) -> None:
     leave_in_gate(coupon, 1)
     seconds, _ = redis().time()
-    redis().zadd(keys(coupon.id).open, {1: (seconds + 3600) * 1000})
+    redis().zadd(keys(coupon.id).open, {1: (seconds + 3600 * hours) * 1000})
     assert mend() == {"gate-foreign": 1}
     make_old(coupon)
     assert mend() == {"gate-leaked": 1}
+
+
+@pytest.mark.parametrize("moment", [0, -1e300, float("-inf")])
+def test_a_reservation_from_before_all_time_is_leaked(coupon: Coupon, moment: float) -> None:
+    leave_in_gate(coupon, 1)
+    redis().zadd(keys(coupon.id).open, {1: moment})
+    assert mend() == {"gate-leaked": 1}
+    assert gate_of(coupon) == (set(), set())
 
 
 def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) -> None:
@@ -468,7 +477,7 @@ def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) ->
     assert gate_of(coupon) == ({1}, {1})
 
 
-@pytest.mark.parametrize("sequence", ["0", "1.5", "-4", "99999999999999999999"])
+@pytest.mark.parametrize("sequence", ["0", "1.5", "-4", "1e3", " 7", "0x10", "9" * 16, "9" * 20])
 def test_a_wrong_sequence_is_set_behind_the_last_place(coupon: Coupon, sequence: str) -> None:
     accept(coupon, 1)
     accept(coupon, 2)
