@@ -50,8 +50,9 @@ _LOOK = """
 _UNDER_WAY = "SELECT count(*) FROM coupons_reservation WHERE coupon_id = %s AND admission <> %s"
 _COUPONS_OF = "SELECT DISTINCT coupon_id FROM coupons_reservation WHERE request_id = ANY(%s::uuid[])"
 _LOCK_COUPONS = "SELECT FROM coupons_coupon WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
+# A counter that is wrong must not keep requests from their end: it is counted again by the reconciler.
 _GIVE_BACK = """
-    UPDATE coupons_coupon SET reserved = reserved - given.quantity
+    UPDATE coupons_coupon SET reserved = greatest(reserved - given.quantity, 0)
     FROM unnest(%s::bigint[], %s::bigint[]) AS given (id, quantity)
     WHERE coupons_coupon.id = given.id
 """

@@ -50,7 +50,8 @@ def end_abandoned(*, coupon_id: int, abandoned: Sequence[Abandoned]) -> set[UUID
         row = cursor.fetchone()
         now = database_time()
         unwritten = _unwritten([one.request_id for one in abandoned])
-        ended = [one for one in abandoned if one.request_id in unwritten]
+        # Each once: a gate that others wrote into may name one for several users.
+        ended = list({one.request_id: one for one in abandoned if one.request_id in unwritten}.values())
         if not ended:
             return set()
         cursor.execute(_HOLDERS, [arrays.numbers([one.user_id for one in ended]), coupon_id])

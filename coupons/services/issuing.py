@@ -53,8 +53,9 @@ _INSERT_COUPONS = """
     FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS row (coupon_id, user_id, expires_at)
     RETURNING coupon_id, user_id, id
 """
+# A counter that is wrong must not make dead letters of innocents: it is counted again by the reconciler.
 _MOVE_STOCK = """
-    UPDATE coupons_coupon SET issued = issued + moved.won, reserved = reserved - moved.given
+    UPDATE coupons_coupon SET issued = issued + moved.won, reserved = greatest(reserved - moved.given, 0)
     FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS moved (id, won, given)
     WHERE coupons_coupon.id = moved.id
 """

@@ -642,8 +642,33 @@ def test_who_is_in_the_gate_by_a_request_of_somebody_else_is_taken_out_once_that
     assert ask(coupon, 2) == ask(coupon, 3) == "accepted"
 
 
-def test_everything_wrong_at_once_is_mended_at_once(make_coupon: Callable[..., Coupon]) -> None:
-    gate, reserve = make_coupon(admission="gate"), make_coupon(admission="reserve")
+def test_one_request_in_the_gate_for_several_users_ends_once(coupon: Coupon) -> None:
+    accept(coupon, 1)
+    request_id = uuid7()
+    redis().hset(keys(coupon.id).takers, mapping={"2": f"{request_id}:0", "3": f"{request_id}:0"})
+    assert compare(repair=True).found.counts == {"gate-leaked": 2}
+    assert answer(request_id) == ("FAILED", "ERROR")
+    make_old(coupon)
+    mend()
+    assert gate_of(coupon) == ({1}, {1})
+
+
+def test_a_counter_that_is_too_low_keeps_nobody_from_the_end(make_coupon: Callable[..., Coupon]) -> None:
+    coupon = make_coupon(admission="reserve", total_quantity=3)
+    accepted = [accept(coupon, user_id) for user_id in (1, 2, 3)]
+    OutboxMessage.objects.filter(event_id=accepted[0].request_id).delete()
+    make_old(coupon)
+    Coupon.objects.update(reserved=0)
+    assert mend() == {"reservation-alone": 1, "counter-reserved": 1}
+    assert stock(coupon) == (2, 0)
+    Coupon.objects.update(reserved=0)
+    issue()
+    assert [answer(one.request_id)[0] for one in accepted] == ["FAILED", "SUCCESS", "SUCCESS"]
+    assert stock(coupon) == (0, 2)
+
+
+def poison(gate: Coupon, reserve: Coupon) -> None:
+    """Everything that can be wrong, of each at least one."""
     for user_id in range(1, 5):
         accept(gate, user_id)
         accept(reserve, user_id)
@@ -660,6 +685,22 @@ def test_everything_wrong_at_once_is_mended_at_once(make_coupon: Callable[..., C
     redis().sadd(keys(gate.id).revoked, 9)
     redis().set("gate:other", 1)
     Coupon.objects.update(reserved=F("reserved") + 1, issued=F("issued") + 2)
+
+
+def test_several_reconcilers_at_once_mend_as_one_would(make_coupon: Callable[..., Coupon]) -> None:
+    gate, reserve = make_coupon(admission="gate"), make_coupon(admission="reserve")
+    poison(gate, reserve)
+    at_once([partial(compare, repair=True)] * 3, threads=3)
+    assert found() == {}
+    issue()
+    assert gate_of(gate) == ({1, 2, 3, 4, 5, 6}, set())
+    assert (stock(gate), stock(reserve)) == ((0, 6), (0, 6))
+    assert_invariants()
+
+
+def test_everything_wrong_at_once_is_mended_at_once(make_coupon: Callable[..., Coupon]) -> None:
+    gate, reserve = make_coupon(admission="gate"), make_coupon(admission="reserve")
+    poison(gate, reserve)
     assert mend() == {
         "published-undecided": 4, "gate-leaked": 1, "gate-extra": 2, "gate-missing": 2, "gate-foreign": 2 + 1,
         "gate-sequence": 1, "counter-reserved": 2, "counter-issued": 2,
