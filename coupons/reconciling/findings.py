@@ -10,6 +10,7 @@ WAITING: Final = "waiting"
 
 PUBLISHED_UNDECIDED: Final = "published-undecided"
 WORKER_LOST: Final = "worker-lost"
+WORKER_FOREIGN: Final = "worker-foreign"
 GATE_LEAKED: Final = "gate-leaked"
 GATE_UNTOLD: Final = "gate-untold"
 GATE_EXTRA: Final = "gate-extra"
@@ -27,6 +28,7 @@ MEANINGS: Final = {
     WAITING: ("accepted and undecided, which is as it should be", ""),
     PUBLISHED_UNDECIDED: ("published, undecided, and the issuer has nothing left to read", "published again"),
     WORKER_LOST: ("kept for the worker, and not in its list", "pushed again"),
+    WORKER_FOREIGN: ("where the worker's list should be, and no list", "removed"),
     GATE_LEAKED: ("let in by the gate, and no request came of it", "ended as FAILED, then released"),
     GATE_UNTOLD: ("decided, and the gate was not told", "told to the gate"),
     GATE_EXTRA: ("in the gate, and has nothing", "taken out of the gate"),

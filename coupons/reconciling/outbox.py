@@ -19,7 +19,7 @@ from kafka_bridge.lifecycle import StopFlag
 from ..handlers import ISSUE
 from ..messages import ISSUE_REQUESTED
 from ..worker import CARRIER, lists
-from .findings import PUBLISHED_UNDECIDED, WORKER_LOST, Findings
+from .findings import PUBLISHED_UNDECIDED, WORKER_FOREIGN, WORKER_LOST, Findings
 
 _CHUNK = 10_000
 # Past that many nothing is to be learned by reading on: the issuer is far behind.
@@ -88,6 +88,14 @@ class OutboxCheck:
     def _check_worker(self, old: list[UUID], findings: Findings, repair: bool) -> None:
         if not old:
             return
+        foreign = lists.of_another_kind()
+        for name in foreign:
+            findings.add(WORKER_FOREIGN, f"key {name!r}")
+        if foreign and not repair:
+            # Whether anything is lost cannot be seen.
+            return
+        if foreign:
+            lists.remove(foreign)
         known = lists.everything()
         absent = [request_id for request_id in old if str(request_id).encode() not in known]
         lost = list(self._still(absent))

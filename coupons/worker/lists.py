@@ -102,6 +102,20 @@ def everything() -> set[bytes]:
     return found
 
 
+def of_another_kind() -> list[str]:
+    """Keys that stand where the lists and the set of workers should: nobody can work with them. Raises RedisError."""
+    client = redis()
+    kinds = {LIST: b"list", WORKERS: b"set"}
+    if client.type(WORKERS) == b"set":
+        kinds |= {_backup(worker.decode(errors="replace")): b"list" for worker in client.smembers(WORKERS)}
+    return [name for name, kind in kinds.items() if client.type(name) not in (kind, b"none")]
+
+
+def remove(names: Sequence[str]) -> None:
+    """Take keys away; the requests of a list among them are pushed again. Raises RedisError."""
+    redis().unlink(*names)
+
+
 def redis() -> Any:
     return get_redis_connection("default")
 

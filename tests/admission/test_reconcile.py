@@ -769,6 +769,22 @@ def test_garbage_in_the_workers_list_is_in_nobodys_way(coupon: Coupon) -> None:
     assert not redis().exists(LIST)
 
 
+def test_what_stands_in_place_of_the_workers_list_is_removed(coupon: Coupon) -> None:
+    set_share(100)
+    lost = accept(coupon, 1)
+    redis().set(LIST, "x")
+    redis().sadd(WORKERS, "w")
+    redis().set("{issue-worker}:backup:w", "x")
+    make_old(coupon)
+    assert found() == {"worker-foreign": 2}
+    assert mend() == {"worker-foreign": 2, "worker-lost": 1}
+    redis().delete(WORKERS)
+    redis().set(WORKERS, "x")
+    assert mend() == {"worker-foreign": 1}
+    work()
+    assert answer(lost.request_id) == ("SUCCESS", None)
+
+
 def test_decided_rows_are_read_once(
     make_coupon: Callable[..., Coupon], django_assert_max_num_queries: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
