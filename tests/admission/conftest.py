@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -13,8 +13,11 @@ from uuid import UUID
 import pytest
 from django.db import connection, transaction
 from django_redis import get_redis_connection
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from coupons.admission import ADMISSIONS
+from coupons.admission import ADMISSIONS, gate_auditing, gate_keys
 from coupons.admission.gate_keys import MARK, keys
 from coupons.catalogue import CatalogueEntry
 from coupons.errors import DomainError
@@ -24,6 +27,7 @@ from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, IssueRequest
 from coupons.services import letting_in
 from coupons.services.accepting import Accepted, request_accept
+from devstack.ports import free_port
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.group_commit import GroupCommit
 from kafka_bridge.lifecycle import StopFlag
@@ -37,6 +41,15 @@ Ask = Callable[..., str]
 @pytest.fixture(autouse=True)
 def _empty_redis(redis_flushed: None) -> None:
     pass
+
+
+@pytest.fixture
+def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0), socket_timeout=1)
+    monkeypatch.setattr(gate_keys, "redis", lambda: away)
+    monkeypatch.setattr(gate_auditing, "redis", lambda: away)
+    yield
+    away.close()
 
 
 @pytest.fixture

@@ -105,3 +105,10 @@ def test_a_request_that_is_decided_before_the_gate_hears_of_it_does_not_stay_ope
     ask_for(coupon, [2])
     assert IssueRequest.objects.get(user_id=2).reason == "SOLD_OUT"
     assert 2 not in gate_of(coupon)[0] | gate_of(coupon)[1]
+
+
+def test_a_batch_does_not_need_the_gate(make_coupon: MakeCoupon, redis_away: None) -> None:
+    coupon = make_coupon(admission="gate", total_quantity=1)
+    assert ask_for(coupon, [1, 2]) == 2
+    issue()
+    assert dict(IssueRequest.objects.values_list("user_id", "reason")) == {1: None, 2: "SOLD_OUT"}

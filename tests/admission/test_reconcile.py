@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -15,12 +15,9 @@ from django.db import connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django_redis import get_redis_connection
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from uuid_utils.compat import uuid7
 
-from coupons.admission import ADMISSIONS, Candidate, gate_auditing, gate_keys
+from coupons.admission import ADMISSIONS, Candidate, gate_auditing
 from coupons.admission.gate_keys import Keys, keys, lock_key
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from coupons.reconciling import gate as gate_check
@@ -30,7 +27,6 @@ from coupons.services import abandoning, letting_in
 from coupons.services.refusing import GATE_ADMITTED_REFUSED
 from coupons.worker.lists import LIST, WORKERS
 from devstack import wait_until
-from devstack.ports import free_port
 from kafka_bridge.errors import ServiceUnavailable
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import Alert, OutboxMessage
@@ -858,15 +854,6 @@ def test_the_command_tells_what_is_wrong_and_its_exit_says_so(
     assert str(leaked.request_id) in capsys.readouterr().out
     call_command("reconcile", "--repair")
     call_command("reconcile")
-
-
-@pytest.fixture
-def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0), socket_timeout=1)
-    monkeypatch.setattr(gate_keys, "redis", lambda: away)
-    monkeypatch.setattr(gate_auditing, "redis", lambda: away)
-    yield
-    away.close()
 
 
 def test_while_redis_is_away_what_needs_none_is_mended(make_coupon: Callable[..., Coupon], redis_away: None) -> None:
