@@ -5,7 +5,8 @@ backup:<id>    what a worker took and has not finished. It stays there until the
 alive:<id>     while it exists the worker counts as alive; else the others put its backup list back.
 workers        the ids of workers that may have a backup list.
 
-All are of one hash slot. Losing any of it, or all, loses no request: see ``pushing``.
+All are of one hash slot. Losing any of it, or all, loses no request: see ``pushing``. So whatever is of another kind
+under these names is dropped, and keeps no worker from its work.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from django_redis import get_redis_connection
+from redis.exceptions import RedisError
+
+from kafka_bridge.errors import ServiceUnavailable
+from kafka_bridge.lifecycle import first_line
 
 _BASE = "{issue-worker}"
 LIST = f"{_BASE}:list"
@@ -25,6 +30,15 @@ WORKERS = f"{_BASE}:workers"
 # else handles its batch too, and the later of them finds everything decided.
 ALIVE_SECONDS = 15.0
 
+_DROP_OTHER_KINDS = """
+for i, kind in ipairs({'list', 'list', 'string', 'set'}) do
+    local is = redis.call('TYPE', KEYS[i]).ok
+    if is ~= kind and is ~= 'none' then
+        redis.call('UNLINK', KEYS[i])
+    end
+end
+"""
+_WORKERS = "return redis.call('SMEMBERS', KEYS[4])"
 # What was taken before and not finished comes first: so a worker that did not get the answer to a call, or whose batch
 # failed, simply asks again.
 _TAKE = """
@@ -63,7 +77,7 @@ class WorkerList:
     """The list, as one worker uses it. Everything raises RedisError."""
 
     def __init__(self) -> None:
-        self._id = str(uuid4())
+        self._id = str(uuid4()).encode()
 
     def take(self, most: int) -> tuple[list[bytes], int]:
         """What is in hand, or else the next ids, ``most`` at the most; and how many are left in the list."""
@@ -81,7 +95,7 @@ class WorkerList:
 
     def put_back_of_the_dead(self) -> int:
         """Put back what workers had in hand that are no longer alive; returns how many ids."""
-        others = {worker.decode(errors="replace") for worker in redis().smembers(WORKERS)} - {self._id}
+        others = set(_run(_WORKERS, self._id)) - {self._id}
         return sum(int(_run(_PUT_BACK, worker)) for worker in others)
 
 
@@ -98,20 +112,20 @@ def everything() -> set[bytes]:
     client = redis()
     found: set[bytes] = set(client.lrange(LIST, 0, -1))
     for worker in client.smembers(WORKERS):
-        found.update(client.lrange(_backup(worker.decode(errors="replace")), 0, -1))
+        found.update(client.lrange(_backup(worker), 0, -1))
     return found
 
 
-def of_another_kind() -> list[str]:
+def of_another_kind() -> list[str | bytes]:
     """Keys that stand where the lists and the set of workers should: nobody can work with them. Raises RedisError."""
     client = redis()
-    kinds = {LIST: b"list", WORKERS: b"set"}
+    kinds: dict[str | bytes, bytes] = {LIST: b"list", WORKERS: b"set"}
     if client.type(WORKERS) == b"set":
-        kinds |= {_backup(worker.decode(errors="replace")): b"list" for worker in client.smembers(WORKERS)}
+        kinds |= {_backup(worker): b"list" for worker in client.smembers(WORKERS)}
     return [name for name, kind in kinds.items() if client.type(name) not in (kind, b"none")]
 
 
-def remove(names: Sequence[str]) -> None:
+def remove(names: Sequence[str | bytes]) -> None:
     """Take keys away; the requests of a list among them are pushed again. Raises RedisError."""
     redis().unlink(*names)
 
@@ -120,8 +134,17 @@ def redis() -> Any:
     return get_redis_connection("default")
 
 
-def _run(source: str, worker: str, *args: object) -> Any:
-    return _script(source)(keys=[LIST, _backup(worker), _alive(worker), WORKERS], args=[worker, *args], client=redis())
+def check_redis() -> None:
+    """Raise ServiceUnavailable unless Redis answers."""
+    try:
+        redis().ping()
+    except RedisError as error:
+        raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
+
+
+def _run(source: str, worker: bytes, *args: object) -> Any:
+    script = _script(_DROP_OTHER_KINDS + source)
+    return script(keys=[LIST, _backup(worker), _alive(worker), WORKERS], args=[worker, *args], client=redis())
 
 
 @cache
@@ -130,9 +153,10 @@ def _script(source: str) -> Any:
     return redis().register_script(source)
 
 
-def _backup(worker: str) -> str:
-    return f"{_BASE}:backup:{worker}"
+# Bytes, since what somebody else put among the workers need not be text.
+def _backup(worker: bytes) -> bytes:
+    return f"{_BASE}:backup:".encode() + worker
 
 
-def _alive(worker: str) -> str:
-    return f"{_BASE}:alive:{worker}"
+def _alive(worker: bytes) -> bytes:
+    return f"{_BASE}:alive:".encode() + worker

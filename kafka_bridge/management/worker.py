@@ -31,7 +31,7 @@ class WorkerCommand(BaseCommand):
             type=float,
             default=30.0,
             metavar="SECONDS",
-            help="how long to wait for PostgreSQL and Kafka at the start (default 30)",
+            help="how long to wait at the start for the services that it needs (default 30)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

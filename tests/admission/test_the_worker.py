@@ -108,7 +108,7 @@ def nobody() -> Redis:
 
 def kill(worker: IssueWorker) -> None:
     """Let the time run out after which a worker that says nothing counts as dead."""
-    get_redis_connection("default").delete(f"{{issue-worker}}:alive:{worker._list._id}")
+    get_redis_connection("default").delete(lists._alive(worker._list._id))
 
 
 def killed_with(batch: int) -> IssueWorker:
@@ -309,6 +309,31 @@ def test_entries_that_are_no_request_of_the_workers_are_dropped(make_gate: MakeG
     work()
     assert set(IssueRequest.objects.values_list("request_id", flat=True)) == {accepted.request_id}
     assert in_list() == []
+
+
+@pytest.mark.usefixtures("everybody", "looks_around_at_once")
+@pytest.mark.parametrize("name", [lists.LIST, lists.WORKERS])
+def test_a_key_of_another_kind_in_place_of_the_list_is_dropped(name: str, make_gate: MakeGate) -> None:
+    coupon = make_gate()
+    get_redis_connection("default").set(name, "garbage")
+    accept(coupon, 1)
+    work()
+    assert stock(coupon) == (0, 1)
+
+
+@pytest.mark.usefixtures("everybody", "looks_around_at_once")
+def test_workers_that_never_were_keep_nobody_from_work(make_gate: MakeGate) -> None:
+    coupon = make_gate()
+    redis = get_redis_connection("default")
+    redis.sadd(lists.WORKERS, b"\xff\x00")
+    redis.rpush(lists._backup(b"\xff\x00"), "garbage")
+    accepted = accept(coupon, 1)
+    assert lists.everything() == {b"garbage", str(accepted.request_id).encode()}
+    redis.sadd(lists.WORKERS, "of another kind")
+    redis.set(lists._backup(b"of another kind"), "garbage")
+    work()
+    assert stock(coupon) == (0, 1)
+    assert redis.keys("{issue-worker}:backup:*") == []
 
 
 @pytest.mark.usefixtures("everybody")

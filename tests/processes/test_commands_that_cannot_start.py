@@ -53,6 +53,11 @@ def test_an_unreachable_kafka_is_named(command: tuple[str, ...]) -> None:
     assert_one_line(run_command(*command, "--wait", "1", env=env), "Kafka", NOBODY)
 
 
+def test_an_unreachable_redis_is_named_by_who_lives_on_it() -> None:
+    env = environment(REDIS_URL=f"redis://{NOBODY}/0")
+    assert_one_line(run_command(*WORKER, "--wait", "1", env=env), "Redis", NOBODY)
+
+
 @pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER])
 def test_a_setting_that_does_not_parse_is_named(command: tuple[str, ...]) -> None:
     assert_one_line(run_command(*command, env=environment(CONSUMER_BATCH_SIZE="many")), "CONSUMER_BATCH_SIZE")

@@ -6,14 +6,15 @@ from typing import Any
 from kafka_bridge.lifecycle import StopFlag, check_database
 from kafka_bridge.management.worker import WorkerCommand, positive
 
+from ...worker.lists import check_redis
 from ...worker.loop import IssueWorker
 
 
 class Command(WorkerCommand):
     help = "Issues the share of the gate's requests that the flag issue-worker keeps from Kafka."
 
-    # Neither Kafka, which it has nothing to do with, nor Redis, which it waits for.
-    needs = (check_database,)
+    # Not Kafka, which it has nothing to do with.
+    needs = (check_database, check_redis)
     role = "worker"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
