@@ -165,6 +165,8 @@ DATABASES: dict[str, dict[str, Any]] = {
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
+            # A process that hangs in its transaction, or whose machine is gone, must not keep a coupon's row for ever.
+            "options": "-c idle_in_transaction_session_timeout=60s",
             **_database.get("OPTIONS", {}),
         },
     }

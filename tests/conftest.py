@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from confluent_kafka.admin import AdminClient
 from django.conf import settings as project
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.test import TransactionTestCase
 from django_redis import get_redis_connection
 from pytest_django import Settings
@@ -35,6 +37,19 @@ def _tables_emptied_cheaply() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", lambda case: empty_tables())
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _transactions_of_tests_may_wait() -> Iterator[None]:
+    """A test may hold its transaction for as long as processes take to get somewhere."""
+
+    def wait(connection: BaseDatabaseWrapper, **_signal: object) -> None:
+        with connection.connection.cursor() as cursor:
+            cursor.execute("SET idle_in_transaction_session_timeout = 0")
+
+    connection_created.connect(wait)
+    yield
+    connection_created.disconnect(wait)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import select
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -10,6 +14,9 @@ from django.test import Client
 
 from coupons import selectors
 from coupons.models import Coupon
+from coupons.services import letting_in
+from devstack import wait_until
+from kafka_bridge.outbox import OutboxRow, insert_new_rows
 
 from .conftest import Call, assert_problem
 
@@ -125,3 +132,34 @@ def test_an_error_of_ours_is_500_without_its_cause(
     assert_problem(response, 500, "error")
     assert "secret plan" not in response.content.decode()
     assert "secret plan" in caplog.text
+
+
+def a_session_of_a_process() -> Any:
+    return connection.get_new_connection(connection.get_connection_params())
+
+
+def test_a_process_that_hangs_in_its_transaction_keeps_no_lock_for_ever() -> None:
+    with closing(a_session_of_a_process()) as session, session.cursor() as cursor:
+        cursor.execute("SHOW idle_in_transaction_session_timeout")
+        assert cursor.fetchone() == ("1min",)
+
+
+def test_a_request_that_hung_for_too_long_in_its_transaction_is_answered_503(
+    summer: Coupon, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(rows: Sequence[OutboxRow]) -> list[bool]:
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 10")
+        wait_until(partial(has_hung_up, connection.connection), 5, "the session was not ended", 0.01)
+        return insert_new_rows(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(letting_in, "insert_new_rows", hang)
+        assert_problem(call("POST", "/api/v1/coupons/issue-async", {"couponType": "SUMMER"}), 503, "unavailable")
+    assert call("POST", "/api/v1/coupons/issue-async", {"couponType": "SUMMER"}).status_code == 202
+
+
+def has_hung_up(session: Any) -> bool:
+    poll = select.poll()
+    poll.register(session.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
