@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 from confluent_kafka.admin import AdminClient
 from django.conf import settings as project
@@ -22,6 +23,10 @@ from couponsite.tokens import issue_access_token
 from kafka_bridge.client import ensure_topics
 from tests.support.factories import CouponFactory
 from tests.support.tables import empty_tables
+
+# Drawing examples takes as long as a busy machine makes it; what a test is about is not its speed.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure() -> None:
