@@ -37,7 +37,7 @@ def when_said(demo: ManagedProcess, words: str) -> str:
         assert demo.poll() is None or words in demo.log_path.read_text(), demo.log_tail()
         return words in demo.log_path.read_text()
 
-    wait_until(said, 60.0, f"the demo did not say {words!r}")
+    wait_until(said, 180.0, f"the demo did not say {words!r}")
     return demo.log_path.read_text()
 
 
