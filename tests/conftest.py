@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 import hypothesis
 import pytest
@@ -16,6 +16,7 @@ from django.db.backends.signals import connection_created
 from django.test import TransactionTestCase
 from django_redis import get_redis_connection
 from pytest_django import Settings
+from redis import Redis
 
 from coupons.catalogue import catalogue
 from coupons.models import Coupon
@@ -32,8 +33,9 @@ hypothesis.settings.load_profile("busy")
 def pytest_configure() -> None:
     """Give each lane of ``pytest -n`` a Redis database of its own: pytest-django does so for PostgreSQL only."""
     lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    url = urlsplit(project.REDIS_URL)
-    own = url._replace(path=f"/{int(url.path.strip('/') or 0) + lane}").geturl()
+    address, _, query = project.REDIS_URL.partition("?")
+    number = int(Redis.from_url(project.REDIS_URL).get_connection_kwargs().get("db") or 0) + lane
+    own = f"{address}?{urlencode({**dict(parse_qsl(query)), 'db': number})}"
     os.environ["REDIS_URL"] = project.REDIS_URL = project.CACHES["default"]["LOCATION"] = own
 
 
