@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import IntegrityError
+from django.test import Client
 
 from coupons.models import Coupon, UserCoupon
 from kafka_bridge.models import OutboxMessage
@@ -451,6 +453,21 @@ def test_somebody_elses_order_reads_like_one_that_does_not_exist(
 )
 def test_without_a_token_there_are_no_orders(call: Call, method: str, path: str) -> None:
     assert_problem(call(method, path, user=None), 401, "unauthenticated")
+
+
+def test_a_session_orders_for_its_own_user_and_needs_its_csrf_token(socks: Product) -> None:
+    carol = User.objects.create_user("carol")
+    browser = Client(enforce_csrf_checks=True)
+    browser.force_login(carol)
+    browser.cookies["csrftoken"] = "a" * 32
+    body = {"items": [{"productId": socks.id, "quantity": 1}]}
+    assert_problem(browser.post(ORDERS, body, "application/json"), 403, "forbidden")
+    path = browser.post(ORDERS, body, "application/json", HTTP_X_CSRFTOKEN="a" * 32)["Location"]
+    for step in ("pay", "cancel"):
+        assert_problem(browser.post(f"{path}/{step}", content_type="application/json"), 403, "forbidden")
+        answer = browser.post(f"{path}/{step}", content_type="application/json", HTTP_X_CSRFTOKEN="a" * 32)
+        assert answer.status_code == 200
+    assert list(Order.objects.values_list("user_id", "status")) == [(carol.pk, "CANCELLED")]
 
 
 # What else a client can send
