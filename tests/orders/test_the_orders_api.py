@@ -12,6 +12,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import IntegrityError
 from django.test import Client
+from pytest_django import DjangoAssertNumQueries
 
 from coupons.models import Coupon, UserCoupon
 from kafka_bridge.models import OutboxMessage
@@ -430,6 +431,26 @@ def test_a_refund_without_answer_is_503_and_the_next_cancel_finishes_it(
     assert call("POST", f"{ORDERS}/{order_id}/cancel").json()["status"] == "CANCELLED"
     assert [call.kind for call in provider.books.moved.values()] == ["charge", "refund"]
     assert provider.books.kept(order_id) == 0
+
+
+# What it costs
+
+
+def test_an_order_of_many_lines_takes_no_more_queries_than_one_of_one(
+    call: Call, socks: Product, give_coupon: GiveCoupon, django_assert_num_queries: DjangoAssertNumQueries
+) -> None:
+    products = [socks, *(Product.objects.create(name=str(n), price=n) for n in range(99))]
+    items = [{"productId": product.id, "quantity": 1} for product in products]
+    for lines in (items[:1], items):
+        body = {"items": lines, "userCouponId": give_coupon().id}
+        with django_assert_num_queries(14):
+            placed = call("POST", ORDERS, body, Idempotency_Key=f"of {len(lines)}")
+        path = placed["Location"]
+        # Two transactions, with the provider between them.
+        with django_assert_num_queries(18):
+            assert call("POST", f"{path}/pay", Idempotency_Key=f"of {len(lines)}").status_code == 200
+        with django_assert_num_queries(2):
+            assert len(call("GET", path).json()["items"]) == len(lines)
 
 
 # Whose orders
