@@ -42,22 +42,21 @@ class WaitingPartitions:
 
     def hold(self, partition: Partition, place: str, why: str) -> None:
         """Let the partition wait, each time longer; for long, and an alert names ``place`` and ``why``."""
-        now = time.monotonic()
         pause = min(self._pauses.get(partition, settings.CONSUMER_BACKOFF_SECONDS / 2) * 2, _MAX_PAUSE)
         self._pauses[partition] = pause
-        self._retry_at[partition] = now + pause
-        since = self._since.setdefault(partition, now)
+        self._retry_at[partition] = time.monotonic() + pause
+        self._since.setdefault(partition, time.monotonic())
         metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(1)
-        if now - since >= ALERT_AFTER_SECONDS:
-            self._alert(f"{self._group_name} has waited at {place} for {(now - since) / 60:.0f} minutes: {why}")
+        if (seconds := self._has_waited(partition)) >= ALERT_AFTER_SECONDS:
+            self._alert(f"{self._group_name} has waited at {place} for {seconds / 60:.0f} minutes: {why}")
 
     def go_on(self, partition: Partition) -> bool:
         """Note that a batch of the partition was handled; returns whether it had been waiting."""
-        waited = partition in self
+        waited, was_told = partition in self, self._has_waited(partition) >= ALERT_AFTER_SECONDS
         if waited:
             self._take_out(partition)
             metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(0)
-        if waited or partition not in self._going:
+        if was_told or partition not in self._going:
             self._going.add(partition)
             if not self._pauses:
                 self._alert(None)
@@ -67,6 +66,10 @@ class WaitingPartitions:
         """The partition is somebody else's now, and so is its alert."""
         self._take_out(partition)
         self._going.discard(partition)
+
+    def _has_waited(self, partition: Partition) -> float:
+        now = time.monotonic()
+        return now - self._since.get(partition, now)
 
     def _take_out(self, partition: Partition) -> None:
         for state in (self._pauses, self._retry_at, self._since):

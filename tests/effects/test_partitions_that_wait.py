@@ -115,6 +115,18 @@ def test_the_alert_of_a_consumer_that_died_is_ended_by_the_next(alimtalk: Provid
     assert not Alert.objects.filter(ended_at=None).exists()
 
 
+def test_a_short_wait_does_not_end_the_alert_of_another_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = waiting.WaitingPartitions("notification"), waiting.WaitingPartitions("notification")
+    mine, others = ("order-completed", 0), ("order-completed", 1)
+    one.go_on(mine)
+    with monkeypatch.context() as patched:
+        patched.setattr(waiting, "ALERT_AFTER_SECONDS", 0.0)
+        other.hold(others, "here", "AlimTalk is away")
+    one.hold(mine, "there", "a deadlock")
+    assert one.go_on(mine) is True
+    assert Alert.objects.filter(ended_at=None).count() == 1
+
+
 def test_one_partition_that_goes_on_does_not_end_the_alert_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "ALERT_AFTER_SECONDS", 0.0)
     partitions = waiting.WaitingPartitions("notification")
