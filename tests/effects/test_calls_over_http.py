@@ -5,6 +5,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -124,6 +125,15 @@ def test_a_service_that_takes_no_connection_is_away(closed_provider: Provider) -
         endpoint.post_all(some_calls(5), StopFlag())
     closed_provider.up()
     assert endpoint.post_all(some_calls(5), StopFlag()) == [None] * 5
+
+
+@pytest.mark.parametrize("address", ["https://127.0.0.1:{port}/", "http://nobody.invalid/"], ids=["no TLS", "no name"])
+def test_an_address_that_cannot_be_spoken_to_is_a_service_that_is_away(address: str, provider: Provider) -> None:
+    url = address.format(port=urlsplit(provider.url).port)
+    endpoint = Endpoint("the service", url, mend="look at SERVICE_URL")
+    with pytest.raises(ServiceUnavailable, match=r"no connection \(ConnectError\)|no answer within"):
+        endpoint.post_all(some_calls(2), StopFlag())
+    assert not provider.calls
 
 
 def test_of_a_large_batch_only_a_handful_waits_for_a_service_that_hangs(provider: Provider, endpoint: Endpoint) -> None:
