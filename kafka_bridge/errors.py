@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import redis.exceptions
@@ -58,8 +59,13 @@ _TRANSIENT = (
     redis.exceptions.TimeoutError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
     ServiceUnavailable,
 )
+# The client has no class for the others; and of what a script met Redis 6 tells behind other words.
+_TRANSIENT_OF_REDIS = re.compile(r"(?:^|-)(?:READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|BUSY) ")
 _POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)
 
 
@@ -80,6 +86,8 @@ def _is_transient_link(error: BaseException) -> bool:
     # Django's wrapper knows no SQLSTATE: the driver's error behind it decides where it has one.
     if isinstance(error, DatabaseError) and getattr(error.__cause__, "pgcode", None):
         return False
+    if isinstance(error, redis.exceptions.ResponseError) and _TRANSIENT_OF_REDIS.search(str(error)):
+        return True
     return isinstance(error, _TRANSIENT)
 
 

@@ -14,6 +14,7 @@ from django.test import Client
 from django_redis import get_redis_connection
 from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from devstack import wait_until
 from kafka_bridge.batch import BatchHandler
@@ -500,6 +501,35 @@ def test_while_redis_is_away_nothing_is_counted_and_nothing_dropped(tea: Product
     order = completed(make_paid_order({tea: 1}))
     with redis_away(settings), pytest.raises(RedisConnectionError):
         consume(order)
+    assert not ProcessedEvent.objects.exists()
+    assert not DeadLetter.objects.exists()
+    consume(order)
+    assert in_redis() == [("Tea", 1)]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "MISCONF Redis is configured to save RDB snapshots, but it is currently unable to persist to disk.",
+        "BUSY Redis is busy running a script.",
+        "ERR Error running script (call to f_1): @user_script:12: @user_script: 12: -READONLY You can't write.",
+        "ERR Error running script (call to f_1): @user_script:12: @user_script: 12: -OOM command not allowed.",
+    ],
+)
+def test_while_redis_takes_no_writes_nothing_is_counted_and_nothing_dropped(
+    told: str, tea: Product, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    settings.CONSUMER_BACKOFF_SECONDS = 0
+    order = completed(make_paid_order({tea: 1}))
+
+    def refuse(sales: Sequence[Sale]) -> int:
+        return int(get_redis_connection("default").eval("return redis.error_reply(ARGV[1])", 0, told))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking_view, "count", refuse)
+        with pytest.raises(ResponseError):
+            consume(order)
     assert not ProcessedEvent.objects.exists()
     assert not DeadLetter.objects.exists()
     consume(order)
