@@ -334,8 +334,8 @@ CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0)
 if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 # The Procfile hands these to the web server, whose own refusal would not name them.
-for _name in ("PORT", "WEB_CONCURRENCY", "WEB_THREADS"):
-    env.whole(_name, default=1, minimum=1)
+for _name, _least in (("PORT", 0), ("WEB_CONCURRENCY", 1), ("WEB_THREADS", 1)):
+    env.whole(_name, default=_least, minimum=_least)
 METRICS_PORT = env.whole("METRICS_PORT", default=0)
 METRICS_HOST = env.text("METRICS_HOST", default="127.0.0.1")
 
