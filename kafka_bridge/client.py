@@ -45,6 +45,11 @@ _ADMIN_TIMEOUT = 10.0
 # When a request that gets no answer is given up and goes to the partition's next leader. librdkafka's own minute would
 # be one in which a single frozen broker, long replaced by the others, stops the relay.
 _ANSWER_TIMEOUT_MS = 10_000
+# How long a consumer may be busy before its partitions go to another. A batch waits 60 s at most for the row lock of a
+# session that hangs, see the database's options; calls take up to three times ``http_calls.BUDGET``. A rebalance waits
+# as long for members that are gone, when a broker came back and does not notice that they are.
+_BUSY_MS = 90_000
+_BUSY_CALLING_MS = 300_000
 _DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 
 _CONNECTION_PROPERTIES = ("security.", "sasl.", "ssl.", "enable.ssl.", "https.", "broker.address.")
@@ -104,14 +109,18 @@ def make_producer() -> Producer:
     )
 
 
-def make_consumer(group_id: str, *, end_events: bool = False) -> Consumer:
-    """A consumer whose offsets move only by an explicit commit; ``end_events`` reports the end of a partition."""
+def make_consumer(group_id: str, *, end_events: bool = False, calls_out: bool = False) -> Consumer:
+    """A consumer whose offsets move only by an explicit commit; ``end_events`` reports the end of a partition.
+
+    ``calls_out`` gives it the longer time between two polls that calls to services outside need.
+    """
     return Consumer(
         {
             **_base_config(),
             "socket.timeout.ms": _ANSWER_TIMEOUT_MS,
             "session.timeout.ms": 10000,
             "heartbeat.interval.ms": 2000,
+            "max.poll.interval.ms": _BUSY_CALLING_MS if calls_out else _BUSY_MS,
             "fetch.wait.max.ms": 50,
             "queued.min.messages": 10000,
             **settings.KAFKA_CONSUMER_CONFIG,

@@ -54,7 +54,7 @@ class GroupConsumer:
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second."""
-        consumer = make_consumer(self._group.group_id, end_events=until_idle)
+        consumer = make_consumer(self._group.group_id, end_events=until_idle, calls_out=self._group.call is not None)
         consumer.subscribe(
             self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
