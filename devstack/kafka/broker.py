@@ -133,6 +133,10 @@ class KafkaBroker(Server):
             "min.insync.replicas": in_sync,
             "offsets.topic.replication.factor": replicas,
             "offsets.topic.num.partitions": 5,
+            # Compacted early, as no more than this is ever kept as it was written: a broker that comes back reads its
+            # groups in a moment, and one that is fenced and elected anew while it still reads them may never again look
+            # for members that are gone. No smaller than the largest message.
+            "offsets.topic.segment.bytes": 2_097_152,
             "transaction.state.log.replication.factor": replicas,
             "transaction.state.log.min.isr": in_sync,
             "transaction.state.log.num.partitions": 5,
