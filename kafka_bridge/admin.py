@@ -83,6 +83,7 @@ def headers_text(row: OutboxMessage | DeadLetter) -> SafeString:
 class MessageAdmin(ReadOnlyAdmin):
     """Bytes that strangers sent: shown as text, never as markup, and in lists only their beginning is read."""
 
+    search_help_text = "event id or request id (UUID), or id"
     not_in_the_list = ("payload", "headers")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -91,6 +92,12 @@ class MessageAdmin(ReadOnlyAdmin):
         beginning = Func(*arguments, function="substring", output_field=BinaryField())
         rows: QuerySet[Any] = super().get_queryset(request).annotate(payload_start=beginning)
         return rows
+
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
+        if (row_id := number_in(text)) is not None:
+            return rows.filter(pk=row_id)
+        event_id = uuid_in(text)
+        return None if event_id is None else rows.filter(event_id=event_id)
 
 
 class WaitingFilter(admin.SimpleListFilter):
@@ -136,7 +143,6 @@ class OpenFilter(admin.SimpleListFilter):
 
 @admin.register(OutboxMessage)
 class OutboxMessageAdmin(MessageAdmin):
-    search_help_text = "event id or request id (UUID), or id"
     list_display = (
         "id", "event_type", "event_id", "topic", key_text, payload_start, utc("created_at"), utc("published_at"),
     )  # fmt: skip
@@ -147,16 +153,9 @@ class OutboxMessageAdmin(MessageAdmin):
         headers_text, payload_text,
     )  # fmt: skip
 
-    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
-        if (row_id := number_in(text)) is not None:
-            return rows.filter(pk=row_id)
-        event_id = uuid_in(text)
-        return None if event_id is None else rows.filter(event_id=event_id)
-
 
 @admin.register(DeadLetter)
 class DeadLetterAdmin(MessageAdmin):
-    search_help_text = "event id or request id (UUID), or id"
     list_display = (
         "id", "consumer_group", "topic", "partition", "offset", "event_id", "error_class", payload_start,
         utc("created_at"),
@@ -166,12 +165,6 @@ class DeadLetterAdmin(MessageAdmin):
         "id", "consumer_group", "topic", "partition", "offset", "message_timestamp", "event_type", "event_id",
         "error_class", error_text, exact_utc("created_at"), key_text, headers_text, payload_text,
     )  # fmt: skip
-
-    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
-        if (row_id := number_in(text)) is not None:
-            return rows.filter(pk=row_id)
-        event_id = uuid_in(text)
-        return None if event_id is None else rows.filter(event_id=event_id)
 
 
 @admin.register(Alert)

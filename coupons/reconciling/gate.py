@@ -24,6 +24,7 @@ from kafka_bridge.lifecycle import StopFlag
 
 from ..admission import Ended, gate_auditing
 from ..admission.gate_auditing import KeyScan, Member
+from ..admission.gate_loading import read_ended
 from ..admission.gate_releasing import release, revoke
 from ..services.abandoning import Abandoned, end_abandoned
 from .findings import (
@@ -293,7 +294,7 @@ class GateCheck:
             if repair and missing:
                 gate_auditing.add(coupon.id, missing)
                 # One that ended while it was added was told to a gate that did not know it.
-                release(_ended_of(coupon.id, [request_id for _, request_id, _ in missing if request_id is not None]))
+                release(read_ended([request_id for _, request_id, _ in missing if request_id is not None]))
         for barred in _chunks(_REVOKED, [coupon.id]):
             missing_ids = gate_auditing.not_revoked(coupon.id, [user_id for (user_id,) in barred])
             for user_id in missing_ids:
@@ -348,16 +349,6 @@ def _ended(coupon_id: int, members: Sequence[Member], known: _Known) -> list[End
         for one in members
         if one.request_id is not None
     ]
-
-
-def _ended_of(coupon_id: int, request_ids: Sequence[UUID]) -> list[Ended]:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT request_id, coupon_id, user_id, reason FROM coupons_issuerequest"
-            " WHERE request_id = ANY(%s::uuid[]) AND coupon_id = %s",
-            [arrays.uuids(request_ids), coupon_id],
-        )
-        return [Ended(*row) for row in cursor.fetchall()]
 
 
 def _chunks(query: str, values: Sequence[int]) -> Iterator[list[tuple]]:  # type: ignore[type-arg]

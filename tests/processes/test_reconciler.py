@@ -8,6 +8,8 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,16 +62,27 @@ def coupon(transactional_db: None, redis_flushed: None) -> Coupon:
     return CouponFactory.create(admission="gate", total_quantity=1)
 
 
-def test_a_web_process_stopped_between_gate_and_insert_costs_nobody_anything(
-    web: Web, service: Service, coupon: Coupon, token: Headers
-) -> None:
+@contextmanager
+def stopped_between_gate_and_insert(
+    web: Web, coupon: Coupon, headers: dict[str, str]
+) -> Iterator[Future[tuple[int, Any]]]:
+    """A request for the coupon whose web process is stopped there; it goes on at the end. Gives what is answered."""
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("LOCK TABLE coupons_reservation IN EXCLUSIVE MODE")
-        stopped = in_another_session(partial(ask, web.port, coupon, token(1)))
+        answer = in_another_session(partial(ask, web.port, coupon, headers))
         when_waiting_for_a_lock("web")
         os.killpg(web.process.pid, signal.SIGSTOP)
     try:
+        yield answer
+    finally:
+        os.killpg(web.process.pid, signal.SIGCONT)
+
+
+def test_a_web_process_stopped_between_gate_and_insert_costs_nobody_anything(
+    web: Web, service: Service, coupon: Coupon, token: Headers
+) -> None:
+    with stopped_between_gate_and_insert(web, coupon, token(1)) as stopped:
         assert open_in_gate(coupon) == 1
         age_gate(coupon)
         ended = run_command("reconcile", "--repair", "--patience", "30", env=environment())
@@ -77,8 +90,6 @@ def test_a_web_process_stopped_between_gate_and_insert_costs_nobody_anything(
         assert "gate-leaked: 1" in ended.stdout
         assert open_in_gate(coupon) == 0
         assert not OutboxMessage.objects.filter(event_type__contains="requested").exists()
-    finally:
-        os.killpg(web.process.pid, signal.SIGCONT)
     status, body = stopped.result(MOMENT_SECONDS)
     assert status == 202
     late = IssueRequest.objects.get(request_id=body["requestId"])
@@ -102,20 +113,12 @@ def test_a_web_process_stopped_between_gate_and_insert_costs_nobody_anything(
 def test_who_asks_again_while_the_first_process_is_stopped_gets_at_most_one(
     web: Web, service: Service, coupon: Coupon, token: Headers
 ) -> None:
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("LOCK TABLE coupons_reservation IN EXCLUSIVE MODE")
-        stopped = in_another_session(partial(ask, web.port, coupon, token(1)))
-        when_waiting_for_a_lock("web")
-        os.killpg(web.process.pid, signal.SIGSTOP)
-    try:
+    with stopped_between_gate_and_insert(web, coupon, token(1)) as stopped:
         age_gate(coupon)
         assert run_command("reconcile", "--repair", "--patience", "30", env=environment()).returncode == 0
         again = in_another_session(partial(request_accept, id_or_type=coupon.id, user_id=1, caller_id=1))
         # The gate let the second in; it waits for what becomes of the first one's row.
         when(lambda: open_in_gate(coupon) == 1, "the second request is not let in")
-    finally:
-        os.killpg(web.process.pid, signal.SIGCONT)
     status, body = stopped.result(MOMENT_SECONDS)
     assert (status, IssueRequest.objects.get(request_id=body["requestId"]).status) == (202, "FAILED")
     assert type(again.exception(MOMENT_SECONDS)).__name__ == "AlreadyIssued"
