@@ -58,11 +58,11 @@ class Way:
 
 
 WAYS: dict[str, Way] = {
-    QUEUE: Way(Coupon.Admission.QUEUE),
-    "gate": Way(Coupon.Admission.GATE),
-    "gate, worker 50 %": Way(Coupon.Admission.GATE, by_worker=50),
-    "gate, worker 100 %": Way(Coupon.Admission.GATE, by_worker=100),
-    "reserve": Way(Coupon.Admission.RESERVE),
+    QUEUE: Way(QUEUE),
+    "gate": Way("gate"),
+    "gate, worker 50 %": Way("gate", by_worker=50),
+    "gate, worker 100 %": Way("gate", by_worker=100),
+    "reserve": Way("reserve"),
 }
 
 
@@ -117,7 +117,7 @@ def _turn(running: Service, way: Way, users: int) -> tuple[float, float, dict[st
     plan = Plan(running.server.port, CONNECTIONS, requests_for(coupon, users, running.server.port))
     before = running.used()
     with running.client.start(plan) as sending:
-        if way.admission == Coupon.Admission.QUEUE:
+        if way.admission == "queue":
             outcome = running.client.outcome(sending)
             seconds = _last_decided(request_ids_of(outcome)) - outcome.started
         else:

@@ -36,7 +36,7 @@ def measure(*, rounds: int) -> dict[tuple[str, int], Cost]:
     costs: dict[tuple[str, int], list[Cost]] = {(what, by): [] for what in (LET_IN, REFUSED) for by in BY}
     for number in range(rounds + 1):
         for by in BY:
-            coupon = new_coupon(_DECISIONS, Coupon.Admission.GATE)
+            coupon = new_coupon(_DECISIONS, "gate")
             # The first loads the gate; those let in take the rest.
             Gate().admit([_candidate(coupon)])
             for what, quantity in ((LET_IN, _DECISIONS - 1), (REFUSED, _DECISIONS)):

@@ -10,7 +10,6 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
 from django.db.models import F
 from django.db.models.functions import Now
@@ -44,7 +43,7 @@ class DatabaseClock:
 class CatalogueEntry:
     coupon_id: int
     coupon_type: str
-    admission: Literal["queue", "gate", "reserve"]
+    admission: str
     window: Window
     total_quantity: int
     # Of a thousand users, those whose requests the issue worker carries.

@@ -22,7 +22,7 @@ class IssueRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename
     coupon_type: CouponType | None = None
     requested_at: AwareTime | None = None
     source: Literal["API", "BATCH"] = "API"
-    admission: Literal["queue", "gate", "reserve"] = "queue"
+    admission: str = "queue"
     sequence: int | None = None
 
 

@@ -13,6 +13,7 @@ from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import Message
 from kafka_bridge.registry import ReceivedMessage, decode_body
 
+from .admission import ADMISSIONS
 from .events import IssueEnded, IssueRequested
 from .policy import SUCCESS
 
@@ -60,6 +61,8 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
     request = decode_body(message, _request_decoder, ISSUE_REQUESTED)
     if request.coupon_id is None and request.coupon_type is None:
         raise PoisonMessage("neither couponId nor couponType is given")
+    if request.admission not in ADMISSIONS:
+        raise PoisonMessage(f"admission must be {' or '.join(ADMISSIONS)}")
     request_id = request.request_id or message.event_id
     if request_id is None:
         raise PoisonMessage("neither requestId nor a ce_id that is a UUID is given")

@@ -4,16 +4,17 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from . import policy
+from .admission import ADMISSIONS
 from .policy import Window
+
+
+def admission_choices() -> list[tuple[str, str]]:
+    """The admissions that a coupon can have. Asked for when it is needed, so that one more takes no migration."""
+    return [(name, name.capitalize()) for name in ADMISSIONS]
 
 
 class Coupon(models.Model):
     """A limited number of equal coupons, handed out first come, first served."""
-
-    class Admission(models.TextChoices):
-        QUEUE = "queue"
-        GATE = "gate"
-        RESERVE = "reserve"
 
     class DiscountType(models.TextChoices):
         PERCENT = "PERCENT"
@@ -27,7 +28,7 @@ class Coupon(models.Model):
     id = models.BigAutoField(primary_key=True)
     coupon_type = models.CharField(max_length=64, unique=True)
     name = models.CharField(max_length=200)
-    admission = models.CharField(max_length=16, choices=Admission, default=Admission.QUEUE)
+    admission = models.CharField(max_length=16, choices=admission_choices, default="queue")
     discount_type = models.CharField(max_length=16, choices=DiscountType)
     discount_value = models.BigIntegerField(help_text="percent, or won")
     discount_cap = models.BigIntegerField(null=True, blank=True, help_text="won; the most a percentage takes off")

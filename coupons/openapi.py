@@ -14,6 +14,7 @@ import msgspec
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiRequest, OpenApiResponse, extend_schema
 from msgspec import Meta
 
+from .admission import ADMISSIONS
 from .errors import (
     AlreadyIssued,
     CouponNotOpen,
@@ -58,7 +59,7 @@ class Coupon(msgspec.Struct, rename="camel"):
     coupon_id: Id
     coupon_type: CouponType
     name: str
-    admission: Literal["queue", "gate", "reserve"]
+    admission: Annotated[str, Meta(extra_json_schema={"enum": sorted(ADMISSIONS)})]
     discount_type: Literal["PERCENT", "FIXED"]
     discount_value: Annotated[int, Meta(ge=1, description="Percent, or won.")]
     total_quantity: Count

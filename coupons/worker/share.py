@@ -16,7 +16,7 @@ from django.db.models import Case, Expression, F, IntegerField, OuterRef, Subque
 from django.db.models.functions import Cast, Coalesce, Concat
 from waffle.models import Flag
 
-from ..models import Coupon
+from ..admission.reservations import GATE
 
 FLAG = "issue-worker"
 _ALL = 1000
@@ -25,7 +25,7 @@ _ALL = 1000
 def share_of_worker() -> Expression:
     """For a query of coupons: of a thousand users, those whose requests go to the worker; 0 where there is no gate."""
     own, general = _share(Concat(Value(f"{FLAG}-"), OuterRef("coupon_type"))), _share(Value(FLAG))
-    return Case(When(admission=Coupon.Admission.GATE, then=Coalesce(own, general, Value(0))), default=Value(0))
+    return Case(When(admission=GATE, then=Coalesce(own, general, Value(0))), default=Value(0))
 
 
 def is_for_worker(user_id: int, share: int) -> bool:

@@ -12,6 +12,7 @@ from kafka_bridge.errors import is_transient
 from kafka_bridge.lifecycle import StopFlag, check_database, first_line
 from kafka_bridge.management.worker import WorkerCommand, positive
 
+from ...admission import ADMISSIONS
 from ...errors import InvalidRequest
 from ...models import Coupon
 from ...policy import is_coupon_type
@@ -28,7 +29,7 @@ class Command(WorkerCommand):
         parser.add_argument("coupon_type", metavar="TYPE", help="1 to 64 of A-Z a-z 0-9 _ -")
         parser.add_argument("--quantity", type=positive, required=True, metavar="N")
         parser.add_argument("--name", metavar="S", help="default: TYPE")
-        parser.add_argument("--admission", choices=Coupon.Admission.values, default=Coupon.Admission.QUEUE)
+        parser.add_argument("--admission", choices=list(ADMISSIONS), default="queue")
         discount = parser.add_mutually_exclusive_group()
         discount.add_argument("--percent", type=positive, metavar="P", help="1 to 100; default 10")
         discount.add_argument("--fixed", type=positive, metavar="WON")
