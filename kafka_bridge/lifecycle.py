@@ -10,6 +10,8 @@ from types import FrameType
 from typing import Any
 
 from django.db import connection
+from django_redis import get_redis_connection
+from redis.exceptions import RedisError
 
 from .errors import ServiceUnavailable
 
@@ -75,6 +77,14 @@ def check_database() -> None:
     except Exception as error:
         drop_connection()
         raise ServiceUnavailable(f"PostgreSQL does not answer: {first_line(error)}") from error
+
+
+def check_redis() -> None:
+    """Raise ServiceUnavailable unless Redis answers."""
+    try:
+        get_redis_connection("default").ping()
+    except RedisError as error:
+        raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
 
 
 def wait_for(check: Callable[[], None], seconds: float, stop: StopFlag) -> None:

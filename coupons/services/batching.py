@@ -11,7 +11,6 @@ from uuid import UUID
 
 from django.db import transaction
 
-from kafka_bridge.contracts import new_traceparent
 from kafka_bridge.outbox import OutboxRow, insert_new_rows, outbox_row, stored_ids
 
 from .. import metrics
@@ -94,4 +93,4 @@ def _row(coupon: CatalogueEntry, one: Candidate, booked: Outcome, moment: dateti
         admission="queue" if booked.refusal else coupon.admission,
         sequence=booked.sequence,
     )
-    return outbox_row(message_of(request, traceparent=new_traceparent()))
+    return outbox_row(message_of(request))

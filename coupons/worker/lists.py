@@ -17,10 +17,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from django_redis import get_redis_connection
-from redis.exceptions import RedisError
-
-from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.lifecycle import first_line
 
 _BASE = "{issue-worker}"
 LIST = f"{_BASE}:list"
@@ -132,14 +128,6 @@ def remove(names: Sequence[str | bytes]) -> None:
 
 def redis() -> Any:
     return get_redis_connection("default")
-
-
-def check_redis() -> None:
-    """Raise ServiceUnavailable unless Redis answers."""
-    try:
-        redis().ping()
-    except RedisError as error:
-        raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
 
 
 def _run(source: str, worker: bytes, *args: object) -> Any:

@@ -3,10 +3,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from kafka_bridge.lifecycle import StopFlag, check_database
+from kafka_bridge.lifecycle import StopFlag, check_database, check_redis
 from kafka_bridge.management.worker import WorkerCommand, positive
 
-from ...worker.lists import check_redis
 from ...worker.loop import IssueWorker
 
 

@@ -6,16 +6,15 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import CommandError
-from django_redis import get_redis_connection
 from redis.exceptions import RedisError
 
 from couponsite import coupon_audit
 from couponsite.coupon_audit import Trail, Trails
 from couponsite.status_rebuild import RESULT_TYPES, statuses_rebuild, statuses_rebuild_from
 from kafka_bridge.client import check_kafka
-from kafka_bridge.errors import ServiceUnavailable, is_transient
+from kafka_bridge.errors import is_transient
 from kafka_bridge.history import read_history
-from kafka_bridge.lifecycle import StopFlag, check_database, first_line
+from kafka_bridge.lifecycle import StopFlag, check_database, check_redis, first_line
 from kafka_bridge.management.worker import WorkerCommand
 from orders.ranking.rebuilding import Rebuilt, ranking_rebuild, ranking_rebuild_from
 from orders.ranking.sales import EVENT_TYPES as ORDER_TYPES
@@ -94,11 +93,3 @@ def _told(rebuilt: Rebuilt) -> str:
 def topics_of(event_types: Sequence[str]) -> set[str]:
     """The topics, without the prefix, to which the routes send these types."""
     return {settings.KAFKA_ROUTES[event_type].topic for event_type in event_types}
-
-
-def check_redis() -> None:
-    """Raise ServiceUnavailable unless Redis answers."""
-    try:
-        get_redis_connection("default").ping()
-    except RedisError as error:
-        raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
