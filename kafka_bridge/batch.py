@@ -13,7 +13,7 @@ from django.db import transaction
 
 from . import inbox, metrics
 from .dead_letters import bury
-from .errors import PoisonFlood, is_database_outage, is_poison, is_transient
+from .errors import CallPostponed, CallThrottled, PoisonFlood, is_database_outage, is_poison, is_transient
 from .lifecycle import StopFlag, first_line
 from .registry import ConsumerGroup, ReceivedMessage, Rejected, is_of_types
 
@@ -33,6 +33,19 @@ class BatchAbandoned(Exception):
     """The process was asked to stop between two tries of a batch; its offset must not be committed."""
 
 
+class BatchPostponed(Exception):
+    """Messages of a batch that a provider wants later; all others are settled.
+
+    ``left`` are those messages, in order; ``seconds`` is when to handle them again.
+    """
+
+    def __init__(self, postponed: Sequence[tuple[ReceivedMessage, CallPostponed]]) -> None:
+        error = min((error for _, error in postponed), key=lambda error: error.seconds)
+        super().__init__(str(error))
+        self.seconds = error.seconds
+        self.left = [message for message, _ in postponed]
+
+
 class BatchHandler:
     """Handles batches of one consumer group, one at a time."""
 
@@ -47,16 +60,19 @@ class BatchHandler:
         """Bring every message of ``batch`` to its effect or to a dead letter.
 
         Raises the error of a service that is away (some messages may be done: call again with the same batch),
-        PoisonFlood, or BatchAbandoned.
+        PoisonFlood, BatchPostponed, or BatchAbandoned.
         """
         started_at = time.monotonic()
         decoded, unreadable = self._decode(batch)
+        postponed: list[tuple[ReceivedMessage, CallPostponed]] = []
         if self._group.call is not None:
-            self._call_out(self._group.call, self._not_handled_yet(decoded), stop)
+            postponed = self._call_out(self._group.call, self._not_handled_yet(decoded), stop)
             decoded = []
         self._settle(decoded, unreadable, stop)
-        metrics.CONSUMED.labels(self._group.name).inc(len(batch))
+        metrics.CONSUMED.labels(self._group.name).inc(len(batch) - len(postponed))
         metrics.BATCH_SECONDS.labels(self._group.name).observe(time.monotonic() - started_at)
+        if postponed:
+            raise BatchPostponed(postponed)
 
     def _decode(self, batch: Sequence[ReceivedMessage]) -> tuple[list[Decoded], list[Rejected]]:
         decoded: list[Decoded] = []
@@ -75,23 +91,39 @@ class BatchHandler:
                 self._count_bad(message, error)
         return decoded, unreadable
 
-    def _call_out(self, call: Call, waiting: Sequence[Decoded], stop: StopFlag) -> None:
-        """Have the calls of ``waiting`` made, outside of any transaction, and settle each as soon as it is done."""
+    def _call_out(
+        self, call: Call, waiting: Sequence[Decoded], stop: StopFlag
+    ) -> list[tuple[ReceivedMessage, CallPostponed]]:
+        """Have the calls of ``waiting`` made, outside of any transaction, and settle each as soon as it is done.
+
+        Returns what is postponed, in order: no number of tries makes it a dead letter.
+        """
+        postponed: dict[UUID, CallPostponed] = {}
+        order = [message for message, _ in waiting]
         for attempt in range(1, settings.CONSUMER_MAX_ATTEMPTS + 1):
             if not waiting:
-                return
+                break
             outcomes = list(zip(waiting, self._outcomes(call, waiting, stop), strict=True))
             self._settle([item for item, error in outcomes if error is None], (), stop)
             failed = [(item, error) for item, error in outcomes if error is not None]
             if failed and stop:
                 raise BatchAbandoned
             last = attempt == settings.CONSUMER_MAX_ATTEMPTS
-            for (message, _), error in failed:
-                if last or is_poison(error):
-                    self._bury_culprit(message, error)
-            waiting = [item for item, error in failed if not is_poison(error)]
-            if waiting and not last and stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
+            waiting = []
+            for item, error in failed:
+                if isinstance(error, CallPostponed) and not self._passes_over(error):
+                    postponed[item[0].inbox_id] = error
+                elif last or is_poison(error):
+                    self._bury_culprit(item[0], error)
+                else:
+                    waiting.append(item)
+            if waiting and stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
                 raise BatchAbandoned
+        return [(message, postponed[message.inbox_id]) for message in order if message.inbox_id in postponed]
+
+    def _passes_over(self, error: CallPostponed) -> bool:
+        """Whether the group waits for no provider that throttles. To wait for a turn is not to fail."""
+        return self._group.log_only and isinstance(error, CallThrottled)
 
     def _outcomes(self, call: Call, waiting: Sequence[Decoded], stop: StopFlag) -> Sequence[Exception | None]:
         try:

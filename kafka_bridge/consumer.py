@@ -17,7 +17,7 @@ from typing import cast
 from django.conf import settings
 
 from . import metrics
-from .batch import BatchAbandoned, BatchHandler
+from .batch import BatchAbandoned, BatchHandler, BatchPostponed
 from .client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
 from .contracts import Headers
 from .errors import PoisonFlood, is_transient
@@ -48,6 +48,8 @@ class GroupConsumer:
         self._at_end: set[Partition] = set()
         self._joined = False
         self._waiting = WaitingPartitions(group.name)
+        # After the last message that was handled. What a provider postponed comes before it.
+        self._handled_to: dict[Partition, int] = defaultdict(int)
         # The next offset to be handled, for the lag.
         self._next_offsets: dict[Partition, int] = {}
         self._measured_at = float("-inf")
@@ -82,8 +84,8 @@ class GroupConsumer:
             messages = self._buffers[partition]
             batch = messages[: self._batch_size]
             if self._handle(consumer, partition, batch, stop):
-                del messages[: len(batch)]
-                self._commit(consumer, partition, batch[-1].offset + 1)
+                self._drop_handled(partition, batch, ())
+                self._commit(consumer, partition, self._handled_to[partition])
         self._measure_lag(consumer)
         return worked
 
@@ -151,7 +153,7 @@ class GroupConsumer:
             partition = (item.topic, item.partition)
             self._assigned.discard(partition)
             self._at_end.discard(partition)
-            for state in (self._buffers, self._next_offsets):
+            for state in (self._buffers, self._next_offsets, self._handled_to):
                 state.pop(partition, None)
             self._waiting.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
@@ -166,6 +168,9 @@ class GroupConsumer:
             self._handler.handle(batch, stop)
         except BatchAbandoned:
             return False
+        except BatchPostponed as postponed:
+            self._postpone(consumer, partition, batch, postponed)
+            return False
         except Exception as error:
             drop_connection()
             self._hold(partition, batch, error)
@@ -173,6 +178,28 @@ class GroupConsumer:
         if self._waiting.go_on(partition):
             consumer.resume([TopicPartition(*partition)])
         return True
+
+    def _postpone(
+        self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], postponed: BatchPostponed
+    ) -> None:
+        """Keep what a provider wants later, at the head of the partition; what comes after it joins it.
+
+        The provider's pace is logged where it is kept.
+        """
+        left = postponed.left
+        if len(left) < len(batch):
+            self._drop_handled(partition, batch, left)
+            if self._waiting.go_on(partition):
+                consumer.resume([TopicPartition(*partition)])
+            if left[0].offset > self._next_offsets[partition]:
+                self._commit(consumer, partition, left[0].offset)
+        self._waiting.hold(partition, str(left[0]), str(postponed), postponed.seconds)
+
+    def _drop_handled(
+        self, partition: Partition, batch: Sequence[ReceivedMessage], left: Sequence[ReceivedMessage]
+    ) -> None:
+        self._buffers[partition][: len(batch)] = left
+        self._handled_to[partition] = max(self._handled_to[partition], batch[-1].offset + 1)
 
     def _hold(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Let this partition wait, with nothing dropped, while the others go on."""

@@ -38,6 +38,18 @@ class CallFailed(BridgeError):
     """A service outside did not answer a call, or not with success: it may have had its effect or not."""
 
 
+class CallPostponed(BridgeError):
+    """A call was not made, or the provider wants it later: make it again after ``seconds``."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class CallThrottled(CallPostponed):
+    """A provider answered a call with "slow down", or has not taken calls again since it did."""
+
+
 class BadClientOptions(BridgeError):
     """A property in KAFKA_PRODUCER_CONFIG or KAFKA_CONSUMER_CONFIG is none of librdkafka's."""
 

@@ -13,15 +13,20 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
 import httpx
 from django.conf import settings
+from django.utils.http import parse_http_date
 
-from .errors import CallFailed, CallRefused, ServiceUnavailable
+from . import metrics
+from .errors import CallFailed, CallPostponed, CallRefused, CallThrottled, ServiceUnavailable
 from .lifecycle import StopFlag
+from .throttling import ALONE_SECONDS, DEFAULT_WAIT, Cause, Pace, ThrottledCalls, retry_after
+
+logger = logging.getLogger(__name__)
 
 # It writes a line per call with the whole URL, which may carry a secret.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -33,6 +38,13 @@ PAUSES = (0.3, 1.0)
 LONGEST_PAUSE = 5.0
 # For all calls of one ``post_all``, in seconds: three of them fit into the time that Kafka gives a consumer.
 BUDGET = 60.0
+# For so long one ``post_all`` waits for the turns of its calls, in seconds from its first turn. That is more than one
+# at the lowest pace, and short: what got through is settled then, Kafka hears from the consumer, the rest comes later.
+PACED_SECONDS = 3.0
+# How often a throttled provider is worth a line, in seconds.
+LOG_SECONDS = 60.0
+# When to ask again for a call that waits alone: its partition goes on with the others meanwhile.
+_LOOK_AT_ALONE_SECONDS = 1.0
 # So many calls may fail while others get through without the service being to blame, or a tenth of those others.
 FEW = 3
 # Calls that failed and were not made again for so many seconds are no longer counted.
@@ -41,7 +53,7 @@ _FORGOTTEN_AFTER = 120.0
 _BODY_BYTES = 64 * 1024
 _LOOK_SECONDS = 0.1
 
-_TRY_AGAIN = frozenset({408, 425, 429})
+_TRY_AGAIN = frozenset({408, 425})
 # Not the fault of the message: the address is wrong, or the key.
 _MISDIRECTED = frozenset({401, 403, 404, 405, 407})
 
@@ -59,7 +71,10 @@ class HttpCall(NamedTuple):
 
 
 class Endpoint:
-    """One address of a service outside. Threads may share it: only together they know whether it is away."""
+    """One address of a service outside. Threads may share it: only together they know whether it is away.
+
+    They also share the pace at which it is called; see ``endpoint`` for the one that a process shares.
+    """
 
     def __init__(self, name: str, url: str, *, headers: Mapping[str, str] = {}, mend: str) -> None:
         """``name`` is what logs call the service; ``mend`` names the settings to look at when it refuses everything."""
@@ -69,16 +84,24 @@ class Endpoint:
         self._mend = mend
         self._record = _Record()
         self._slots = asyncio.Semaphore(PARALLEL)
+        # Within the loop's thread only.
+        self._turns = asyncio.Lock()
+        self._pace = Pace()
+        self._throttled = ThrottledCalls()
+        self._logged_at = float("-inf")
+        self._reopening_logged = True
+        metrics.PACE.labels(name).set(self._pace.rate)
 
     def post_all(self, calls: Sequence[HttpCall], stop: StopFlag) -> list[Exception | None]:
         """Make ``calls``, several at once; returns for each None if it was answered with 2xx, or its error.
 
         CallRefused: the same call would be refused again. CallFailed: it may have had its effect or not, also when
-        ``stop`` or the budget came first. Raises ServiceUnavailable when none of them gets through and the calls of
-        other threads do not either; it takes about ``BUDGET`` seconds and one timeout at most.
+        ``stop`` came first. CallPostponed: there was no time left for it at the pace that the provider allows;
+        CallThrottled: the provider asked to slow down. Raises ServiceUnavailable when none of them gets through and the
+        calls of other threads do not either; it takes about ``BUDGET`` seconds and one timeout at most.
         """
         since = self._record.successes
-        deadline = time.monotonic() + BUDGET
+        limits = _Limits(stop)
         outcomes: dict[int, Future[Exception | None]] = {}
         last_of_line: dict[int, Future[Exception | None]] = {}
 
@@ -86,7 +109,7 @@ class Endpoint:
             for place in places:
                 call = calls[place]
                 before = None if call.line is None else last_of_line.get(call.line)
-                outcomes[place] = asyncio.run_coroutine_threadsafe(self._post(call, stop, deadline, before), _loop())
+                outcomes[place] = asyncio.run_coroutine_threadsafe(self._post(call, limits, before), _loop())
                 if call.line is not None:
                     last_of_line[call.line] = outcomes[place]
             return [outcomes[place] for place in places]
@@ -115,7 +138,7 @@ class Endpoint:
     ) -> None:
         failed = self._note_failures(calls, outcomes, since)
         if failed and not stop and not self._record.others_get_through(failed):
-            error = next(iter(outcomes.values())).result()
+            error = next(future.result() for future in outcomes.values() if isinstance(future.result(), CallFailed))
             raise ServiceUnavailable(f"nothing gets through to {self.name}: {error}")
 
     def _note_failures(
@@ -129,32 +152,82 @@ class Endpoint:
         self._record.failed(failed, since)
         return failed
 
-    async def _post(
-        self, call: HttpCall, stop: StopFlag, deadline: float, before: Future[Exception | None] | None
-    ) -> Exception | None:
+    async def _post(self, call: HttpCall, limits: _Limits, before: Future[Exception | None] | None) -> Exception | None:
         """One call with its tries, once it is its turn."""
         if before is not None:
-            await asyncio.wrap_future(before)
+            earlier = await asyncio.wrap_future(before)
+            if isinstance(earlier, CallPostponed):
+                return earlier
         async with self._slots:
-            return await self._post_now(call, stop, deadline)
+            return await self._post_now(call, limits)
 
-    async def _post_now(self, call: HttpCall, stop: StopFlag, deadline: float) -> Exception | None:
-        failure: Exception = CallFailed("not called: there was no time left")
+    async def _post_now(self, call: HttpCall, limits: _Limits) -> Exception | None:
+        failure: Exception = CallPostponed(f"no time left to call {self.name}", 0.0)
         for pause in (*PAUSES, 0.0):
-            if stop:
-                return CallFailed("stopped")
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= limits.deadline:
                 break
+            postponed = await self._wait_for_turn(call, limits)
+            if limits.stop:
+                return CallFailed("stopped")
+            if postponed is not None:
+                return postponed
+            started_at = time.monotonic()
             outcome = await self._try(call)
+            if outcome is not None and outcome.slow_down is not None:
+                return self._slow_down(call, outcome.error, outcome.slow_down, started_at)
             if outcome is None:
-                self._record.got_through(call.idempotency_key)
+                self._got_through(call, started_at)
                 return None
             failure = outcome.error
             if not outcome.again:
                 break
-            if pause and await _wait(stop, max(outcome.wait, pause * random.uniform(0.5, 1.5))):
+            if pause and await _wait(limits.stop, max(outcome.wait, pause * random.uniform(0.5, 1.5))):
                 return CallFailed("stopped")
         return failure
+
+    async def _wait_for_turn(self, call: HttpCall, limits: _Limits) -> CallPostponed | None:
+        """Wait until the pace lets the call begin, or return how it is postponed; one call after the other."""
+        async with self._turns:
+            if alone := self._throttled.wait(call.idempotency_key):
+                seconds = max(self._pace.closed_for(), min(alone, _LOOK_AT_ALONE_SECONDS))
+                return CallThrottled(f"{self.name} throttled the call", seconds)
+            while not limits.stop and (wait := self._pace.take()):
+                if closed := self._pace.closed_for():
+                    return CallThrottled(f"{self.name} asks to slow down", closed)
+                if time.monotonic() + wait > limits.paced_until():
+                    return CallPostponed(f"no turn left at the pace of {self.name}", 0.0)
+                await asyncio.sleep(min(wait, _LOOK_SECONDS))
+        return None
+
+    def _slow_down(self, call: HttpCall, error: Exception, seconds: float, started_at: float) -> Exception:
+        """What becomes of a call that the provider throttled, and of the pace."""
+        metrics.THROTTLED.labels(self.name).inc()
+        cause = self._throttled.throttled(call.idempotency_key, seconds)
+        if cause is Cause.CALL_FOR_GOOD:
+            return CallRefused(
+                f"{self.name} {error} for {ALONE_SECONDS / 60:.0f} minutes while other calls got through"
+            )
+        if cause is Cause.CALL:
+            wait = self._throttled.wait(call.idempotency_key)
+            return CallThrottled(f"{self.name} {error}, to this call alone", min(wait, _LOOK_AT_ALONE_SECONDS))
+        fell = self._pace.throttled(started_at, seconds)
+        metrics.PACE.labels(self.name).set(self._pace.rate)
+        if fell and time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at, self._reopening_logged = time.monotonic(), False
+            logger.warning(
+                "%s asks to slow down (%s): no call for %.0f s, then at most %.1f calls a second",
+                self.name, error, seconds, self._pace.rate,
+            )  # fmt: skip
+        return CallThrottled(f"{self.name} asks to slow down: {error}", self._pace.closed_for())
+
+    def _got_through(self, call: HttpCall, started_at: float) -> None:
+        self._pace.passed(started_at)
+        self._record.got_through(call.idempotency_key)
+        self._throttled.passed(call.idempotency_key)
+        metrics.PACE.labels(self.name).set(self._pace.rate)
+        if not self._reopening_logged and not self._pace.closed_for():
+            self._reopening_logged = True
+            logger.info("%s takes calls again, at most %.1f a second", self.name, self._pace.rate)
 
     async def _try(self, call: HttpCall) -> _NoSuccess | None:
         headers = {**self._headers, "Idempotency-Key": str(call.idempotency_key)}
@@ -181,8 +254,12 @@ class Endpoint:
         status = response.status_code
         if response.is_success:
             return None
+        asked = retry_after(response.headers.get("Retry-After"), now=_time_of(response))
+        if status == 429 or (status == 503 and "Retry-After" in response.headers):
+            slow_down = DEFAULT_WAIT if asked is None else asked
+            return _NoSuccess(CallFailed(f"answered {status}"), slow_down=slow_down)
         if response.is_server_error or status in _TRY_AGAIN:
-            return _NoSuccess(CallFailed(f"answered {status}"), wait=_retry_after(response))
+            return _NoSuccess(CallFailed(f"answered {status}"), wait=min(asked or 0.0, LONGEST_PAUSE))
         if status in _MISDIRECTED or not response.is_client_error:
             return _NoSuccess(CallFailed(f"answered {status}; {self._mend}"), again=False)
         return _NoSuccess(CallRefused(f"{self.name} refused the call: answered {status}"), again=False)
@@ -191,8 +268,28 @@ class Endpoint:
 class _NoSuccess(NamedTuple):
     error: Exception
     again: bool = True
-    # What the service asks for, in seconds.
+    # The pause that the service asks for before the next try, in seconds.
     wait: float = 0.0
+    # The service throttles, and wants no call for so many seconds.
+    slow_down: float | None = None
+
+
+class _Limits:
+    """What ends one ``post_all`` early."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self.stop = stop
+        self.deadline = time.monotonic() + BUDGET
+        self._paced_until: float | None = None
+
+    def paced_until(self) -> float:
+        """Until when its calls wait for their turns, counted from the first that waits.
+
+        Where groups share a provider, the calls of one may queue behind those of the other: that time is not its own.
+        """
+        if self._paced_until is None:
+            self._paced_until = time.monotonic() + PACED_SECONDS
+        return self._paced_until
 
 
 class _Failing(NamedTuple):
@@ -242,6 +339,18 @@ class _Record:
 _making = threading.Lock()
 
 
+def endpoint(name: str, url: str, *, headers: Mapping[str, str] = {}, mend: str) -> Endpoint:
+    """The process's Endpoint with these arguments: all groups that call a provider share its pace."""
+    # Two threads that ask at once would each make one.
+    with _making:
+        return _make_endpoint(name, url, tuple(headers.items()), mend)
+
+
+@lru_cache(maxsize=8)
+def _make_endpoint(name: str, url: str, headers: tuple[tuple[str, str], ...], mend: str) -> Endpoint:
+    return Endpoint(name, url, headers=dict(headers), mend=mend)
+
+
 def _loop() -> asyncio.AbstractEventLoop:
     """Where all calls are made: a thread begun at the first one, which no process that is forked has."""
     with _making:
@@ -277,7 +386,7 @@ def _told(error: Exception, seconds: float) -> str:
 
 def _answered(outcome: Exception | None) -> bool:
     """Whether the service dealt with the call, be it by refusing it."""
-    return not isinstance(outcome, CallFailed)
+    return not isinstance(outcome, CallFailed | CallPostponed)
 
 
 async def _read_little(response: httpx.Response) -> None:
@@ -288,7 +397,9 @@ async def _read_little(response: httpx.Response) -> None:
             break
 
 
-def _retry_after(response: httpx.Response) -> float:
-    """The header in seconds, 0 if it is missing or a date."""
-    text = response.headers.get("Retry-After", "")
-    return min(float(text), LONGEST_PAUSE) if text.isascii() and text.isdigit() else 0.0
+def _time_of(response: httpx.Response) -> float:
+    """The provider's time, which dates in its headers are of: ours may be minutes off."""
+    try:
+        return float(parse_http_date(response.headers.get("Date", "")))
+    except ValueError:
+        return time.time()

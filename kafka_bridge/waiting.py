@@ -40,10 +40,14 @@ class WaitingPartitions:
         """Whether the partition need not wait now."""
         return self._retry_at.get(partition, 0.0) <= time.monotonic()
 
-    def hold(self, partition: Partition, place: str, why: str) -> None:
-        """Let the partition wait, each time longer; for long, and an alert names ``place`` and ``why``."""
-        pause = min(self._pauses.get(partition, settings.CONSUMER_BACKOFF_SECONDS / 2) * 2, _MAX_PAUSE)
-        self._pauses[partition] = pause
+    def hold(self, partition: Partition, place: str, why: str, seconds: float | None = None) -> None:
+        """Let the partition wait, each time longer; for long, and an alert names ``place`` and ``why``.
+
+        ``seconds`` is how long, where what it waits for has said so.
+        """
+        before = self._pauses.get(partition, settings.CONSUMER_BACKOFF_SECONDS / 2)
+        pause = min(before * 2, _MAX_PAUSE) if seconds is None else seconds
+        self._pauses[partition] = pause if seconds is None else before
         self._retry_at[partition] = time.monotonic() + pause
         self._since.setdefault(partition, time.monotonic())
         metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
 from django.conf import settings
 
-from kafka_bridge.http_calls import Endpoint, HttpCall
+from kafka_bridge.http_calls import Endpoint, HttpCall, endpoint
 from kafka_bridge.lifecycle import StopFlag
 
 from ..models import Notification
@@ -42,10 +41,9 @@ def send(notices: Sequence[Notice], stop: StopFlag) -> Sequence[Exception | None
     """
     if not settings.ALIMTALK_URL:
         return [None] * len(notices)
-    endpoint = _endpoint(settings.ALIMTALK_URL, settings.ALIMTALK_KEY)
     told = [item for item in notices if item.user_id is not None]
     calls = [HttpCall(item.event_id, _body(item), item.traceparent, line=item.user_id) for item in told]
-    errors = iter(endpoint.post_all(calls, stop))
+    errors = iter(_endpoint().post_all(calls, stop))
     return [None if item.user_id is None else next(errors) for item in notices]
 
 
@@ -71,7 +69,6 @@ def _body(notice: Notice) -> bytes:
     return msgspec.json.encode(body)
 
 
-@lru_cache(maxsize=4)
-def _endpoint(url: str, key: str) -> Endpoint:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return Endpoint("AlimTalk", url, headers=headers, mend="look at ALIMTALK_URL and ALIMTALK_KEY")
+def _endpoint() -> Endpoint:
+    headers = {"Authorization": f"Bearer {settings.ALIMTALK_KEY}"} if settings.ALIMTALK_KEY else {}
+    return endpoint("AlimTalk", settings.ALIMTALK_URL, headers=headers, mend="look at ALIMTALK_URL and ALIMTALK_KEY")

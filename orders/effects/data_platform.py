@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -13,7 +12,7 @@ from django.db import connection
 from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.errors import PoisonMessage
-from kafka_bridge.http_calls import Endpoint, HttpCall
+from kafka_bridge.http_calls import HttpCall, endpoint
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
@@ -96,7 +95,8 @@ def send_orders(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | No
     """Send each event as it is to DATA_PLATFORM_URL, if set; see ``Endpoint.post_all``."""
     if not settings.DATA_PLATFORM_URL:
         return [None] * len(told)
-    return _endpoint(settings.DATA_PLATFORM_URL).post_all([item.call for item in told], stop)
+    platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, mend="look at DATA_PLATFORM_URL")
+    return platform.post_all([item.call for item in told], stop)
 
 
 def store_orders(told: Sequence[Told]) -> None:
@@ -126,8 +126,3 @@ def _row(event: OrderEvent) -> OrderRow:
         return OrderRow(event.order_id, event.user_id, items, None, None, None, None, paid_at, cancelled_at)
     amounts = event.total_amount, event.discount_amount, event.pay_amount
     return OrderRow(event.order_id, event.user_id, items, *amounts, event.user_coupon_id, paid_at, None)
-
-
-@lru_cache(maxsize=4)
-def _endpoint(url: str) -> Endpoint:
-    return Endpoint("the data platform", url, mend="look at DATA_PLATFORM_URL")

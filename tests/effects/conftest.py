@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from coupons.clients import alimtalk as alimtalk_client
 from kafka_bridge import http_calls
-from orders.effects import data_platform as data_platform_effect
 from tests.support.provider import Provider
 
 
@@ -27,7 +25,7 @@ def closed_provider() -> Iterator[Provider]:
     provider.release()
     # Its connections end with the test, not when somebody collects them; and the next one may get the same port.
     asyncio.run_coroutine_threadsafe(http_calls._client().aclose(), http_calls._loop()).result(10)
-    for cached in (http_calls._client, alimtalk_client._endpoint, data_platform_effect._endpoint):
+    for cached in (http_calls._client, http_calls._make_endpoint):
         cached.cache_clear()
     provider.close()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -28,6 +29,30 @@ class Call(NamedTuple):
     @property
     def key(self) -> str:
         return self.headers["idempotency-key"]
+
+
+class Quota:
+    """An ``answer`` that takes ``limit`` calls a second and throttles the others with ``status`` and ``headers``."""
+
+    def __init__(self, limit: int, headers: Mapping[str, str] = {"Retry-After": "1"}, status: int = 429) -> None:
+        self._limit = limit
+        self._throttled = (status, dict(headers))
+        self._second = float("-inf")
+        self._left = 0
+        self._lock = threading.Lock()
+        # Times of the calls that were not taken, on the monotonic clock.
+        self.throttled_at: list[float] = []
+
+    def __call__(self, call: Call) -> Answer:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._second >= 1:
+                self._second, self._left = now, self._limit
+            if self._left > 0:
+                self._left -= 1
+                return 200
+            self.throttled_at.append(now)
+        return self._throttled
 
 
 class Provider:
