@@ -82,7 +82,8 @@ class ConsumerGroup:
     ``call`` is for what must not happen inside a transaction, such as HTTP. It gets the messages that the inbox does
     not know, before ``handle``, and may get them again after a crash: it passes the event id on as the idempotency key.
     It returns for each message None, or the error it ended with: a poison one (CallRefused) makes it a dead letter at
-    once, any other is tried again, ``CONSUMER_MAX_ATTEMPTS`` times in all. It raises ServiceUnavailable when nothing
+    once, CallPostponed lets the partition wait for as long as it says and others of it go on, any other is tried again,
+    ``CONSUMER_MAX_ATTEMPTS`` times in all. It raises ServiceUnavailable when nothing
     gets through: then the partition waits. ``largest_batch`` bounds what is under way at once.
 
     ``log_only`` (seed 004): what fails is logged and counts as handled, instead of waiting or becoming a dead letter;
