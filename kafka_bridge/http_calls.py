@@ -162,7 +162,7 @@ class Endpoint:
             return await self._post_now(call, limits)
 
     async def _post_now(self, call: HttpCall, limits: _Limits) -> Exception | None:
-        failure: Exception = CallPostponed(f"no time left to call {self.name}", 0.0)
+        failure: Exception = CallPostponed("not called: there was no time left", 0.0)
         for pause in (*PAUSES, 0.0):
             if time.monotonic() >= limits.deadline:
                 break
@@ -195,7 +195,7 @@ class Endpoint:
                 if closed := self._pace.closed_for():
                     return CallThrottled(f"{self.name} asks to slow down", closed)
                 if time.monotonic() + wait > limits.paced_until():
-                    return CallPostponed(f"no turn left at the pace of {self.name}", 0.0)
+                    return CallPostponed(f"not called: no turn was left at the pace of {self.name}", 0.0)
                 await asyncio.sleep(min(wait, _LOOK_SECONDS))
         return None
 
