@@ -48,8 +48,8 @@ class GroupConsumer:
         self._at_end: set[Partition] = set()
         self._joined = False
         self._waiting = WaitingPartitions(group.name)
-        # After the last message that was handled. What a provider postponed comes before it.
-        self._handled_to: dict[Partition, int] = defaultdict(int)
+        # Where a provider postponed messages: the offset of the last of them, and the one after all that was handled.
+        self._postponed: dict[Partition, tuple[int, int]] = {}
         # The next offset to be handled, for the lag.
         self._next_offsets: dict[Partition, int] = {}
         self._measured_at = float("-inf")
@@ -84,8 +84,10 @@ class GroupConsumer:
             messages = self._buffers[partition]
             batch = messages[: self._batch_size]
             if self._handle(consumer, partition, batch, stop):
-                self._drop_handled(partition, batch, ())
-                self._commit(consumer, partition, self._handled_to[partition])
+                end = self._end_of(partition, batch)
+                self._postponed.pop(partition, None)
+                del messages[: len(batch)]
+                self._commit(consumer, partition, end)
         self._measure_lag(consumer)
         return worked
 
@@ -153,7 +155,7 @@ class GroupConsumer:
             partition = (item.topic, item.partition)
             self._assigned.discard(partition)
             self._at_end.discard(partition)
-            for state in (self._buffers, self._next_offsets, self._handled_to):
+            for state in (self._buffers, self._next_offsets, self._postponed):
                 state.pop(partition, None)
             self._waiting.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
@@ -188,18 +190,18 @@ class GroupConsumer:
         """
         left = postponed.left
         if len(left) < len(batch):
-            self._drop_handled(partition, batch, left)
+            self._postponed[partition] = left[-1].offset, self._end_of(partition, batch)
+            self._buffers[partition][: len(batch)] = left
             if self._waiting.go_on(partition):
                 consumer.resume([TopicPartition(*partition)])
-            if left[0].offset > self._next_offsets[partition]:
+            if left[0].offset != self._next_offsets[partition]:
                 self._commit(consumer, partition, left[0].offset)
         self._waiting.hold(partition, str(left[0]), str(postponed), postponed.seconds)
 
-    def _drop_handled(
-        self, partition: Partition, batch: Sequence[ReceivedMessage], left: Sequence[ReceivedMessage]
-    ) -> None:
-        self._buffers[partition][: len(batch)] = left
-        self._handled_to[partition] = max(self._handled_to[partition], batch[-1].offset + 1)
+    def _end_of(self, partition: Partition, batch: Sequence[ReceivedMessage]) -> int:
+        """The offset after ``batch``; where it holds only what was postponed, after what was handled behind that."""
+        last, end = self._postponed.get(partition, (-1, 0))
+        return end if batch[-1].offset == last else batch[-1].offset + 1
 
     def _hold(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Let this partition wait, with nothing dropped, while the others go on."""
