@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 from . import metrics, openapi, selectors
 from .errors import DomainError, NotFound, NotYourself
 from .events import CouponType, Id
-from .http import Caller, Nothing, caller_of, idempotency_key, page, traceparent
+from .http import Caller, Nothing, body_of, caller_of, idempotency_key, page, traceparent
 from .models import Coupon, UserCoupon
 from .policy import PENDING
 from .services.accepting import request_accept
@@ -36,7 +36,7 @@ class IssueByTypeView(APIView):
 
     @openapi.issue("issueByType", IssueByType, openapi.BY_TYPE)
     def post(self, request: Request) -> HttpResponse:
-        body = msgspec.convert(request.data, IssueByType)
+        body = body_of(request, IssueByType)
         return _accept(request, body.coupon_type, body.user_id)
 
 
@@ -45,7 +45,7 @@ class IssueByIdView(APIView):
 
     @openapi.issue("issueById", IssueById, openapi.BY_ID, openapi.COUPON_ID)
     def post(self, request: Request, coupon_id: int) -> HttpResponse:
-        body = msgspec.convert(request.data, IssueById)
+        body = body_of(request, IssueById)
         return _accept(request, coupon_id, body.user_id)
 
 
@@ -54,7 +54,7 @@ class IssueForUserView(APIView):
 
     @openapi.issue("issueForUser", Nothing, openapi.EMPTY, openapi.USER_ID, openapi.COUPON_ID)
     def post(self, request: Request, user_id: int, coupon_id: int) -> HttpResponse:
-        msgspec.convert(request.data, Nothing)
+        body_of(request, Nothing)
         return _accept(request, coupon_id, user_id)
 
 

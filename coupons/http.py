@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from django.db.models import QuerySet
@@ -15,6 +16,12 @@ from rest_framework.views import APIView
 
 from .errors import InvalidRequest
 from .messages import is_traceparent
+
+Body = TypeVar("Body")
+
+# Where a message of msgspec says what it complains about.
+_FIELD = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
+_NAMED = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
 
 KEY_LENGTH = 255
 MOST_ROWS = 200
@@ -64,6 +71,21 @@ class Cursor(CursorPagination):
         return int(raw)
 
 
+def body_of(request: Request, kind: type[Body]) -> Body:
+    """The body of a call, converted to ``kind``.
+
+    Raises InvalidRequest, which names the field. Only what a client sent is converted here: what cannot be decoded
+    elsewhere is our fault, and no 400.
+    """
+    data = request.data
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        field, message = _locate(str(error))
+        errors = [{"field": field, "message": message}]
+        raise InvalidRequest(f"{field}: {message}" if field else message, errors=errors) from error
+
+
 def caller_of(request: Request) -> Caller:
     return cast(Caller, request.user)
 
@@ -93,3 +115,14 @@ def page(request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[A
     cursor = Cursor()
     found: list[Any] = cursor.paginate_queryset(rows, request, view=view) or []
     return Response({"results": [body(row) for row in found], "next": cursor.get_next_link()})
+
+
+def _locate(message: str) -> tuple[str, str]:
+    """Splits a message of msgspec into the path of the field it complains about and the complaint."""
+    field = ""
+    if place := _FIELD.search(message):
+        field, message = place[1], message[: place.start()]
+    if named := _NAMED.fullmatch(message):
+        field = f"{field}.{named[1]}" if field else named[1]
+        message = "unknown field" if "unknown" in message[:25] else "missing"
+    return field, message

@@ -8,7 +8,6 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection
-from django_redis import get_redis_connection
 from redis.exceptions import RedisError
 
 from kafka_bridge.client import group_lag
@@ -151,15 +150,17 @@ def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
 
 def wrong_views() -> list[str]:
     """Of the requests decided last, those that Redis tells otherwise; none while it is away or has forgotten them."""
+    requests = list(IssueRequest.objects.order_by("-processed_at")[:_COMPARED])
     try:
-        # Asked once: with a Redis that hangs, each view would be waited for.
-        get_redis_connection("default").ping()
+        views = status_view.load_many([request.request_id for request in requests])
     except RedisError:
         return []
     wrong = []
-    for request in IssueRequest.objects.order_by("-processed_at")[:_COMPARED]:
-        view = status_view.load(request.request_id)
-        if view is not None and (view.status, view.reason) != (request.status, request.reason):
+    for request in requests:
+        view = views.get(request.request_id)
+        if isinstance(view, status_view.Unreadable):
+            wrong.append(f"request {request.request_id}: unreadable in Redis, {request.status} in PostgreSQL")
+        elif view is not None and (view.status, view.reason) != (request.status, request.reason):
             wrong.append(f"request {request.request_id}: {view.status} in Redis, {request.status} in PostgreSQL")
     return wrong
 

@@ -17,5 +17,8 @@ GATE_DROPPED = Counter("issue_gate_dropped_total", "Gates that had let in more t
 WORKER_PUSHED_AGAIN = Counter(
     "issue_worker_pushed_again_total", "Undecided requests pushed into the worker's list again"
 )
+STATUS_NOT_CACHED = Counter(
+    "issue_status_not_cached_total", "Results that were not cached because Redis was too full of other things"
+)
 # Each thing once per comparison that finds it; the names are those of ``reconciling.findings``.
 RECONCILE_FOUND = Counter("reconcile_found_total", "What a comparison with PostgreSQL found wrong", ["finding"])

@@ -15,6 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from coupons.http import body_of
 from coupons.openapi import answer, describe
 from couponsite import tokens
 from couponsite.authentication import may_issue_for_others
@@ -61,7 +62,7 @@ class TokenView(APIView):
     )
     def post(self, request: Request) -> Response:
         """Exchange a username and password for tokens."""
-        credentials = msgspec.convert(request.data, Credentials)
+        credentials = body_of(request, Credentials)
         throttle_login(request, credentials.username)
         user = authenticate(request._request, username=credentials.username, password=credentials.password)
         if user is None:
@@ -83,7 +84,7 @@ class TokenRefreshView(APIView):
     def post(self, request: Request) -> Response:
         """Exchange a refresh token for an access token."""
         try:
-            claims = tokens.read_refresh_token(msgspec.convert(request.data, Refresh).refresh)
+            claims = tokens.read_refresh_token(body_of(request, Refresh).refresh)
         except tokens.InvalidToken as error:
             raise AuthenticationFailed(str(error)) from None
         user = get_user_model()._default_manager.filter(pk=claims.user_id, is_active=True).first()

@@ -74,7 +74,11 @@ def published() -> Trails:
             published_at=None, headers=None, event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED]
         ).values_list("payload", flat=True)
         for payload in waiting.iterator(chunk_size=_CHUNK):
-            result = msgspec.json.decode(bytes(payload or b""), type=IssueEnded)
+            try:
+                result = msgspec.json.decode(bytes(payload or b""), type=IssueEnded)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                # On its topic it cannot be read either.
+                continue
             trails[result.coupon_type].ends[result.reason or result.status] -= 1
     return trails
 

@@ -80,14 +80,16 @@ class Environment:
 
         return self._read(name, default, parse)
 
-    def whole(self, name: str, default: int, *, minimum: int = 0) -> int:
-        """A decimal integer of at least ``minimum`` that fits 63 bits."""
+    def whole(self, name: str, default: int, *, minimum: int = 0, maximum: int | None = None) -> int:
+        """A decimal integer from ``minimum`` to ``maximum`` that fits 63 bits."""
 
         def parse(raw: str) -> int:
             if not (raw.isascii() and raw.removeprefix("-").isdigit() and len(raw) <= 18):
                 raise ValueError("is not a whole number, write it in decimal digits")
             if int(raw) < minimum:
                 raise ValueError(f"is below {minimum}, use {minimum} or more")
+            if maximum is not None and int(raw) > maximum:
+                raise ValueError(f"is above {maximum}, use {maximum} or less")
             return int(raw)
 
         return self._read(name, default, parse)

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
-from django_redis import get_redis_connection
-from django_redis.exceptions import ConnectionInterrupted
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from couponsite.connections import drop_connections
 from couponsite.problems import problem
 from kafka_bridge import metrics
+from kafka_bridge.redis_client import NotPrimary, redis_connection
+
+# Written by the readiness probe: PING says nothing about writes.
+_PROBE_KEY = "readyz"
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
@@ -24,11 +26,14 @@ def live(request: HttpRequest) -> HttpResponse:
 
 
 def ready(request: HttpRequest) -> HttpResponse:
-    """200 when PostgreSQL answers, else 503; Redis is only reported and Kafka not asked, they may be away."""
-    postgresql, redis = _postgresql_answers(), _redis_answers()
-    states = {True: "ok", False: "unavailable"}
-    body = {"status": states[postgresql], "postgresql": states[postgresql], "redis": states[redis]}
-    return JsonResponse(body, status=200 if postgresql else 503)
+    """200 when PostgreSQL answers, else 503; Redis is only reported and Kafka not asked, they may be away.
+
+    ``redis`` is ``ok``, ``read_only`` (it answers and refuses writes: a replica, full, or unable to save) or
+    ``unavailable``. With either, coupons with admission ``queue`` and ``reserve`` are served as usual.
+    """
+    postgresql = "ok" if _postgresql_answers() else "unavailable"
+    body = {"status": postgresql, "postgresql": postgresql, "redis": _redis_state()}
+    return JsonResponse(body, status=200 if postgresql == "ok" else 503)
 
 
 def _postgresql_answers() -> bool:
@@ -41,11 +46,15 @@ def _postgresql_answers() -> bool:
     return True
 
 
-def _redis_answers() -> bool:
+def _redis_state() -> str:
+    redis = redis_connection()
     try:
-        return bool(get_redis_connection("default").ping())
-    except (RedisError, ConnectionInterrupted):
-        return False
+        redis.set(_PROBE_KEY, "", ex=60)
+    except (ResponseError, NotPrimary):
+        return "read_only"
+    except RedisError:
+        return "unavailable"
+    return "ok"
 
 
 def figures(request: HttpRequest) -> HttpResponse:

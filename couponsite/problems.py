@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -95,10 +94,6 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
             headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
             kind = Kind(error.status, error.title)
             return problem(request, error.code, error.detail, kind=kind, errors=error.errors, headers=headers)
-        case msgspec.ValidationError():
-            field, message = _locate(str(error))
-            errors = [{"field": field, "message": message}]
-            return problem(request, "invalid", f"{field}: {message}" if field else message, errors=errors)
         case drf.NotAuthenticated() | drf.AuthenticationFailed():
             return problem(request, "unauthenticated", str(error.detail), headers={"WWW-Authenticate": "Bearer"})
         case drf.MethodNotAllowed():
@@ -155,21 +150,6 @@ def report_outage(error: BaseException | None) -> None:
     if now - _reported_at >= 1:
         _reported_at = now
         logger.warning("a server did not answer", error=type(error).__name__, message=str(error).strip()[:300])
-
-
-_FIELD = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
-_NAMED = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
-
-
-def _locate(message: str) -> tuple[str, str]:
-    """Splits a message of msgspec into the path of the field it complains about and the complaint."""
-    field = ""
-    if place := _FIELD.search(message):
-        field, message = place[1], message[: place.start()]
-    if named := _NAMED.fullmatch(message):
-        field = f"{field}.{named[1]}" if field else named[1]
-        message = "unknown field" if "unknown" in message[:25] else "missing"
-    return field, message
 
 
 def _flatten(detail: Any, field: str = "") -> list[dict[str, str]]:

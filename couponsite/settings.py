@@ -182,6 +182,8 @@ CACHES: dict[str, dict[str, Any]] = {
             "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
             "SOCKET_CONNECT_TIMEOUT": 0.5,
             "SOCKET_TIMEOUT": 1.0,
+            # Leaves a server that became a replica behind an address that keeps connections open.
+            "CONNECTION_POOL_CLASS": "kafka_bridge.redis_client.Pool",
             # One more try for a pooled connection whose server went away; no timeout is waited for twice.
             "CONNECTION_POOL_KWARGS": {
                 "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
@@ -191,6 +193,9 @@ CACHES: dict[str, dict[str, Any]] = {
     # Stands in for counters of this process while Redis is away.
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "process"},
 }
+
+# The share of its memory in use past which statuses are no longer cached in Redis: the rest is for gates.
+STATUS_CACHE_MEMORY_PERCENT = env.whole("STATUS_CACHE_MEMORY_PERCENT", default=50, maximum=90)
 
 # Flags: of waffle only the table, the command and an admin page of our own are used, see coupons.worker.share. Saving a
 # flag clears waffle's cache, and must not need Redis: that is when somebody wants to change it.

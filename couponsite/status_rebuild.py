@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.db.models import Q
+
 from coupons import status_view
 from coupons.events import IssueEnded
 from coupons.messages import ISSUE_FAILED, ISSUE_SUCCEEDED, read_result_task
 from coupons.models import IssueRequest
+from coupons.policy import FAILED, SUCCESS
 from coupons.selectors import terminal_status
 from coupons.status_view import RequestStatus
 from couponsite.coupon_audit import Trails
@@ -35,11 +38,14 @@ class ResultHistory:
 
 
 def statuses_rebuild(*, stop: StopFlag) -> int:
-    """Write the answers of the last day from PostgreSQL; returns how many.
+    """Write the answers that are still cached by their age from PostgreSQL; returns how many.
 
     Ends early when told to stop: every view that is written is right by itself. Raises RedisError.
     """
-    rows = IssueRequest.objects.filter(processed_at__gt=_oldest())
+    oldest = _oldest()
+    rows = IssueRequest.objects.filter(
+        Q(status=SUCCESS, processed_at__gt=oldest[SUCCESS]) | Q(processed_at__gt=oldest[FAILED])
+    )
     written, chunk = 0, []
     for row in rows.iterator(chunk_size=_CHUNK):
         chunk.append(terminal_status(row))
@@ -52,7 +58,7 @@ def statuses_rebuild(*, stop: StopFlag) -> int:
 
 
 def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag) -> ResultHistory:
-    """Write the answers of the last day from their events, which may come several times.
+    """Write the answers that are still cached by their age from their events, which may come several times.
 
     Remembers the id of every event: about 100 bytes each. Ends early and raises as above.
     """
@@ -74,7 +80,7 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
             continue
         seen.add(event_id.bytes)
         history.trails.add(result.coupon_type, result.status, result.reason, result.processed_at)
-        if result.processed_at > oldest:
+        if result.processed_at > oldest[result.status]:
             chunk.append(result)
         if len(chunk) == _CHUNK:
             history.written += _write(_statuses(chunk))
@@ -107,10 +113,10 @@ def _statuses(results: Sequence[IssueEnded]) -> list[RequestStatus]:
 
 
 def _write(statuses: Sequence[RequestStatus]) -> int:
-    status_view.write(statuses)
-    return len(statuses)
+    return status_view.write(statuses)
 
 
-def _oldest() -> datetime:
-    """What was decided before this is no longer kept in Redis; by the database's clock."""
-    return database_time() - timedelta(seconds=status_view.TTL_SECONDS)
+def _oldest() -> dict[str, datetime]:
+    """By status what was decided before is no longer kept in Redis; by the database's clock."""
+    now = database_time()
+    return {status: now - timedelta(seconds=status_view.seconds_kept(status)) for status in (SUCCESS, FAILED)}

@@ -10,10 +10,10 @@ from types import FrameType
 from typing import Any
 
 from django.db import connection
-from django_redis import get_redis_connection
 from redis.exceptions import RedisError
 
 from .errors import ServiceUnavailable
+from .redis_client import redis_connection
 
 _POLL_SECONDS = 0.1
 
@@ -82,7 +82,7 @@ def check_database() -> None:
 def check_redis() -> None:
     """Raise ServiceUnavailable unless Redis answers."""
     try:
-        get_redis_connection("default").ping()
+        redis_connection().ping()
     except RedisError as error:
         raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
 

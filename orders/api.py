@@ -11,7 +11,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from coupons.errors import NotFound
-from coupons.http import Nothing, caller_of, idempotency_key, traceparent
+from coupons.http import Nothing, body_of, caller_of, idempotency_key, traceparent
 
 from . import openapi
 from .events import Id
@@ -38,7 +38,7 @@ class OrderListView(APIView):
 
     @openapi.order_create(NewOrder)
     def post(self, request: Request) -> Response:
-        body = msgspec.convert(request.data, NewOrder)
+        body = body_of(request, NewOrder)
         order = order_create(
             user_id=caller_of(request).user_id,
             wishes=[Wish(item.product_id, item.quantity) for item in body.items],
@@ -64,7 +64,7 @@ class PayOrderView(APIView):
 
     @openapi.order_pay
     def post(self, request: Request, order_id: int) -> Response:
-        msgspec.convert(request.data, Nothing)
+        body_of(request, Nothing)
         paid = order_pay(
             order_id=order_id,
             user_id=caller_of(request).user_id,
@@ -79,7 +79,7 @@ class CancelOrderView(APIView):
 
     @openapi.order_cancel
     def post(self, request: Request, order_id: int) -> Response:
-        msgspec.convert(request.data, Nothing)
+        body_of(request, Nothing)
         user_id = caller_of(request).user_id
         cancelled = order_cancel(order_id=order_id, user_id=user_id, traceparent=traceparent(request))
         return Response(cancelled)

@@ -13,13 +13,15 @@ end
 local sequence = redis.pcall('HGET', KEYS[1], 'sequence')
 local marked = redis.pcall('ZSCORE', KEYS[2], '-')
 local revoked = redis.pcall('SMISMEMBER', KEYS[3], '-', unpack(users))
-sequence = type(sequence) == 'string' and tonumber(sequence)
-if not sequence or type(marked) ~= 'string' or revoked[1] ~= 1 then
+if type(sequence) ~= 'string' or not tonumber(sequence) or type(marked) ~= 'string' or revoked[1] ~= 1 then
     return false
 end
 
 local entries = redis.call('HMGET', KEYS[1], unpack(users))
-local free = tonumber(ARGV[1]) - (redis.call('HLEN', KEYS[1]) - 1)
+local held = redis.call('HLEN', KEYS[1]) - 1
+local free = tonumber(ARGV[1]) - held
+-- Infinite, negative or past what a number of Lua holds: the reconciler sets it, until then as when the gate is loaded.
+sequence = string.match(sequence, '^%d+$') and #sequence <= 15 and tonumber(sequence) or held
 local time = redis.call('TIME')
 local now = time[1] .. string.format('%03d', math.floor(time[2] / 1000))
 
@@ -31,7 +33,7 @@ for i, user in ipairs(users) do
     if entry then
         answer = DUPLICATE
         if string.sub(entry, 1, 36) == request then
-            answer, place = REPEAT, tonumber(string.sub(entry, 38)) or 0
+            answer, place = REPEAT, tonumber(string.match(string.sub(entry, 38, 52), '^%d+$')) or 0
         end
     elseif revoked[i + 1] == 1 then
         answer = DUPLICATE

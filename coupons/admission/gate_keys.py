@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from django_redis import get_redis_connection
+from kafka_bridge.redis_client import redis_connection
 
 LIFETIME_SECONDS = 24 * 3600
 # Of what is told to a gate while it is built, and of what a builder who was killed has left.
@@ -52,7 +52,7 @@ def lock_key(coupon_id: int) -> str:
 
 
 def redis() -> Any:
-    return get_redis_connection("default")
+    return redis_connection()
 
 
 def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:

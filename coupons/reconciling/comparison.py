@@ -17,6 +17,7 @@ from ..services.refusing import GATE_ADMITTED_REFUSED
 from .findings import Findings
 from .gate import GateCheck
 from .outbox import OutboxCheck
+from .statuses import StatusCheck
 from .stock import StockCheck
 
 NOT_RECONCILED = "not-reconciled"
@@ -47,6 +48,7 @@ class Comparison:
         self._gate = GateCheck(patience)
         self._outbox = OutboxCheck(patience, lag)
         self._stock = StockCheck(patience)
+        self._statuses = StatusCheck()
 
     def run(self, stop: StopFlag, *, repair: bool) -> Reconciled:
         """Compare, and mend what is found if told so. A service that is away keeps only its own part from it."""
@@ -60,6 +62,7 @@ class Comparison:
             partial(self._stock.check, found, repair=repair),
             check_gates,
             partial(self._outbox.check, found, stop, repair=repair),
+            partial(self._statuses.check, found, stop, whole=self._once, repair=repair),
         )
         for name, number in found.counts.items():
             metrics.RECONCILE_FOUND.labels(name).inc(number)
@@ -71,6 +74,7 @@ class Comparison:
                 partial(self._stock.check, again, repair=False, again=True),
                 partial(self._gate.check_again, compared, again, stop),
                 partial(self._outbox.check, again, stop, repair=False),
+                partial(self._statuses.check_again, again),
             )
             outage = outage or outage_again
         # What came up since has its turn the next time.

@@ -20,6 +20,8 @@ GATE_HALF_LOADED: Final = "gate-half-loaded"
 GATE_SEQUENCE: Final = "gate-sequence"
 RESERVATION_DECIDED: Final = "reservation-decided"
 RESERVATION_ALONE: Final = "reservation-alone"
+STATUS_UNREADABLE: Final = "status-unreadable"
+STATUS_WRONG: Final = "status-wrong"
 COUNTER_RESERVED: Final = "counter-reserved"
 COUNTER_ISSUED: Final = "counter-issued"
 
@@ -38,6 +40,8 @@ MEANINGS: Final = {
     GATE_SEQUENCE: ("the gate's last place in line is wrong", "set"),
     RESERVATION_DECIDED: ("decided and still reserved", "given back"),
     RESERVATION_ALONE: ("reserved, and there is no such request", "ended as FAILED and given back"),
+    STATUS_UNREADABLE: ("in the status cache, and no status that can be read", "written anew, or removed"),
+    STATUS_WRONG: ("in the status cache, and not what PostgreSQL says", "written anew, or removed"),
     COUNTER_RESERVED: ("the coupon's reserved is not what is reserved", "counted again"),
     COUNTER_ISSUED: ("the coupon's issued is not what is issued", "counted again"),
 }

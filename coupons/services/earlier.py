@@ -54,8 +54,7 @@ def earlier_requests(request_ids: Collection[UUID]) -> dict[UUID, Earlier]:
         cursor.execute(_READ, [arrays.uuids(request_ids), ISSUE_REQUESTED])
         for request_id, payload, has_ended, coupon_id, coupon_type, user_id, reason in cursor.fetchall():
             sequence = None
-            if payload is not None:
-                request = msgspec.json.decode(bytes(payload), type=IssueRequested)
+            if payload is not None and (request := _request(bytes(payload))) is not None:
                 coupon_id, coupon_type, user_id = request.coupon_id, request.coupon_type, request.user_id
                 sequence = request.sequence
             # Of what others put on the topic nobody may know whose it was.
@@ -63,3 +62,11 @@ def earlier_requests(request_ids: Collection[UUID]) -> dict[UUID, Earlier]:
                 ended = Ended(request_id, coupon_id, user_id, reason) if has_ended else None
                 found[request_id] = Earlier(request_id, coupon_id, coupon_type, user_id, sequence, ended)
     return found
+
+
+def _request(payload: bytes) -> IssueRequested | None:
+    """None for a payload that cannot be read: the other requests of the group are answered all the same."""
+    try:
+        return msgspec.json.decode(payload, type=IssueRequested)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,17 +12,23 @@ from django.db import transaction
 
 from kafka_bridge.carriers import carried_row
 from kafka_bridge.group_commit import GroupCommit
+from kafka_bridge.lifecycle import first_line
+from kafka_bridge.log_limit import LogLimit
 from kafka_bridge.outbox import OutboxRow, insert_new_rows, outbox_row
 
 from .. import request_log
 from ..admission import ADMISSIONS, Admission, Candidate, Outcome, reservations
 from ..catalogue import CatalogueEntry
-from ..errors import DomainError
+from ..errors import DomainError, Unavailable
 from ..events import IssueRequested
 from ..messages import message_of
 from ..worker import CARRIER
 from ..worker.pushing import push
 from .earlier import Earlier, earlier_requests
+
+logger = logging.getLogger(__name__)
+
+_unavailable = LogLimit()
 
 
 class Asked(NamedTuple):
@@ -43,7 +50,7 @@ class Answer(NamedTuple):
     ``new``: an outbox row was inserted.
     """
 
-    refusal: type[DomainError] | None
+    refusal: type[DomainError] | Unavailable | None
     sequence: int | None
     new: bool
     earlier: Earlier | None
@@ -62,7 +69,10 @@ def accept_together(admission: Admission, group: Sequence[Asked]) -> list[Answer
 
     Whether a derived id was accepted before only PostgreSQL knows, also of one that is refused: one read for all.
     """
-    outcomes = admission.admit([one.candidate for one in group])
+    try:
+        outcomes = admission.admit([one.candidate for one in group])
+    except Unavailable as error:
+        return _answers_without_admission(group, error)
     written = False
     try:
         earlier = earlier_requests({one.candidate.request_id for one in group if one.may_be_repeat})
@@ -92,6 +102,21 @@ def accept_together(admission: Admission, group: Sequence[Asked]) -> list[Answer
         ],
     )
     return answers
+
+
+def _answers_without_admission(group: Sequence[Asked], error: Unavailable) -> list[Answer]:
+    """What PostgreSQL alone can answer: requests accepted before under their key. The others are unavailable."""
+    earlier = earlier_requests({one.candidate.request_id for one in group if one.may_be_repeat})
+    coupon_type = group[0].request.coupon_type
+    refused = len(group) - sum(one.candidate.request_id in earlier for one in group)
+    # A line per request would be as many lines as the crowd has requests.
+    if refused and (number := _unavailable.due(coupon_type, refused)):
+        logger.warning(
+            "coupon %s: 503 for %d requests since the last line, its admission does not answer: %s",
+            coupon_type, number, first_line(error.__cause__ or error),
+        )  # fmt: skip
+    found = [earlier.get(one.candidate.request_id) for one in group]
+    return [Answer(None if one else error, None, new=False, earlier=one) for one in found]
 
 
 def _give_back(admission: Admission, unused: Sequence[tuple[Candidate, Answer]]) -> None:

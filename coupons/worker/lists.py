@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
-from django_redis import get_redis_connection
+from kafka_bridge.redis_client import redis_connection
 
 _BASE = "{issue-worker}"
 LIST = f"{_BASE}:list"
@@ -127,7 +127,7 @@ def remove(names: Sequence[str | bytes]) -> None:
 
 
 def redis() -> Any:
-    return get_redis_connection("default")
+    return redis_connection()
 
 
 def _run(source: str, worker: bytes, *args: object) -> Any:

@@ -10,11 +10,15 @@ from datetime import date, timedelta
 from django.db.models import F, QuerySet, Sum
 from redis.exceptions import RedisError
 
+from kafka_bridge.log_limit import LogLimit
+
 from ..models import Order, OrderLine, Product
 from . import view
 from .days import last_days, start_of
 
 logger = logging.getLogger(__name__)
+
+_limit = LogLimit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ def _from_redis(days: Sequence[date], limit: int) -> list[tuple[int, int]] | Non
     try:
         return view.best(days, limit)
     except RedisError as error:
-        logger.warning("ranking not read from Redis: %s", error)
+        if number := _limit.due("away"):
+            logger.warning("ranking not read from Redis, %d times since the last line: %s", number, error)
         return None
 
 

@@ -11,6 +11,7 @@ that it brings along or new.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, timedelta
@@ -19,13 +20,19 @@ from uuid import UUID, uuid4
 
 import msgspec
 from django.conf import settings
-from django_redis import get_redis_connection
 from redis.exceptions import RedisError
 
 from kafka_bridge.errors import ServiceUnavailable
+from kafka_bridge.log_limit import LogLimit
+from kafka_bridge.redis_client import redis_connection
 
 from .days import start_of
 from .sales import Sale
+
+logger = logging.getLogger(__name__)
+
+_limit = LogLimit()
+_LARGEST = 2**63 - 1
 
 # The most days that anybody can ask for.
 MAX_DAYS = 30
@@ -41,14 +48,32 @@ REBUILDING_SECONDS = 60
 # How long what a killed rebuild has gathered stays. No rebuild may take longer.
 _STAGING_SECONDS = 6 * 3600
 
-# KEYS: loaded, rebuilding, then quantities and events of each day. ARGV: see _count.
+# KEYS: loaded, rebuilding, then quantities and events of each day. ARGV: see _count. A day under whose name there is
+# something else takes the whole ranking with it: it is rebuilt, or every event of that day would fail.
 _UNLESS_REBUILDING = """
+if redis.call('TTL', KEYS[2]) == -1 then
+    redis.call('UNLINK', KEYS[2])
+end
 if redis.call('EXISTS', KEYS[2]) == 1 then
     return -1
 end
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then
     return -2
 end
+for place = 3, #KEYS do
+    local kind = redis.call('TYPE', KEYS[place]).ok
+    if kind ~= 'none' and kind ~= (place % 2 == 1 and 'zset' or 'set') then
+        redis.call('UNLINK', KEYS[1], KEYS[place])
+        return -2
+    end
+end
+"""
+# The flag of a rebuild always runs out, so one that does not is something else.
+_BEGIN = """
+if redis.call('TTL', KEYS[1]) == -1 then
+    redis.call('UNLINK', KEYS[1])
+end
+return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
 """
 # KEYS: as above, for a ranking in the making. ARGV[1]: the token of its rebuild.
 _WHILE_REBUILDING = """
@@ -104,7 +129,7 @@ return 1
 """
 # Only what is needed leaves Redis: the best, and all that share the quantity of the last of them.
 _BEST = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then
     return false
 end
 local command = {'ZUNION', #KEYS - 1}
@@ -112,7 +137,10 @@ for place = 2, #KEYS do
     command[place + 1] = KEYS[place]
 end
 command[#command + 1] = 'WITHSCORES'
-local all = redis.call(unpack(command))
+local all = redis.pcall(unpack(command))
+if all.err then
+    return false
+end
 local limit, best = tonumber(ARGV[2]), {}
 for place = #all, 2, -2 do
     local quantity = all[place]
@@ -156,13 +184,20 @@ def count(sales: Sequence[Sale]) -> int:
 def best(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
     """(product id, quantity) of the ``limit`` products sold best on ``days``, best first and by id among equals.
 
-    None if Redis has no complete ranking. Raises the errors of redis.
+    None if Redis has no complete ranking, or one that cannot be read. Raises the errors of redis.
     """
     keys = [_LOADED, *(_live_key("quantities", day) for day in days)]
     flat = _redis().register_script(_BEST)(keys=keys, args=[_marker(), limit])
     if flat is None:
         return None
-    found = [(int(product), int(float(quantity))) for product, quantity in zip(flat[::2], flat[1::2], strict=True)]
+    try:
+        found = [(int(product), int(float(quantity))) for product, quantity in zip(flat[::2], flat[1::2], strict=True)]
+    except (ValueError, OverflowError):
+        found = [(0, 0)]
+    if not all(0 < number <= _LARGEST for row in found for number in row):
+        if number := _limit.due("unreadable"):
+            logger.warning("the ranking in Redis cannot be read, %d times since the last line; it is rebuilt", number)
+        return None
     return sorted(found, key=lambda row: (-row[1], row[0]))[:limit]
 
 
@@ -177,7 +212,8 @@ class Staging:
 
     def begin(self) -> None:
         """Keep consumers from counting. Raises BeingRebuilt."""
-        if not _redis().set(_REBUILDING, self._token, nx=True, ex=REBUILDING_SECONDS):
+        begin = _redis().register_script(_BEGIN)
+        if not begin(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
             raise BeingRebuilt(
                 f"the ranking is being rebuilt already; wait for its end, at most {REBUILDING_SECONDS} s if that was"
                 " killed, and run it again"
@@ -276,4 +312,4 @@ def _live_key(kind: str, day: date) -> str:
 
 
 def _redis() -> Any:
-    return get_redis_connection("default")
+    return redis_connection()

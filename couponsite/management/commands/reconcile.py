@@ -18,6 +18,9 @@ from orders.ranking.rebuilding import ranking_rebuild
 
 logger = logging.getLogger(__name__)
 
+# The longest list of best sellers that the API gives out.
+_MOST_ROWS = 200
+
 
 class Command(WorkerCommand):
     help = (
@@ -101,8 +104,8 @@ def _log(reconciled: Reconciled, *, repair: bool) -> None:
 
 def _ranking(stop: StopFlag, *, repair: bool) -> Iterator[str]:
     """The ranking is read from PostgreSQL while Redis has none: nothing is wrong, it only costs more."""
-    if view.best(last_days(1), 1) is None:
-        yield f"ranking: not loaded: {'rebuilt' if repair else '--repair: rebuilt'}"
+    if view.best(last_days(view.MAX_DAYS), _MOST_ROWS) is None:
+        yield f"ranking: not loaded, or unreadable: {'rebuilt' if repair else '--repair: rebuilt'}"
         if repair:
             try:
                 ranking_rebuild(stop=stop)

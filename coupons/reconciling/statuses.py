@@ -1,0 +1,69 @@
+"""The status cache held against PostgreSQL.
+
+An entry is written after its terminal row was committed, and that row never changes: so the entries are read first, and
+one that differs from its row, or has none, is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from kafka_bridge.lifecycle import StopFlag
+
+from .. import status_view
+from ..models import IssueRequest
+from ..selectors import terminal_status
+from ..status_view import RequestStatus, Scan, Unreadable
+from .findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
+
+_SCAN_CALLS = 50
+
+
+class StatusCheck:
+    """Compares all entries, or with each check some more than last time."""
+
+    def __init__(self) -> None:
+        self._scan = Scan()
+        self._repaired: list[UUID] = []
+
+    def check(self, findings: Findings, stop: StopFlag, *, whole: bool, repair: bool) -> None:
+        """Look at entries and, to repair, write those anew that are wrong. Raises RedisError."""
+        self._repaired = []
+        for request_ids, foreign in self._scan.step(None if whole else _SCAN_CALLS):
+            if stop:
+                return
+            wrong, rows = _wrong(request_ids, findings)
+            for name in foreign:
+                findings.add(STATUS_UNREADABLE, f"key {name!r}")
+            if repair:
+                # Where there is no room for the right one, the wrong one is gone all the same.
+                status_view.remove(wrong)
+                status_view.remove_keys(foreign)
+                status_view.write(rows[request_id] for request_id in wrong if request_id in rows)
+                self._repaired += wrong
+
+    def check_again(self, findings: Findings) -> None:
+        """Look once more at what was repaired. Raises RedisError."""
+        _wrong(self._repaired, findings)
+
+
+def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID], dict[UUID, RequestStatus]]:
+    """(requests whose entries are wrong, the terminal statuses of all that have one)."""
+    entries = status_view.load_many(request_ids)
+    rows = {row.request_id: terminal_status(row) for row in IssueRequest.objects.filter(request_id__in=list(entries))}
+    wrong = []
+    for request_id, entry in entries.items():
+        if isinstance(entry, Unreadable):
+            findings.add(STATUS_UNREADABLE, f"request {request_id}")
+        elif request_id not in rows or _told(entry) != _told(rows[request_id]):
+            findings.add(STATUS_WRONG, f"request {request_id}")
+        else:
+            continue
+        wrong.append(request_id)
+    return wrong, rows
+
+
+def _told(status: RequestStatus) -> tuple[object, ...]:
+    # Not the times, which a rebuild from the topics may not know.
+    return status.coupon_type, status.user_id, status.status, status.reason, status.user_coupon_id

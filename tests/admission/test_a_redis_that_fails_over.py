@@ -1,0 +1,245 @@
+"""Redis fails over behind an address that keeps connections open: every use of it goes on with the new primary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from django.conf import settings as project
+from django.core.cache import caches
+from django.test import Client
+from django.utils import timezone
+from pytest_django import Settings
+from redis import Redis
+from redis.exceptions import RedisError
+
+from coupons import status_view
+from coupons.admission import gate_auditing
+from coupons.models import Coupon
+from coupons.reconciling.comparison import Comparison
+from coupons.status_view import RequestStatus
+from coupons.worker import lists
+from devstack import Part, Stack, wait_until
+from devstack.ports import free_port
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.redis_client import redis_connection
+from orders.ranking import view as ranking_view
+from orders.ranking.days import day_of
+from orders.ranking.rebuilding import ranking_rebuild
+from orders.ranking.sales import Sale
+from tests.support.forwarder import Forwarder
+
+from .conftest import accept, ask
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+RECOVERED_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Part]]:
+    """Two Redis servers that only these tests use."""
+    environ = {"DATABASE_URL": "postgres://given", "KAFKA_BOOTSTRAP_SERVERS": project.KAFKA_BOOTSTRAP_SERVERS}
+    with ExitStack() as stacks:
+        found = []
+        for name in ("redis-a", "redis-b"):
+            root: Path = tmp_path_factory.mktemp(name)
+            stack = Stack(name, root=root, environ=environ, report=print)
+            stacks.enter_context(stack.used())
+            found.append(stack.part("redis"))
+        yield found
+
+
+class Pair:
+    """A primary with its replica, and the address of the primary."""
+
+    def __init__(self, primary: int, replica: int, address: Forwarder) -> None:
+        self.primary, self.replica, self.address = primary, replica, address
+
+    def promote(self) -> None:
+        """The replica becomes the primary and the primary its replica; the address still leads to the latter."""
+        replicate(self.replica, None)
+        replicate(self.primary, self.replica)
+
+    def fail_over(self) -> None:
+        self.promote()
+        self.address.point_at(self.replica)
+
+
+def replicate(port: int, of: int | None) -> None:
+    with closing(Redis(port=port)) as server:
+        if of is None:
+            server.replicaof("NO", "ONE")
+        else:
+            server.replicaof("127.0.0.1", str(of))
+
+
+def is_in_sync(port: int) -> bool:
+    with closing(Redis(port=port)) as server:
+        return bool(server.info("replication").get("master_link_status") == "up")
+
+
+@pytest.fixture(autouse=True)
+def pair(parts: list[Part], settings: Settings) -> Iterator[Pair]:
+    primary, replica = (part.port for part in parts)
+    replicate(primary, None)
+    with closing(Redis(port=primary)) as server:
+        server.flushall()
+    replicate(replica, primary)
+    wait_until(partial(is_in_sync, replica), 20, "the replica does not follow")
+    with Forwarder(primary) as address:
+        default = settings.CACHES["default"]
+        settings.CACHES = {
+            **settings.CACHES,
+            "default": {**default, "LOCATION": f"redis://127.0.0.1:{address.port}/0"},
+        }
+        yield Pair(primary, replica, address)
+        redis_connection().connection_pool.disconnect()
+
+
+def status_of(request_id: UUID) -> RequestStatus:
+    return RequestStatus(request_id, "SUMMER", 7, "SUCCESS", None, 1, None, None)
+
+
+def use_gate(make_coupon: Callable[..., Coupon]) -> None:
+    coupon = make_coupon(admission="gate")
+    assert ask(coupon, 1) == "accepted"
+
+
+def use_statuses(make_coupon: Callable[..., Coupon] | None = None) -> None:
+    request_id = uuid4()
+    status_view.write([status_of(request_id)])
+    assert status_view.load(request_id) == status_of(request_id)
+
+
+def use_worker_list(make_coupon: Callable[..., Coupon]) -> None:
+    worker, request_id = lists.WorkerList(), uuid4()
+    lists.append([request_id])
+    taken, _ = worker.take(10)
+    assert taken == [str(request_id).encode()]
+    worker.finish(taken)
+    worker.put_back()
+
+
+def use_ranking(make_coupon: Callable[..., Coupon]) -> None:
+    try:
+        counted = ranking_view.count([Sale(uuid4(), day_of(timezone.now()), {1: 2})])
+    except ranking_view.NotLoaded:
+        ranking_rebuild(stop=StopFlag())
+        counted = ranking_view.count([Sale(uuid4(), day_of(timezone.now()), {1: 2})])
+    assert counted == 1
+
+
+def use_login_counter(make_coupon: Callable[..., Coupon]) -> None:
+    name = str(uuid4())
+    caches["default"].add(name, 0, timeout=60)
+    assert caches["default"].incr(name) == 1
+
+
+def use_reconciler(make_coupon: Callable[..., Coupon]) -> None:
+    coupon = make_coupon(admission="gate")
+    accept(coupon, 1)
+    gate_auditing.add(coupon.id, [(2, None, None)])
+    reconciled = Comparison(60.0, once=True, lag=lambda: 0).run(StopFlag(), repair=True)
+    assert reconciled.outage is None
+    assert (reconciled.found.counts, reconciled.remaining.counts) == ({"gate-extra": 1}, {})
+
+
+@pytest.mark.parametrize(
+    "use", [use_gate, use_statuses, use_worker_list, use_ranking, use_login_counter, use_reconciler]
+)
+def test_every_use_of_redis_goes_on_with_the_new_primary(
+    use: Callable[[Callable[..., Coupon]], None], pair: Pair, make_coupon: Callable[..., Coupon]
+) -> None:
+    use(make_coupon)
+    pair.fail_over()
+    use(make_coupon)
+
+
+def test_what_only_reads_leaves_a_demoted_server_that_hears_nothing_any_more(pair: Pair) -> None:
+    request_id = uuid4()
+    assert status_view.load(request_id) is None
+    pair.fail_over()
+    replicate(pair.primary, free_port())
+    # By another process, at the new primary.
+    with closing(Redis(port=pair.replica)) as server:
+        server.set(f"status:{request_id}", status_view.encode(status_of(request_id)))
+    wait_until(lambda: status_view.load(request_id) is not None, RECOVERED_SECONDS, "reads stay where they were")
+
+
+def test_a_server_that_answers_nothing_for_want_of_its_primary_is_left(pair: Pair) -> None:
+    request_id = uuid4()
+    use_statuses()
+    pair.fail_over()
+    with closing(Redis(port=pair.primary)) as server:
+        server.config_set("replica-serve-stale-data", "no")
+        replicate(pair.primary, free_port())
+        try:
+            status_view.write([status_of(request_id)])
+            assert status_view.load(request_id) == status_of(request_id)
+        finally:
+            server.config_set("replica-serve-stale-data", "yes")
+
+
+def test_a_primary_that_lost_its_replicas_is_left(pair: Pair) -> None:
+    use_statuses()
+    replicate(pair.replica, None)
+    pair.address.point_at(pair.replica)
+    with closing(Redis(port=pair.primary)) as server:
+        server.config_set("min-replicas-to-write", 1)
+        try:
+            use_statuses()
+        finally:
+            server.config_set("min-replicas-to-write", 0)
+
+
+def test_until_the_address_follows_the_gate_refuses_and_says_so_in_a_few_lines(
+    pair: Pair, make_coupon: Callable[..., Coupon], caplog: pytest.LogCaptureFixture, client: Client
+) -> None:
+    coupon = make_coupon(admission="gate")
+    accept(coupon, 1)
+    pair.promote()
+    started_at = timezone.now()
+    with caplog.at_level(logging.WARNING, "coupons"):
+        assert {ask(coupon, user_id) for user_id in range(2, 102)} == {"unavailable"}
+    seconds = (timezone.now() - started_at) / timedelta(seconds=1)
+    lines = [record.getMessage() for record in caplog.records if "503" in record.getMessage()]
+    assert 1 <= len(lines) <= 2 + seconds
+    assert coupon.coupon_type in lines[0]
+    ready = client.get("/readyz")
+    assert (ready.status_code, ready.json()["redis"]) == (200, "read_only")
+    pair.address.point_at(pair.replica)
+    assert ask(coupon, 2) == "accepted"
+    assert client.get("/readyz").json()["redis"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("told", "is_left"),
+    [
+        ("READONLY You can't write against a read only replica.", True),
+        ("ERR Error running script: @user_script: 1: -READONLY You can't write against a read only replica.", True),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", True),
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("NOAUTH Authentication required.", True),
+        ("MISCONF Redis is configured to save RDB snapshots, but it is currently unable to persist to disk.", False),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+        ("BUSY Redis is busy running a script.", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+    ],
+)
+def test_a_refusal_that_another_server_would_not_give_closes_the_connection(told: str, is_left: bool) -> None:
+    redis = redis_connection()
+    before = redis.client_id()
+    with pytest.raises(RedisError):
+        redis.eval("return redis.error_reply(ARGV[1])", 0, told)
+    assert (redis.client_id() != before) == is_left
+    with pytest.raises(RedisError), redis.pipeline(transaction=False) as pipeline:
+        pipeline.ping().eval("return redis.error_reply(ARGV[1])", 0, told).ping().execute()
+    assert redis.ping() is True
