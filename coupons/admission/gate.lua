@@ -5,6 +5,10 @@
 -- Returns nil if the gate is not loaded, else two numbers per candidate: what became of it, and its place in line.
 local FRESH, REPEAT, DUPLICATE, SOLD_OUT = 1, 2, 3, 4
 
+local function natural(text)
+    return #text <= 15 and string.match(text, '^%d+$') and tonumber(text)
+end
+
 local users = {}
 for i = 3, #ARGV, 2 do
     users[#users + 1] = ARGV[i]
@@ -21,7 +25,7 @@ local entries = redis.call('HMGET', KEYS[1], unpack(users))
 local held = redis.call('HLEN', KEYS[1]) - 1
 local free = tonumber(ARGV[1]) - held
 -- Infinite, negative or past what a number of Lua holds: the reconciler sets it, until then as when the gate is loaded.
-sequence = string.match(sequence, '^%d+$') and #sequence <= 15 and tonumber(sequence) or held
+sequence = natural(sequence) or held
 local time = redis.call('TIME')
 local now = time[1] .. string.format('%03d', math.floor(time[2] / 1000))
 
@@ -33,7 +37,7 @@ for i, user in ipairs(users) do
     if entry then
         answer = DUPLICATE
         if string.sub(entry, 1, 36) == request then
-            answer, place = REPEAT, tonumber(string.match(string.sub(entry, 38, 52), '^%d+$')) or 0
+            answer, place = REPEAT, natural(string.sub(entry, 38)) or 0
         end
     elseif revoked[i + 1] == 1 then
         answer = DUPLICATE

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from django.conf import settings as project
 from django.core.cache import caches
 from django.test import Client
 from django.utils import timezone
@@ -25,15 +22,17 @@ from coupons.models import Coupon
 from coupons.reconciling.comparison import Comparison
 from coupons.status_view import RequestStatus
 from coupons.worker import lists
-from devstack import Part, Stack, wait_until
+from devstack import Part, wait_until
 from devstack.ports import free_port
+from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.redis_client import redis_connection
+from orders.effects import ranking
+from orders.models import Order
 from orders.ranking import view as ranking_view
-from orders.ranking.days import day_of
-from orders.ranking.rebuilding import ranking_rebuild
-from orders.ranking.sales import Sale
-from tests.support.forwarder import Forwarder
+from orders.ranking.days import last_days
+from tests.support.orders import completed, make_paid_order, make_product
+from tests.support.redis_pair import Pair, replicate, replicated, two_servers
 
 from .conftest import accept, ask
 
@@ -44,62 +43,19 @@ RECOVERED_SECONDS = 10.0
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Part]]:
-    """Two Redis servers that only these tests use."""
-    environ = {"DATABASE_URL": "postgres://given", "KAFKA_BOOTSTRAP_SERVERS": project.KAFKA_BOOTSTRAP_SERVERS}
-    with ExitStack() as stacks:
-        found = []
-        for name in ("redis-a", "redis-b"):
-            root: Path = tmp_path_factory.mktemp(name)
-            stack = Stack(name, root=root, environ=environ, report=print)
-            stacks.enter_context(stack.used())
-            found.append(stack.part("redis"))
-        yield found
-
-
-class Pair:
-    """A primary with its replica, and the address of the primary."""
-
-    def __init__(self, primary: int, replica: int, address: Forwarder) -> None:
-        self.primary, self.replica, self.address = primary, replica, address
-
-    def promote(self) -> None:
-        """The replica becomes the primary and the primary its replica; the address still leads to the latter."""
-        replicate(self.replica, None)
-        replicate(self.primary, self.replica)
-
-    def fail_over(self) -> None:
-        self.promote()
-        self.address.point_at(self.replica)
-
-
-def replicate(port: int, of: int | None) -> None:
-    with closing(Redis(port=port)) as server:
-        if of is None:
-            server.replicaof("NO", "ONE")
-        else:
-            server.replicaof("127.0.0.1", str(of))
-
-
-def is_in_sync(port: int) -> bool:
-    with closing(Redis(port=port)) as server:
-        return bool(server.info("replication").get("master_link_status") == "up")
+    with two_servers(tmp_path_factory.mktemp("redis-pair")) as parts:
+        yield parts
 
 
 @pytest.fixture(autouse=True)
 def pair(parts: list[Part], settings: Settings) -> Iterator[Pair]:
-    primary, replica = (part.port for part in parts)
-    replicate(primary, None)
-    with closing(Redis(port=primary)) as server:
-        server.flushall()
-    replicate(replica, primary)
-    wait_until(partial(is_in_sync, replica), 20, "the replica does not follow")
-    with Forwarder(primary) as address:
+    with replicated(parts) as pair:
         default = settings.CACHES["default"]
         settings.CACHES = {
             **settings.CACHES,
-            "default": {**default, "LOCATION": f"redis://127.0.0.1:{address.port}/0"},
+            "default": {**default, "LOCATION": f"redis://127.0.0.1:{pair.address.port}/0"},
         }
-        yield Pair(primary, replica, address)
+        yield pair
         redis_connection().connection_pool.disconnect()
 
 
@@ -128,12 +84,9 @@ def use_worker_list(make_coupon: Callable[..., Coupon]) -> None:
 
 
 def use_ranking(make_coupon: Callable[..., Coupon]) -> None:
-    try:
-        counted = ranking_view.count([Sale(uuid4(), day_of(timezone.now()), {1: 2})])
-    except ranking_view.NotLoaded:
-        ranking_rebuild(stop=StopFlag())
-        counted = ranking_view.count([Sale(uuid4(), day_of(timezone.now()), {1: 2})])
-    assert counted == 1
+    orders = Order.objects.count() + 1
+    BatchHandler(ranking.group()).handle([completed(make_paid_order({make_product("Tea"): 1}))], StopFlag())
+    assert len(ranking_view.best(last_days(1), 10) or []) == orders
 
 
 def use_login_counter(make_coupon: Callable[..., Coupon]) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.test import Client
@@ -10,6 +11,7 @@ from django.test import Client
 from coupons.catalogue import catalogue
 from coupons.handlers import ISSUE
 from coupons.models import Coupon
+from coupons.services.earlier import earlier_requests
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
@@ -92,6 +94,16 @@ def test_a_key_outlives_its_outbox_row(ask: Ask, make_coupon: MakeCoupon) -> Non
     assert ask(coupon, "k").json() == first.json()
     assert ask(make_coupon(), "k").status_code == 422
     assert OutboxMessage.objects.count() == 0
+
+
+@pytest.mark.django_db
+def test_an_outbox_row_that_cannot_be_read_fails_its_own_key_only(ask: Ask, make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon()
+    bad, good = (UUID(ask(coupon, key, user_id=user_id).json()["requestId"]) for key, user_id in (("k", 7), ("l", 8)))
+    OutboxMessage.objects.filter(event_id=bad).update(payload=b"{}")
+    # Both are repeated at the same moment, and so read together.
+    assert list(earlier_requests([bad, good])) == [good]
+    assert ask(coupon, "l", user_id=8).status_code == 202
 
 
 @pytest.mark.django_db(transaction=True)

@@ -10,6 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.db import IntegrityError, connection
 from django.db.models import F
+from django.test import Client
 from pytest_django import Settings
 
 from kafka_bridge.models import OutboxMessage
@@ -51,6 +52,19 @@ def test_the_same_key_is_the_same_order(ask: Ask, give_coupon: GiveCoupon) -> No
     assert (first.status_code, again.status_code) == (201, 201)
     assert (first.content, first["Location"]) == (again.content, again["Location"])
     assert Order.objects.count() == 1
+
+
+def test_a_first_answer_that_cannot_be_read_is_our_fault_and_not_the_clients(
+    ask: Ask, socks: Product, token: Callable[..., dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    ask("k")
+    ask("l")
+    IdempotencyKey.objects.filter(key="k").update(response=b"{}")
+    client, headers = Client(raise_request_exception=False), token(ALICE) | {"Idempotency-Key": "k"}
+    body = {"items": [{"productId": socks.id, "quantity": 1}]}
+    assert_problem(client.post(ORDERS, body, content_type="application/json", headers=headers), 500, "error")
+    assert "request failed" in caplog.text
+    assert ask("l").status_code == 201
 
 
 def test_without_a_key_and_under_another_each_is_an_order_of_its_own(ask: Ask, place: Place) -> None:
