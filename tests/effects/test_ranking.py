@@ -14,7 +14,7 @@ from django.test import Client
 from django_redis import get_redis_connection
 from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from devstack import wait_until
 from kafka_bridge.batch import BatchHandler
@@ -528,7 +528,7 @@ def test_while_redis_takes_no_writes_nothing_is_counted_and_nothing_dropped(
 
     with monkeypatch.context() as patch:
         patch.setattr(ranking_view, "count", refuse)
-        with pytest.raises(ResponseError):
+        with pytest.raises(RedisError):
             consume(order)
     assert not ProcessedEvent.objects.exists()
     assert not DeadLetter.objects.exists()
