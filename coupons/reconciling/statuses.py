@@ -56,7 +56,7 @@ def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID],
     for request_id, entry in entries.items():
         if isinstance(entry, Unreadable):
             findings.add(STATUS_UNREADABLE, f"request {request_id}")
-        elif request_id not in rows or _told(entry) != _told(rows[request_id]):
+        elif request_id not in rows or _result(entry) != _result(rows[request_id]):
             findings.add(STATUS_WRONG, f"request {request_id}")
         else:
             continue
@@ -64,6 +64,6 @@ def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID],
     return wrong, rows
 
 
-def _told(status: RequestStatus) -> tuple[object, ...]:
+def _result(status: RequestStatus) -> tuple[object, ...]:
     # Not the times, which a rebuild from the topics may not know.
     return status.coupon_type, status.user_id, status.status, status.reason, status.user_coupon_id

@@ -28,7 +28,7 @@ def test_a_sequence_that_is_no_place_in_line_is_counted_anew(sequence: str, make
 
 
 @pytest.mark.parametrize("place", ["inf", "nan", "-4", "1e300", "9" * 20])
-def test_a_place_in_line_that_is_none_is_not_told(place: str, make_coupon: Callable[..., Coupon]) -> None:
+def test_a_place_in_line_that_is_none_is_not_answered(place: str, make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     accepted = accept(coupon, 1, "k")
     redis_connection().hset(keys(coupon.id).takers, "1", f"{accepted.request_id}:{place}")

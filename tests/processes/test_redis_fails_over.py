@@ -73,7 +73,7 @@ def test_every_process_goes_on_with_the_new_primary(
     pair.address.point_at(pair.replica)
     accepted = crowd.accepted
     wait_until(lambda: crowd.accepted > accepted, RECOVERED_SECONDS, "the gate does not admit")
-    wait_until(lambda: redis_state(web) == "ok", RECOVERED_SECONDS, "readiness does not tell")
+    wait_until(lambda: redis_state(web) == "ok", RECOVERED_SECONDS, "readiness does not say so")
     answers = crowd.finish()
     assert {answer.status for answer in answers} <= {202, 409}
     when_decided(answers)
