@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -19,9 +20,11 @@ from coupons.status_view import RequestStatus
 from couponsite.coupon_audit import Trails
 from kafka_bridge.clock import database_time
 from kafka_bridge.contracts import isoformat_z
-from kafka_bridge.errors import is_poison
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.errors import is_transient
+from kafka_bridge.lifecycle import StopFlag, first_line
 from kafka_bridge.registry import ReceivedMessage, is_of_types
+
+logger = logging.getLogger(__name__)
 
 RESULT_TYPES = (ISSUE_SUCCEEDED, ISSUE_FAILED)
 
@@ -72,8 +75,9 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
                 continue
             event_id, result, _ = read_result_task(message)
         except Exception as error:
-            if not is_poison(error):
+            if is_transient(error):
                 raise
+            logger.warning("%s is unreadable and left out: %s", message, first_line(error))
             history.unreadable += 1
             continue
         if event_id.bytes in seen:

@@ -55,6 +55,8 @@ class BatchHandler:
         # a count, and no place whose dead letter is there already.
         self._handler_failures: set[tuple[str, int, int]] = set()
         self._bad: set[tuple[str, int, int]] = set()
+        # Those on which the decoder fails without their being bad.
+        self._undecodable: set[tuple[str, int, int]] = set()
 
     def handle(self, batch: Sequence[ReceivedMessage], stop: StopFlag) -> None:
         """Bring every message of ``batch`` to its effect or to a dead letter.
@@ -81,14 +83,18 @@ class BatchHandler:
             try:
                 if is_of_types(message, self._group.event_types):
                     decoded.append((message, self._group.decode(message)))
+                self._undecodable.clear()
                 # What is to be called may still be refused: there only a success ends the run.
                 if self._group.call is None:
                     self._bad.clear()
             except Exception as error:
-                if not is_poison(error):
+                if is_transient(error):
                     raise
-                unreadable.append(Rejected(message, error))
-                self._count_bad(message, error)
+                if is_poison(error):
+                    unreadable.append(Rejected(message, error))
+                    self._count_bad(message, error)
+                else:
+                    self._bury_culprit(message, error, self._undecodable)
         return decoded, unreadable
 
     def _call_out(
@@ -114,7 +120,7 @@ class BatchHandler:
                 if isinstance(error, CallPostponed) and not self._passes_over(error):
                     postponed[item[0].inbox_id] = error
                 elif last or is_poison(error):
-                    self._bury_culprit(item[0], error)
+                    self._bury_culprit(item[0], error, self._handler_failures)
                 else:
                     waiting.append(item)
             if waiting and stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
@@ -199,13 +205,14 @@ class BatchHandler:
                 raise
             if len(decoded) == 1 or is_transient(error):
                 for message, _ in decoded:
-                    self._bury_culprit(message, error)
+                    self._bury_culprit(message, error, self._handler_failures)
                 return
             middle = len(decoded) // 2
             self._bisect(decoded[:middle], stop)
             self._bisect(decoded[middle:], stop)
 
-    def _bury_culprit(self, message: ReceivedMessage, error: Exception) -> None:
+    def _bury_culprit(self, message: ReceivedMessage, error: Exception, failures: set[tuple[str, int, int]]) -> None:
+        """Dead-letter a message; ``failures`` are those in a row that it belongs to unless it is bad in itself."""
         with transaction.atomic():
             if not self._bury([Rejected(message, error)]):
                 return
@@ -213,10 +220,10 @@ class BatchHandler:
             if is_poison(error):
                 self._count_bad(message, error)
                 return
-            self._handler_failures.add(_place(message))
-            if len(self._handler_failures) > HANDLER_FAILURES_IN_A_ROW:
+            failures.add(_place(message))
+            if len(failures) > HANDLER_FAILURES_IN_A_ROW:
                 raise PoisonFlood(
-                    f"{len(self._handler_failures)} messages in a row fail, the last with {type(error).__name__}:"
+                    f"{len(failures)} messages in a row fail, the last with {type(error).__name__}:"
                     f" {first_line(error)}; mend the cause and start the consumer again"
                 ) from error
 

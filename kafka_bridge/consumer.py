@@ -12,17 +12,16 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import cast
 
 from django.conf import settings
 
 from . import metrics
 from .batch import BatchAbandoned, BatchHandler, BatchPostponed
 from .client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
-from .contracts import Headers
 from .errors import PoisonFlood, is_transient
 from .lifecycle import StopFlag, drop_connection, first_line
-from .registry import ConsumerGroup, ReceivedMessage, unprefixed
+from .received import received
+from .registry import ConsumerGroup, ReceivedMessage
 from .waiting import Partition, WaitingPartitions
 
 logger = logging.getLogger(__name__)
@@ -234,18 +233,3 @@ class GroupConsumer:
             # As far as the client has heard of the partition's end; asking the broker would cost a round trip.
             _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
             metrics.LAG.labels(self._group.name, topic, str(number)).set(max(0, end - next_offset))
-
-
-def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
-    """The message as the bridge knows it; ``topic`` is with the prefix."""
-    offset = message.offset()
-    assert offset is not None
-    return ReceivedMessage(
-        topic=unprefixed(topic),
-        partition=partition,
-        offset=offset,
-        timestamp=message.timestamp()[1],
-        key=message.key(),
-        value=message.value(),
-        headers=cast(Headers, tuple(message.headers() or ())),
-    )

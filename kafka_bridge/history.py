@@ -6,9 +6,9 @@ import time
 from collections.abc import Collection, Iterator
 
 from .client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
-from .consumer import received
 from .errors import ServiceUnavailable
 from .lifecycle import StopFlag, first_line
+from .received import received
 from .registry import ReceivedMessage, prefixed
 
 _ANSWER_SECONDS = 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
@@ -14,14 +15,17 @@ from .contracts import Headers, Route
 from .errors import PoisonMessage
 from .lifecycle import StopFlag
 
-Body = TypeVar("Body")
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message as it came from Kafka. ``topic`` is without the prefix; ``timestamp`` in ms since 1970."""
+    """A message as it came from Kafka. ``topic`` is without the prefix; ``timestamp`` in ms since 1970.
+
+    ``unreadable`` says what of it cannot be read; ``is_of_types`` makes it poison.
+    """
 
     topic: str
     partition: int
@@ -30,6 +34,7 @@ class ReceivedMessage:
     key: bytes | None
     value: bytes | None
     headers: Headers
+    unreadable: str = ""
 
     def header(self, name: str) -> bytes | None:
         """The value of the first header of that name."""
@@ -177,23 +182,33 @@ def event_types_of(topic: str) -> set[str]:
 
 
 def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], what: str) -> Body:
-    """The body of ``message``; PoisonMessage, which calls it ``what``, if it is none that ``decoder`` takes."""
+    """The body of ``message``; PoisonMessage, which calls it ``what``, if it is none that ``decoder`` takes.
+
+    A field with a time that UTC's calendar does not have (a zone moves it out of the years 1 to 9999) is none either.
+    """
     if message.value is None:
         raise PoisonMessage("the message has no body")
     try:
-        return decoder.decode(message.value)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        body = decoder.decode(message.value)
+        for name in body.__struct_fields__:
+            if isinstance(moment := getattr(body, name), datetime):
+                moment.astimezone(UTC)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise PoisonMessage(f"not a valid {what}: {error}") from error
+    return body
 
 
 def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:
-    """Whether the message is of one of ``event_types``, as a group would judge; PoisonMessage for an unknown type."""
+    """Whether the message is of one of ``event_types``, as a group would judge.
+
+    Raises PoisonMessage for an unknown type and for one of ``event_types`` that is ``unreadable``.
+    """
     header = message.header("ce_type")
-    if header is None:
-        return True
-    event_type = header.decode()
-    if event_type in event_types:
-        return True
-    if event_type in event_types_of(message.topic):
-        return False
-    raise PoisonMessage(f"unknown event type or version {event_type[:100]!r}")
+    event_type = None if header is None else header.decode()
+    if event_type is not None and event_type not in event_types:
+        if event_type in event_types_of(message.topic):
+            return False
+        raise PoisonMessage(f"unknown event type or version {event_type[:100]!r}")
+    if message.unreadable:
+        raise PoisonMessage(message.unreadable)
+    return True

@@ -11,7 +11,6 @@ from django.db import connection
 
 from kafka_bridge import arrays
 from kafka_bridge.contracts import isoformat_z
-from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.http_calls import HttpCall, endpoint
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
@@ -84,11 +83,7 @@ def group() -> ConsumerGroup:
 def read_order(message: ReceivedMessage) -> Told:
     """What the event in ``message`` tells about its order. Raises PoisonMessage."""
     task = read_order_task(message)
-    try:
-        row = _row(task.event)
-    except OverflowError as error:
-        raise PoisonMessage("a time of the order is at the end of the calendar") from error
-    return Told(HttpCall(task.event_id, task.body, task.traceparent), row)
+    return Told(HttpCall(task.event_id, task.body, task.traceparent), _row(task.event))
 
 
 def send_orders(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:

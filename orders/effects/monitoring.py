@@ -14,7 +14,6 @@ from django.db import connection, transaction
 from kafka_bridge import arrays
 from kafka_bridge.alerts import end_alert, open_alert
 from kafka_bridge.contracts import isoformat_z
-from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
 from .. import metrics
@@ -83,10 +82,7 @@ def read_occurrence(message: ReceivedMessage) -> Occurrence:
     event = read_order_task(message).event
     is_payment = isinstance(event, OrderCompleted)
     moment, amount = (event.paid_at, event.pay_amount) if isinstance(event, OrderCompleted) else (event.cancelled_at, 0)
-    try:
-        minute = moment.astimezone(UTC).replace(second=0, microsecond=0)
-    except OverflowError as error:
-        raise PoisonMessage(f"the event's time is at the end of the calendar: {moment}") from error
+    minute = moment.astimezone(UTC).replace(second=0, microsecond=0)
     return Occurrence(minute, is_payment, amount)
 
 

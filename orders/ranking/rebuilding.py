@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from datetime import date
 from itertools import islice
@@ -10,8 +11,8 @@ from typing import NamedTuple, TypeVar
 from django.db import connection, transaction
 from django.db.models import Sum
 
-from kafka_bridge.errors import ServiceUnavailable, is_poison
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.errors import ServiceUnavailable, is_transient
+from kafka_bridge.lifecycle import StopFlag, first_line
 from kafka_bridge.registry import ReceivedMessage, is_of_types
 
 from ..models import Order, OrderLine
@@ -19,6 +20,8 @@ from .days import last_days
 from .sales import EVENT_TYPES, read_sale
 from .selectors import paid_on
 from .view import REBUILT_DAYS, Staging, rebuilding
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 5000
 
@@ -66,8 +69,9 @@ def ranking_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag)
                     if is_of_types(message, EVENT_TYPES):
                         sales.append(read_sale(message))
                 except Exception as error:
-                    if not is_poison(error):
+                    if is_transient(error):
                         raise
+                    logger.warning("%s is unreadable and left out: %s", message, first_line(error))
                     unreadable += 1
             _unless_stopped(stop)
             events += staging.count([sale for sale in sales if sale.day in days])
