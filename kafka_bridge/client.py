@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
     Consumer,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
@@ -15,6 +17,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import TopicMetadata
 from confluent_kafka.cimpl import NewTopic
 from django.conf import settings
@@ -68,6 +71,11 @@ REFUSED_FOR_GOOD = frozenset(
     }
 )
 PARTITION_EOF = KafkaError._PARTITION_EOF
+# A partition has no leader for a moment when it is new or its broker goes away.
+_LEADER_CHANGES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
+_LEADER_CHANGE_PAUSE = 0.1
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 def _base_config() -> dict[str, Any]:
@@ -109,10 +117,12 @@ def make_producer() -> Producer:
     )
 
 
-def make_consumer(group_id: str, *, end_events: bool = False, calls_out: bool = False) -> Consumer:
-    """A consumer whose offsets move only by an explicit commit; ``end_events`` reports the end of a partition.
+def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
+    """A consumer whose offsets move only by an explicit commit, and which reports the end of a partition.
 
-    ``calls_out`` gives it the longer time between two polls that calls to services outside need.
+    The end is where nothing more can be read: before an open transaction of another producer, and behind the markers
+    of those that have ended. ``calls_out`` gives it the longer time between two polls that calls to services outside
+    need.
     """
     return Consumer(
         {
@@ -128,7 +138,8 @@ def make_consumer(group_id: str, *, end_events: bool = False, calls_out: bool = 
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "enable.partition.eof": end_events,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
             "partition.assignment.strategy": "cooperative-sticky",
         }
     )
@@ -240,7 +251,11 @@ def _new_topic(name: str, partitions: int, replicas: int, config: dict[str, str]
 
 
 def group_lag(group_id: str, topics: list[str]) -> int:
-    """How many messages of ``topics`` (with prefix) the group has not committed; ServiceUnavailable if unknown."""
+    """How many messages of ``topics`` (with prefix) the group has not committed.
+
+    Raises ServiceUnavailable if that is unknown: Kafka does not answer, or all that is left is held back by an open
+    transaction of another producer, whose messages, and those behind them, can be read only once it has ended.
+    """
     consumer = make_consumer(group_id)
     try:
         metadata = consumer.list_topics(timeout=_ADMIN_TIMEOUT).topics
@@ -250,13 +265,52 @@ def group_lag(group_id: str, topics: list[str]) -> int:
             if topic in metadata
             for partition in metadata[topic].partitions
         ]
-        lag = 0
-        for committed in consumer.committed(partitions, timeout=_ADMIN_TIMEOUT):
-            low, high = consumer.get_watermark_offsets(committed, timeout=_ADMIN_TIMEOUT)
-            # An offset that is not there (none committed, or the topic was made anew) means: from the beginning.
-            lag += high - (committed.offset if low <= committed.offset <= high else low)
-        return lag
+        committed = consumer.committed(partitions, timeout=_ADMIN_TIMEOUT)
+        # After the commits, and the last stable offsets after the ends: what was on a topic when this was called is
+        # handled if all three are the same.
+        admin = _make_admin()
+        first = _offsets(admin, partitions, _EARLIEST)
+        ends = _offsets(admin, partitions, _LATEST)
+        stable = _offsets(admin, partitions, _LATEST, IsolationLevel.READ_COMMITTED)
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka does not tell the lag of {group_id}: {error.args[0].str()}") from error
     finally:
         consumer.close()
+    # An offset that is not there (none committed, or the topic was made anew) means: from the beginning.
+    lag = sum(
+        last - (item.offset if low <= item.offset <= last else low)
+        for item, low, last in zip(committed, first, stable, strict=True)
+    )
+    held_back = [
+        f"topic {item.topic} partition {item.partition} from offset {last}"
+        for item, end, last in zip(partitions, ends, stable, strict=True)
+        if last < end
+    ]
+    if held_back and lag == 0:
+        raise ServiceUnavailable(
+            f"an open transaction of another producer on {', '.join(held_back)} holds back what is behind it from"
+            f" {group_id}: have that producer end it, or wait for its transaction.timeout.ms"
+        )
+    return lag
+
+
+def _offsets(
+    admin: AdminClient,
+    partitions: Sequence[TopicPartition],
+    spec: OffsetSpec,
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+) -> list[int]:
+    """An offset of each partition; the latest with READ_COMMITTED is where its first open transaction begins."""
+    if not partitions:
+        return []
+    wanted = {TopicPartition(item.topic, item.partition): spec for item in partitions}
+    give_up_at = time.monotonic() + _ADMIN_TIMEOUT
+    while True:
+        futures = admin.list_offsets(wanted, isolation_level=isolation, request_timeout=_ADMIN_TIMEOUT)
+        try:
+            offsets = {(item.topic, item.partition): future.result().offset for item, future in futures.items()}
+            return [offsets[item.topic, item.partition] for item in partitions]
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_CHANGES or time.monotonic() >= give_up_at:
+                raise
+        time.sleep(_LEADER_CHANGE_PAUSE)

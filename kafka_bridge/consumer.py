@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from django.conf import settings
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _IDLE_BEFORE_EXIT = 1.0
-_MEASURE_SECONDS = 1.0
+_TICK_SECONDS = 1.0
 
 
 class GroupConsumer:
@@ -44,18 +44,20 @@ class GroupConsumer:
         self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
-        self._at_end: set[Partition] = set()
+        # Partitions of which nothing more can be read, with the offset that comes next.
+        self._at_end: dict[Partition, int] = {}
         self._joined = False
         self._waiting = WaitingPartitions(group.name)
         # Where a provider postponed messages: the offset of the last of them, and the one after all that was handled.
         self._postponed: dict[Partition, tuple[int, int]] = {}
-        # The next offset to be handled, for the lag.
+        # The next offset to be handled, for the lag; and those that the broker has taken as committed.
         self._next_offsets: dict[Partition, int] = {}
-        self._measured_at = float("-inf")
+        self._committed: dict[Partition, int] = {}
+        self._ticked_at = float("-inf")
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second."""
-        consumer = make_consumer(self._group.group_id, end_events=until_idle, calls_out=self._group.call is not None)
+        consumer = make_consumer(self._group.group_id, calls_out=self._group.call is not None)
         consumer.subscribe(
             self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
@@ -66,6 +68,7 @@ class GroupConsumer:
                 if worked or not self._at_the_end():
                     idle_since = time.monotonic()
                 elif until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
+                    self._commit_ends(consumer)
                     break
         finally:
             consumer.close()
@@ -86,8 +89,11 @@ class GroupConsumer:
                 end = self._end_of(partition, batch)
                 self._postponed.pop(partition, None)
                 del messages[: len(batch)]
-                self._commit(consumer, partition, end)
-        self._measure_lag(consumer)
+                self._commit(consumer, {partition: end})
+        if time.monotonic() - self._ticked_at >= _TICK_SECONDS:
+            self._ticked_at = time.monotonic()
+            self._commit_ends(consumer)
+            self._measure_lag(consumer)
         return worked
 
     def _ready(self) -> list[Partition]:
@@ -107,7 +113,7 @@ class GroupConsumer:
                 consumer.pause([TopicPartition(*partition)])
 
     def _at_the_end(self) -> bool:
-        return self._joined and self._at_end == self._assigned and not any(self._buffers.values())
+        return self._joined and self._at_end.keys() == self._assigned and not any(self._buffers.values())
 
     def _fetch(self, consumer: Consumer) -> None:
         self._pause_what_is_full(consumer)
@@ -134,12 +140,12 @@ class GroupConsumer:
             # A message fetched before its partition was revoked may still come out of the client's queue.
             if partition in self._assigned:
                 arrived = received(message, topic, number)
-                self._at_end.discard(partition)
+                self._at_end.pop(partition, None)
                 self._buffers[partition].append(arrived)
                 self._next_offsets.setdefault(partition, arrived.offset)
         elif error.code() == PARTITION_EOF:
-            if partition in self._assigned:
-                self._at_end.add(partition)
+            if partition in self._assigned and (end := message.offset()) is not None:
+                self._at_end[partition] = end
         else:
             logger.warning("%s: kafka: %s", self._group.name, error.str())
 
@@ -153,8 +159,7 @@ class GroupConsumer:
         for item in partitions:
             partition = (item.topic, item.partition)
             self._assigned.discard(partition)
-            self._at_end.discard(partition)
-            for state in (self._buffers, self._next_offsets, self._postponed):
+            for state in (self._buffers, self._at_end, self._next_offsets, self._committed, self._postponed):
                 state.pop(partition, None)
             self._waiting.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
@@ -212,23 +217,42 @@ class GroupConsumer:
         else:
             logger.error("%s: %s waits, nothing is dropped", self._group.name, batch[0], exc_info=error)
 
-    def _commit(self, consumer: Consumer, partition: Partition, next_offset: int) -> None:
+    def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
         """Commit synchronously. A failure loses nothing: the messages come again and are known."""
-        topic, number = partition
-        self._next_offsets[partition] = next_offset
+        self._next_offsets.update(next_offsets)
         try:
-            committed = consumer.commit(offsets=[TopicPartition(topic, number, next_offset)], asynchronous=False)
+            committed = consumer.commit(
+                offsets=[TopicPartition(*partition, offset) for partition, offset in next_offsets.items()],
+                asynchronous=False,
+            )
         except KafkaException as error:
-            logger.warning("%s: offset of %s[%d] not committed: %s", self._group.name, topic, number, first_line(error))
+            positions = ", ".join(f"{topic}[{number}]" for topic, number in next_offsets)
+            logger.warning("%s: offset of %s not committed: %s", self._group.name, positions, first_line(error))
             return
         for item in committed or ():
             if item.error is not None:
                 logger.warning("%s: offset of %s not committed: %s", self._group.name, item, item.error.str())
+            else:
+                self._committed[item.topic, item.partition] = item.offset
+
+    def _commit_ends(self, consumer: Consumer) -> None:
+        """Commit past what comes after the last message and is none, so that it does not count as lag.
+
+        Those are the markers of transactions, their messages if they were aborted, and what a compaction took away.
+        """
+        ends = {
+            partition: end
+            for partition, end in self._at_end.items()
+            if not self._has_in_hand(partition) and self._committed.get(partition) != end
+        }
+        if ends:
+            self._commit(consumer, ends)
+
+    def _has_in_hand(self, partition: Partition) -> bool:
+        """Whether there are messages that are fetched and not handled; of a retrying partition there are."""
+        return bool(self._buffers.get(partition))
 
     def _measure_lag(self, consumer: Consumer) -> None:
-        if time.monotonic() - self._measured_at < _MEASURE_SECONDS:
-            return
-        self._measured_at = time.monotonic()
         for (topic, number), next_offset in self._next_offsets.items():
             # As far as the client has heard of the partition's end; asking the broker would cost a round trip.
             _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)

@@ -24,7 +24,7 @@ def read_history(topics: Collection[str], stop: StopFlag) -> Iterator[ReceivedMe
     They come in order per partition. Ends early when told to stop. Raises ServiceUnavailable if Kafka does not answer,
     or a topic is not there.
     """
-    consumer = make_consumer(prefixed("history"), end_events=True)
+    consumer = make_consumer(prefixed("history"))
     try:
         ends = _ends(consumer, topics)
         consumer.assign([TopicPartition(*partition, first) for partition, (first, _) in ends.items()])

@@ -25,6 +25,19 @@ def produce(
     assert producer.flush(30) == 0
 
 
+def transactional_producer() -> Producer:
+    """A producer of others whose messages count once its transaction is committed; none is begun yet."""
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
+            "partitioner": "murmur2_random",
+            "transactional.id": prefixed("others"),
+        }
+    )
+    producer.init_transactions(30)
+    return producer
+
+
 def read_topic(topic: str, count: int, *, timeout: float = 30) -> list[Message]:
     """The first ``count`` messages of a topic (named without prefix), in order per partition."""
     consumer = _reader(prefixed("reader"))
