@@ -320,6 +320,7 @@ KAFKA_CONSUMER_CONFIG = env.client_options(
             "auto.commit.enable",
             "enable.auto.offset.store",
             "auto.offset.reset",
+            "enable.partition.eof",
             "isolation.level",
             "partition.assignment.strategy",
             "group.id",

@@ -137,6 +137,7 @@ def test_a_process_does_not_start_without_what_is_required(missing: str) -> None
         ("KAFKA_GROUPS", '{"issue": ""}'),
         ("KAFKA_PRODUCER_CONFIG", '{"acks": 0}'),
         ("KAFKA_CONSUMER_CONFIG", '{"enable.auto.commit": true}'),
+        ("KAFKA_CONSUMER_CONFIG", '{"enable.partition.eof": false}'),
         ("BUSINESS_TIME_ZONE", "Mars/Olympus"),
         ("CONSUMER_BACKOFF_SECONDS", "nan"),
     ],
