@@ -199,7 +199,7 @@ class GroupConsumer:
             if self._waiting.go_on(partition):
                 consumer.resume([TopicPartition(*partition)])
             if left[0].offset != self._next_offsets[partition]:
-                self._commit(consumer, partition, left[0].offset)
+                self._commit(consumer, {partition: left[0].offset})
         self._waiting.hold(partition, str(left[0]), str(postponed), postponed.seconds)
 
     def _end_of(self, partition: Partition, batch: Sequence[ReceivedMessage]) -> int:
