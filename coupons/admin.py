@@ -47,8 +47,6 @@ _FLAG_HELP = {
     "note": "why",
 }
 
-# A coupon's expiry has to be a date that exists.
-_MOST_VALID_DAYS = 36_500
 _CONTROLS_SHOWN = 20
 
 
@@ -75,6 +73,12 @@ class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
         self._check_stock(cleaned)
         self._check_times(cleaned)
         return cleaned
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if "name" in self.changed_data and (why := policy.name_refusal(name)):
+            raise forms.ValidationError(f"The name {why}.")
+        return name
 
     def _respect_others(self, cleaned: dict[str, Any]) -> None:
         for name in list(cleaned):
@@ -120,11 +124,14 @@ class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def _check_times(self, cleaned: dict[str, Any]) -> None:
         opens_at, closes_at = cleaned.get("opens_at"), cleaned.get("closes_at")
+        for name, moment in (("opens_at", opens_at), ("closes_at", closes_at)):
+            if moment and (why := policy.time_refusal(moment)):
+                self.add_error(name, f"The time {why}.")
         if opens_at and closes_at and closes_at < opens_at:
             self.add_error("closes_at", "A coupon does not close before it opens.")
         valid_days = cleaned.get("valid_days")
-        if valid_days is not None and not 1 <= valid_days <= _MOST_VALID_DAYS:
-            self.add_error("valid_days", f"From 1 to {_MOST_VALID_DAYS} days, or empty.")
+        if valid_days is not None and not 1 <= valid_days <= policy.MOST_VALID_DAYS:
+            self.add_error("valid_days", f"From 1 to {policy.MOST_VALID_DAYS} days, or empty.")
 
 
 @admin.register(Coupon)

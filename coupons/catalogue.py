@@ -23,14 +23,20 @@ _MAX_ENTRIES = 10_000
 
 
 class DatabaseClock:
-    """The database's time, told by this machine's monotonic clock between two looks: no trust in its wall clock."""
+    """The database's time, continued by this machine's monotonic clock between two reads: no trust in its wall clock.
+
+    It is never ahead of the database, and behind by no more than the answer took to arrive.
+    """
 
     def __init__(self) -> None:
         self._offset: float | None = None
 
-    def set(self, moment: datetime, asked_at: float) -> None:
-        """``moment`` is what the database told; ``asked_at`` the monotonic seconds when it was asked."""
-        self._offset = moment.timestamp() - asked_at
+    def set(self, moment: datetime, answered_at: float) -> None:
+        """``moment`` is the database's answer; ``answered_at`` the monotonic seconds when it had arrived.
+
+        When it was asked says less: the connection may have been made first, which takes as long as it takes.
+        """
+        self._offset = moment.timestamp() - answered_at
 
     def now(self) -> datetime:
         """The database's time, aware, UTC."""
@@ -91,11 +97,12 @@ class Catalogue:
             )
             .first()
         )  # fmt: skip
+        answered_at = time.monotonic()
         if row is None:
             self._entries.pop(id_or_type, None)
             return None
         coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, share, moment = row
-        self.clock.set(moment, asked_at)
+        self.clock.set(moment, answered_at)
         window = Window(opens_at, closes_at, paused)
         entry = CatalogueEntry(coupon_id, coupon_type, admission, window, total, share, asked_at)
         if len(self._entries) >= _MAX_ENTRIES:

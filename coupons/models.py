@@ -66,6 +66,12 @@ class Coupon(models.Model):
                 name="coupon_valid_days", condition=Q(valid_days=None) | Q(valid_days__range=(1, 36500))
             ),
             models.CheckConstraint(name="coupon_window", condition=Q(closes_at=None) | Q(closes_at__gte=F("opens_at"))),
+            # Whatever writes it: a time that Python or another zone has no date for would fail every list with the row.
+            models.CheckConstraint(
+                name="coupon_times",
+                condition=Q(opens_at__gte=policy.EARLIEST, opens_at__lt=policy.TOO_LATE)
+                & (Q(closes_at=None) | Q(closes_at__gte=policy.EARLIEST, closes_at__lt=policy.TOO_LATE)),
+            ),
         ]
 
     def __str__(self) -> str:

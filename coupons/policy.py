@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -42,6 +43,22 @@ STATUS_AFTER = {
 }
 
 _COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+# What the columns take.
+MOST_VALID_DAYS = 36_500
+MOST_UNITS = 2**63 - 1
+MOST_DISCOUNT_WON = 10**15
+LONGEST_NAME = 200
+
+# The times that people may give: from the first, before the second. Beyond them other zones, languages and sums have no
+# date.
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+TOO_LATE = datetime(9999, 1, 1, tzinfo=UTC)
+
+# They turn the text around them, on a page as in a terminal.
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Letters and symbols that look like blanks.
+_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
 class Claim(NamedTuple):
@@ -154,3 +171,29 @@ def discount(kind: str, value: int, cap: int | None, amount: int) -> int:
 def is_coupon_type(text: str) -> bool:
     """Whether ``text`` can be a coupon type: 1 to 64 of ``A-Z a-z 0-9 _ -``."""
     return _COUPON_TYPE.fullmatch(text) is not None
+
+
+def name_refusal(text: str) -> str | None:
+    """Why ``text`` cannot be the name of a coupon or a product, as the end of a sentence; None if it can.
+
+    Any language and emoji are taken as they are: also blanks of any width and joiners. At least one character must be
+    visible.
+    """
+    if not 1 <= len(text) <= LONGEST_NAME:
+        return f"must be 1 to {LONGEST_NAME} characters"
+    categories = [unicodedata.category(character) for character in text]
+    if any(category in ("Cc", "Cs", "Zl", "Zp") for category in categories):
+        return "must not contain control characters, line ends or bytes that are not UTF-8"
+    if not _BIDI_CONTROLS.isdisjoint(text):
+        return "must not contain characters that change the direction of the text around them"
+    if all(
+        category[0] in "ZM" or category == "Cf" or character in _FILLERS
+        for character, category in zip(text, categories, strict=True)
+    ):
+        return "must have a visible character"
+    return None
+
+
+def time_refusal(moment: datetime) -> str | None:
+    """Why the aware ``moment`` cannot be an opening or a closing, as the end of a sentence; None if it can."""
+    return None if EARLIEST <= moment < TOO_LATE else "must be in the years 1970 to 9998 (UTC)"

@@ -1,6 +1,7 @@
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.signals import request_started
+from django.db.backends.signals import connection_created
 from django.db.models.signals import post_migrate
 
 
@@ -12,8 +13,10 @@ class CouponsiteConfig(AppConfig):
         from couponsite import checks, openapi  # noqa: F401
         from couponsite.connections import begin_request
         from couponsite.logging import configure_structlog
+        from couponsite.stored_times import read_nearest_times
         from couponsite.viewers import grant_views
 
         configure_structlog(debug=settings.DEBUG)
         request_started.connect(begin_request, dispatch_uid="couponsite.begin_request")
+        connection_created.connect(read_nearest_times, dispatch_uid="couponsite.read_nearest_times")
         post_migrate.connect(grant_views, dispatch_uid="couponsite.grant_views")

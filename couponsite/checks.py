@@ -10,7 +10,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
-from kafka_bridge.lifecycle import first_line
+from kafka_bridge.errors import BadRedisDatabase, ServiceUnavailable
+from kafka_bridge.lifecycle import check_redis, first_line
 from orders.clients.payment import payment_gateway
 
 _SAFE_REPLICATION = 3
@@ -46,6 +47,18 @@ def payment_gateway_can_be_used(app_configs: Sequence[AppConfig] | None, **_opti
         raise ImproperlyConfigured(
             f"PAYMENT_GATEWAY: {name!r} has no {' and no '.join(missing)}: see orders.clients.payment.PaymentGateway"
         )
+    return []
+
+
+@register(Tags.compatibility)
+def redis_has_the_database(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
+    """Only the server knows how many databases it has. One that is away is no reason not to start."""
+    try:
+        check_redis()
+    except BadRedisDatabase as error:
+        raise ImproperlyConfigured(str(error)) from error
+    except ServiceUnavailable:
+        pass
     return []
 
 

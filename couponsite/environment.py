@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
-import environ  # type: ignore[import-untyped]
 from django.core.exceptions import ImproperlyConfigured
+from psycopg2 import ProgrammingError  # type: ignore[import-untyped]
+from psycopg2.extensions import parse_dsn  # type: ignore[import-untyped]
+from redis import ConnectionPool
 
 from couponsite import strict_json
 
@@ -18,6 +24,22 @@ T = TypeVar("T")
 
 _FLAGS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 _PERIODS = {"second": 1, "min": 60, "hour": 3600, "day": 86400}
+
+# What a Host header may say (django.http.request.host_validation_re), without a port.
+_HOST = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[A-Fa-f0-9:.]+\]|\*")
+_SERVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[A-Fa-f0-9:.]+\]")
+# The origin of a page as browsers send it: lower case, no path, no port that the scheme implies.
+_ORIGIN = re.compile(r"(https?)://((?:\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[a-f0-9:.]+\])(?::([1-9][0-9]{0,4}))?")
+_IMPLIED_PORTS = {"http": "80", "https": "443"}
+
+_LONGEST = 4096
+_SHOWN = 40
+_MOST_RATE = 1_000_000
+_MOST_REDIS_DATABASE = 9_999
+# Query arguments of REDIS_URL besides those for TLS: any other goes to redis-py, which fails at the first command.
+_REDIS_ARGUMENTS = frozenset({"db", "client_name", "health_check_interval"})
+# What a line of JSON may hold besides printable characters.
+_LAYOUT = str.maketrans("", "", "\n\r\t")
 
 
 class Rate(NamedTuple):
@@ -27,200 +49,381 @@ class Rate(NamedTuple):
     seconds: int
 
 
+class Limits(NamedTuple):
+    """Texts on both sides of what a setting accepts: values at its limits, and values just past them."""
+
+    accepted: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
 class Environment:
     """Reads settings from ``variables``; an empty value counts as unset.
 
     Every method takes the variable's name and returns the typed value, or ``default`` when it is unset (a
     ``None`` default makes it required). A missing or bad value raises ImproperlyConfigured with one line,
-    ``NAME: what is wrong, what to do``; the value itself is never repeated, since it may be a secret.
+    ``NAME: what is wrong, what to do``; a value that may be a secret is never repeated.
+
+    No setting without limits: what each accepts at the most and refuses just beyond stands in ``limits`` by its name.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
+        self.limits: dict[str, Limits] = {}
 
-    def _read(self, name: str, default: T | None, parse: Callable[[str], T]) -> T:
+    def _read(
+        self, name: str, default: T | None, parse: Callable[[str], T], limits: Limits, *, is_ascii: bool = True
+    ) -> T:
+        self.limits[name] = limits
         raw = self._variables.get(name, "").strip()
         if not raw:
             if default is None:
                 raise ImproperlyConfigured(f"{name}: is not set, give it a value (see .env.example)")
             return default
         try:
+            _refuse_characters(raw, is_ascii=is_ascii)
             return parse(raw)
         except ValueError as error:
             raise ImproperlyConfigured(f"{name}: {error}") from None
 
-    def text(self, name: str, default: str | None = None) -> str:
-        return self._read(name, default, str)
+    def text(self, name: str, default: str | None = None, *, longest: int) -> str:
+        """Up to ``longest`` printable ASCII characters."""
 
-    def matching(self, name: str, default: str, pattern: re.Pattern[str], told: str) -> str:
+        def parse(raw: str) -> str:
+            if len(raw) > longest:
+                raise ValueError(f"is longer than {longest} characters, shorten it")
+            return raw
+
+        return self._read(name, default, parse, Limits(("x", "x" * longest), ("x" * (longest + 1), "a\x07", "\u00e9")))
+
+    def matching(self, name: str, default: str, pattern: re.Pattern[str], told: str, *, limits: Limits) -> str:
         """A text that ``pattern`` matches as a whole; ``told`` says what that is."""
 
         def parse(raw: str) -> str:
             if not pattern.fullmatch(raw):
-                raise ValueError(f"is not {told}, correct it")
+                raise ValueError(f"{_shown(raw)} is not {told}, correct it")
             return raw
 
-        return self._read(name, default, parse)
+        return self._read(name, default, parse, limits)
 
     def secret(self, name: str, default: str | None = None, *, at_least: int) -> str:
         """A text of ``at_least`` bytes of UTF-8."""
 
         def parse(raw: str) -> str:
-            if len(raw.encode()) < at_least:
+            size = len(raw.encode())
+            if size < at_least:
                 raise ValueError(f"is shorter than {at_least} bytes, make one with `openssl rand -hex 32`")
+            if size > _LONGEST:
+                raise ValueError(f"is longer than {_LONGEST} bytes, make one with `openssl rand -hex 32`")
             return raw
 
-        return self._read(name, default, parse)
+        limits = Limits(("s" * at_least, "s" * _LONGEST), ("s" * (_LONGEST + 1), "s" * at_least + "\x01"))
+        if at_least > 1:
+            limits = Limits(limits.accepted, ("s" * (at_least - 1), *limits.refused))
+        return self._read(name, default, parse, limits, is_ascii=False)
 
     def flag(self, name: str, default: bool) -> bool:
         def parse(raw: str) -> bool:
             if raw not in _FLAGS:
-                raise ValueError(f"is not a boolean, use one of {', '.join(_FLAGS)}")
+                raise ValueError(f"{_shown(raw)} is not a boolean, use one of {', '.join(_FLAGS)}")
             return _FLAGS[raw]
 
-        return self._read(name, default, parse)
+        return self._read(name, default, parse, Limits(tuple(_FLAGS), ("yes", "2", "TRUE")))
 
-    def whole(self, name: str, default: int, *, minimum: int = 0, maximum: int | None = None) -> int:
-        """A decimal integer from ``minimum`` to ``maximum`` that fits 63 bits."""
+    def whole(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
+        """A decimal integer from ``minimum`` to ``maximum``."""
 
         def parse(raw: str) -> int:
-            if not (raw.isascii() and raw.removeprefix("-").isdigit() and len(raw) <= 18):
-                raise ValueError("is not a whole number, write it in decimal digits")
-            if int(raw) < minimum:
-                raise ValueError(f"is below {minimum}, use {minimum} or more")
-            if maximum is not None and int(raw) > maximum:
-                raise ValueError(f"is above {maximum}, use {maximum} or less")
+            if not (raw.isascii() and raw.removeprefix("-").isdigit()):
+                raise ValueError(f"{_shown(raw)} is not a whole number, write it in decimal digits")
+            if len(raw) > 18 or not minimum <= int(raw) <= maximum:
+                raise ValueError(f"{_shown(raw)} is out of range, use {minimum} to {maximum}")
             return int(raw)
 
-        return self._read(name, default, parse)
+        return self._read(
+            name,
+            default,
+            parse,
+            Limits((str(minimum), str(maximum)), (str(minimum - 1), str(maximum + 1), "9" * 5000)),
+        )
 
-    def real(self, name: str, default: float, *, minimum: float = 0.0) -> float:
-        """A finite decimal number of at least ``minimum``."""
+    def real(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
+        """A decimal number from ``minimum`` to ``maximum``."""
 
         def parse(raw: str) -> float:
             try:
                 value = float(raw)
             except ValueError:
-                raise ValueError("is not a number, write it like 1.5") from None
-            if not math.isfinite(value) or value < minimum:
-                raise ValueError(f"is not a finite number of {minimum:g} or more, write it like 1.5")
+                raise ValueError(f"{_shown(raw)} is not a number, write it like 1.5") from None
+            if not minimum <= value <= maximum:
+                raise ValueError(f"{_shown(raw)} is out of range, use {minimum:g} to {maximum:g}")
             return value
 
-        return self._read(name, default, parse)
+        past = (f"{math.nextafter(minimum, -math.inf)!r}", f"{math.nextafter(maximum, math.inf)!r}", "nan", "inf")
+        return self._read(name, default, parse, Limits((f"{minimum!r}", f"{maximum!r}"), past))
 
-    def words(self, name: str, default: Iterable[str]) -> list[str]:
-        """A comma-separated list."""
-        return self._read(name, list(default), lambda raw: [w.strip() for w in raw.split(",") if w.strip()])
-
-    def origins(self, name: str) -> list[str]:
-        """A comma-separated list of origins, scheme included; none when unset."""
+    def hosts(self, name: str, default: list[str]) -> list[str]:
+        """A comma-separated list of what Host headers may say: no scheme, no port; ``.example.com`` with subdomains."""
 
         def parse(raw: str) -> list[str]:
             found = [word.strip() for word in raw.split(",") if word.strip()]
-            if not all(origin.startswith(("https://", "http://")) for origin in found):
-                raise ValueError("is not a list of origins, write it like https://shop.example,https://app.example")
+            for host in found:
+                if not _HOST.fullmatch(host) or not _is_address_if_bracketed(host):
+                    raise ValueError(
+                        f"{_shown(host)} is not a host name: no scheme, port or path, IPv6 in brackets; write it like"
+                        " shop.example,.shop.example,[::1]"
+                    )
             return found
 
-        return self._read(name, [], parse)
+        return self._read(
+            name,
+            default,
+            parse,
+            Limits(
+                ("shop.example", "*", ".shop.example, 127.0.0.1,[::1]"),
+                ("https://shop.example", "shop.example:8000", "shop.example/", "::1", "[::1]:80", "[1::2::3]", "a b"),
+            ),
+        )
 
-    def json(self, name: str, default: object) -> Any:
+    def origins(self, name: str) -> list[str]:
+        """A comma-separated list of origins as browsers send them, scheme included; none when unset."""
+
+        def parse(raw: str) -> list[str]:
+            found = [word.strip() for word in raw.split(",") if word.strip()]
+            for origin in found:
+                match = _ORIGIN.fullmatch(origin)
+                port = match and match[4]
+                if (
+                    match is None
+                    or not _is_address_if_bracketed(match[2])
+                    or port == _IMPLIED_PORTS[match[1]]
+                    or int(port or 0) > 65535
+                ):
+                    raise ValueError(
+                        f"{_shown(origin)} is not an origin: lower case, no path, no slash at the end, no port that the"
+                        " scheme implies; write it like https://shop.example,https://app.example:8443"
+                    )
+            return found
+
+        return self._read(
+            name,
+            [],
+            parse,
+            Limits(
+                ("https://shop.example", "http://[::1]:8000,https://*.shop.example:65535"),
+                (
+                    "shop.example", "https://shop.example/", "https://Shop.example", "HTTPS://shop.example",
+                    "https://shop.example:443", "http://shop.example:80", "https://shop.example:65536", "https://u@h",
+                    "https://[1::2::3]",
+                ),
+            ),
+        )  # fmt: skip
+
+    def json(self, name: str, default: object, *, limits: Limits) -> Any:
         def parse(raw: str) -> object:
             try:
                 return strict_json.decode(raw.encode())
             except ValueError:
                 raise ValueError("is not valid JSON, mind the quotes and names that stand twice") from None
 
-        return self._read(name, default, parse)
+        limits = Limits(limits.accepted, (*limits.refused, "{", "[]", "1", '{"a": NaN}', "[" * 100))
+        return self._read(name, default, parse, limits, is_ascii=False)
 
-    def overlay(self, name: str, lay_over: Callable[[object], T]) -> T:
+    def overlay(self, name: str, lay_over: Callable[[object], T], *, limits: Limits) -> T:
         """What ``lay_over`` makes of the JSON object in the variable (``{}`` when unset).
 
         A ValueError from ``lay_over`` becomes the refusal.
         """
         try:
-            return lay_over(self.json(name, {}))
+            return lay_over(self.json(name, {}, limits=limits))
         except ValueError as error:
             raise ImproperlyConfigured(f"{name}: {error}") from None
 
-    def choices(self, name: str, *, default: Mapping[str, str], allowed: tuple[str, ...] = ()) -> dict[str, str]:
-        """``default`` with a JSON object of texts laid over it: known names only, and only ``allowed`` values."""
+    def choices(
+        self, name: str, *, default: Mapping[str, str], allowed: tuple[str, ...] = (), longest: int = 100
+    ) -> dict[str, str]:
+        """``default`` with a JSON object of texts laid over it: known names only, and only ``allowed`` values.
+
+        Without ``allowed`` a value is any text of 1 to ``longest`` characters without control characters.
+        """
 
         def lay_over(changes: object) -> dict[str, str]:
             if not isinstance(changes, dict):
                 raise ValueError(f'is not a JSON object, write {{"{next(iter(default))}": "..."}}')
             for key, value in changes.items():
                 if key not in default:
-                    raise ValueError(f"unknown name {key!r}; known: {', '.join(default)}")
-                if not isinstance(value, str) or not value or (allowed and value not in allowed):
-                    raise ValueError(f"{key} must be {' or '.join(allowed) or 'a text'}")
+                    raise ValueError(f"unknown name {_shown(key)}; known: {', '.join(default)}")
+                if allowed and value not in allowed:
+                    raise ValueError(f"{key} must be {' or '.join(allowed)}")
+                if not isinstance(value, str) or not value.strip() or len(value) > longest or not value.isprintable():
+                    raise ValueError(f"{key} must be a text of 1 to {longest} printable characters")
             return {**default, **changes}
 
-        return self.overlay(name, lay_over)
+        first = next(iter(default))
+        accepted = allowed or ("x", "x" * longest)
+        refused = ("no such choice", "") if allowed else ("", " ", "x" * (longest + 1), "\x07")
+        return self.overlay(
+            name,
+            lay_over,
+            limits=Limits(
+                tuple(json.dumps({first: value}) for value in accepted),
+                (
+                    *(json.dumps({first: value}) for value in (*refused, 1, None, {}, [first])),
+                    json.dumps({"no such name": accepted[0]}),
+                    f'{{"{first}": "{accepted[0]}", "{first}": "{accepted[0]}"}}',
+                ),
+            ),
+        )
 
-    def client_options(self, name: str, *, fixed: frozenset[str]) -> dict[str, str | int | float | bool]:
-        """librdkafka properties from a JSON object; those in ``fixed`` carry safety and are refused."""
+    def client_options(
+        self, name: str, *, fixed: frozenset[str], ranges: Mapping[str, tuple[int, int]]
+    ) -> dict[str, str | int | float | bool]:
+        """librdkafka properties from a JSON object.
+
+        Those in ``fixed`` carry safety and are refused; those in ``ranges`` must be whole numbers from the first to the
+        second: librdkafka takes more than the service can work with.
+        """
 
         def check(options: object) -> dict[str, str | int | float | bool]:
             if not isinstance(options, dict):
                 raise ValueError('is not a JSON object, write {"property": value}')
             for key, value in options.items():
-                if key in fixed:
-                    raise ValueError(f"{key} is fixed for safety, take it out")
-                if not isinstance(value, str | int | float | bool):
-                    raise ValueError(f"{key} must be a text, a number or a boolean, change its value")
+                _check_option(key, value, fixed, ranges)
             return options
 
-        return self.overlay(name, check)
+        return self.overlay(
+            name,
+            check,
+            limits=Limits(
+                tuple(json.dumps({key: limit}) for key, both in ranges.items() for limit in both),
+                (
+                    *(json.dumps({key: 1}) for key in sorted(fixed)),
+                    *(json.dumps({key: low - 1}) for key, (low, _) in ranges.items()),
+                    *(json.dumps({key: str(high + 1)}) for key, (_, high) in ranges.items()),
+                    *(json.dumps({key: True}) for key in ranges),
+                    '{"client.id": " "}', '{"client.id": "a\\u0007"}', '{"client.id": null}', '{"client.id": {}}',
+                    f'{{"log_level": {10**30}}}', '{"log_level": 1e999}',
+                ),
+            ),
+        )  # fmt: skip
 
-    def url(self, name: str, default: str | None, *, schemes: tuple[str, ...]) -> str:
+    def url(self, name: str, default: str | None) -> str:
+        """The address of an HTTP service: http or https, with a host."""
+
         def parse(raw: str) -> str:
-            wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+            if len(raw) > _LONGEST:
+                raise ValueError(f"is longer than {_LONGEST} characters, shorten it")
             try:
                 parts = urlsplit(raw)
-                port = parts.port
+                port, host = parts.port, parts.hostname
             except ValueError:
-                raise ValueError(f"is not a URL, write it like {schemes[0]}://host:port/name") from None
-            if parts.scheme not in schemes:
-                raise ValueError(f"does not start with {wanted}, correct it")
-            if port == 0 or not (parts.netloc or parts.path):
-                raise ValueError(f"names no server, write it like {schemes[0]}://host:port/name")
+                raise ValueError("is not a URL, write it like https://host:port/path") from None
+            if parts.scheme not in ("http", "https"):
+                raise ValueError("does not start with https:// or http://, correct it")
+            bracketed = f"[{host}]" if host and ":" in host else host or ""
+            if port == 0 or not _SERVER_NAME.fullmatch(bracketed):
+                raise ValueError("names no server, write it like https://host:port/path")
+            if " " in raw or parts.fragment:
+                raise ValueError("has a blank or a fragment (#...), write it like https://host:port/path")
             return raw
 
-        return self._read(name, default, parse)
+        accepted = (
+            "http://h",
+            "https://shop.example:65535/path?key=value",
+            "http://[::1]:1/",
+            "http://h/".ljust(4096, "x"),
+        )
+        refused = (
+            "h", "ftp://h", "https://", "https://:80", "https://h:0", "https://h:65536", "https://h:x", "https://[h",
+            "https://h/#x", "https://h/a b", "https://h\u00e9", "http://h/".ljust(4097, "x"), "http://h/\x07",
+        )  # fmt: skip
+        return self._read(name, default, parse, Limits(accepted, refused))
+
+    def redis(self, name: str, default: str | None) -> str:
+        """The address of a Redis server: ``redis://host:port/0``, ``rediss://`` with TLS, ``unix:///socket?db=0``."""
+        accepted = (
+            "redis://h", "redis://h/", f"redis://:p%40ss@h:65535/{_MOST_REDIS_DATABASE}", "rediss://u:p@[::1]:1/0?db=1",
+            f"unix:///run/redis.sock?db={_MOST_REDIS_DATABASE}", "rediss://h/0?ssl_cert_reqs=none",
+        )  # fmt: skip
+        refused = (
+            "h", "http://h", "redis://", "redis:///0", "redis://h:0/0", "redis://h:65536/0", "redis://h:x", "redis://[h",
+            "redis://h/cache", "redis://h/1/2", "redis://h//1", "redis://h/-1", "redis://h/+1", "redis://h/1_0",
+            f"redis://h/{_MOST_REDIS_DATABASE + 1}", f"redis://h/0?db={_MOST_REDIS_DATABASE + 1}", "redis://h/0?db=x",
+            "redis://h/0?db=1&db=2", "redis://h/0?db=", "redis://h/0?host=other", "redis://h/0?max_connections=1",
+            "rediss://h/0?ssl_cert_reqs=perhaps", "redis://h/0#1", "unix://", "unix://run/redis.sock",
+            "unix:///run/redis.sock/0?db=x", "redis://a,b/0",
+        )  # fmt: skip
+        return self._read(name, default, _redis_url, Limits(accepted, refused))
 
     def database(self, name: str, default: str | None) -> dict[str, Any]:
-        """Django's settings of a PostgreSQL database from its URL; query arguments become libpq options."""
-        url = self.url(name, default, schemes=("postgres", "postgresql"))
-        try:
-            config: dict[str, Any] = dict(environ.Env.db_url_config(url))
-        except (ValueError, ImproperlyConfigured):
-            config = {}
-        if not config.get("NAME"):
-            raise ImproperlyConfigured(f"{name}: names no database, write it like postgres://user@host:5432/name")
-        return config
+        """Django's settings of a PostgreSQL database from its URL, read by libpq; query arguments are libpq options."""
+        accepted = (
+            "postgres://h/d", "postgresql://u:p%40ss@[::1]:65535/d?sslmode=require", "postgres://u@%2Frun%2Fpg/d",
+            "postgres:///d?host=/run/pg", "postgres://u@a:5432,b:5433/d", "postgres://u@a,b/d",
+        )  # fmt: skip
+        refused = (
+            "d", "mysql://h/d", "postgres://", "postgres://h", "postgres://h/", "postgres:///d", "postgres://h:0/d",
+            "postgres://h:65536/d", "postgres://h:x/d", "postgres://h/a/b", "postgres:////run/pg/d", "postgres://[h/d",
+            "postgres://h/d?no_such_option=1", "postgres://h/d?host=", "postgres://a,/d", "postgres://a:1,b:x/d",
+            "postgres://h/d%zz", "postgres://h/d#x", "postgres://h/d?connect_timeout=soon", "postgres://h/d?dbname=",
+            "postgres://h/d?connect_timeout=3601", "postgres://h/d?sslmode=perhaps", "postgres://run/pg:5432/d",
+        )  # fmt: skip
+        return self._read(name, _database(default) if default else None, _database, Limits(accepted, refused))
 
     def servers(self, name: str, default: str | None) -> str:
         """A comma-separated list of ``host:port``."""
 
         def parse(raw: str) -> str:
-            for server in raw.split(","):
-                host, _, port = server.strip().rpartition(":")
-                if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            servers = [server.strip() for server in raw.split(",")]
+            for server in servers:
+                host, _, port = server.rpartition(":")
+                if not _SERVER_NAME.fullmatch(host) or not _is_address_if_bracketed(host) or not _is_port(port):
                     raise ValueError("is not a list of host:port, write it like kafka1:9092,kafka2:9092")
+            return ",".join(servers)
+
+        accepted = ("h:1", "h:65535", "kafka-1.example:9092, [::1]:9092")
+        refused = ("h", "h:", ":9092", "h:0", "h:65536", "a:1,,b:2", "PLAINTEXT://h:1", "a b:1", "::1:9092", "h:1/")
+        return self._read(name, default, parse, Limits(accepted, refused))
+
+    def address(self, name: str, default: str) -> str:
+        """An IP address to listen on; servers resolve no names."""
+
+        def parse(raw: str) -> str:
+            try:
+                ipaddress.ip_address(raw)
+            except ValueError:
+                raise ValueError(
+                    f"{_shown(raw)} is not an IP address, use 0.0.0.0 for every interface, :: for those of IPv6 too"
+                ) from None
             return raw
 
-        return self._read(name, default, parse)
+        refused = ("nonsense", "localhost", "[::1]", "256.0.0.1", "127.0.0.1:80", "0.0.0.0/0")
+        return self._read(name, default, parse, Limits(("0.0.0.0", "127.0.0.1", "::", "::1"), refused))
+
+    def folder(self, name: str) -> str:
+        """The path of an existing folder that this process can write to; empty when unset."""
+
+        def parse(raw: str) -> str:
+            if not os.path.isdir(raw) or not os.access(raw, os.W_OK | os.X_OK):
+                raise ValueError("is not a folder that this process can write to, make it first or unset it")
+            return raw
+
+        return self._read(name, "", parse, Limits((tempfile.gettempdir(),), ("/no/such/folder", "/dev/null")))
 
     def rate(self, name: str, default: str) -> Rate:
         """So many per second, minute, hour or day, as in ``10/min``."""
 
         def parse(raw: str) -> Rate:
             count, _, period = raw.partition("/")
-            if not (count.isascii() and count.isdigit() and len(count) <= 9 and int(count)) or period not in _PERIODS:
-                raise ValueError(f"is not a rate, write it like 10/min ({', '.join(_PERIODS)})")
+            if not (count.isascii() and count.isdigit()) or period not in _PERIODS:
+                raise ValueError(f"{_shown(raw)} is not a rate, write it like 10/min ({', '.join(_PERIODS)})")
+            if len(count) > 18 or not 1 <= int(count) <= _MOST_RATE:
+                raise ValueError(f"{_shown(raw)} is out of range, use 1 to {_MOST_RATE} per {', '.join(_PERIODS)}")
             return Rate(int(count), _PERIODS[period])
 
-        return self._read(name, parse(default), parse)
+        accepted = (*(f"1/{period}" for period in _PERIODS), f"{_MOST_RATE}/day")
+        return self._read(
+            name, parse(default), parse, Limits(accepted, ("0/min", f"{_MOST_RATE + 1}/day", "10/week", "10", "-1/min"))
+        )
 
     def time_zone(self, name: str, default: str) -> str:
         def parse(raw: str) -> str:
@@ -228,7 +431,143 @@ class Environment:
                 ZoneInfo(raw)
             # An absolute or relative path, a directory and a file that is no zone each fail in their own way.
             except (KeyError, OSError, ValueError):
-                raise ValueError("is not a known time zone, write it like Asia/Seoul") from None
+                raise ValueError(f"{_shown(raw)} is not a known time zone, write it like Asia/Seoul") from None
             return raw
 
-        return self._read(name, default, parse)
+        accepted, refused = ("Asia/Seoul", "UTC"), ("Mars/Olympus", "../UTC", "Asia", "x" * 5000)
+        return self._read(name, default, parse, Limits(accepted, refused))
+
+
+def _refuse_characters(raw: str, *, is_ascii: bool) -> None:
+    try:
+        raw.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has bytes that are not UTF-8, take them out") from None
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in raw.translate(_LAYOUT)):
+        raise ValueError("has a control character, take it out")
+    if is_ascii and not (raw.isascii() and raw.isprintable()):
+        raise ValueError("has a character that is not printable ASCII; write a URL's percent-encoded")
+
+
+def _shown(raw: str) -> str:
+    return repr(raw if len(raw) <= _SHOWN else f"{raw[:_SHOWN]}...")
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65535
+
+
+def _is_address_if_bracketed(host: str) -> bool:
+    if not host.startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
+
+
+def _check_option(key: str, value: object, fixed: frozenset[str], ranges: Mapping[str, tuple[int, int]]) -> None:
+    if key in fixed:
+        raise ValueError(f"{key} is fixed for safety, take it out")
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError(f"{key} must be a text, a number or a boolean, change its value")
+    text = str(value)
+    if not text.strip() or not text.isprintable() or not text.isascii() or len(text) > _LONGEST:
+        raise ValueError(f"{key} must be 1 to {_LONGEST} printable ASCII characters")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{key} is too large for 64 bits")
+    if key in ranges:
+        low, high = ranges[key]
+        is_whole = not isinstance(value, bool) and text.removeprefix("-").isdigit() and len(text) <= 18
+        if not is_whole or not low <= int(text) <= high:
+            raise ValueError(f"{key} is {_shown(text)}, use a whole number from {low} to {high}")
+
+
+def _redis_url(raw: str) -> str:
+    example = "write it like redis://host:6379/0 or unix:///run/redis.sock?db=0"
+    try:
+        parts = urlsplit(raw)
+        port = parts.port
+        arguments = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ValueError(f"is not a URL, {example}") from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("does not start with redis://, rediss:// or unix://, correct it")
+    by_socket = parts.scheme == "unix"
+    if by_socket:
+        if parts.hostname or len(parts.path) < 2:
+            raise ValueError(f"names no socket by its absolute path, {example}")
+    else:
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        if port == 0 or not _SERVER_NAME.fullmatch(host):
+            raise ValueError(f"names no server, {example}")
+    numbers = [value for name, value in arguments if name == "db"]
+    if not by_socket and parts.path not in ("", "/"):
+        numbers.append(parts.path[1:])
+    if not all(_is_redis_database(number) for number in numbers):
+        raise ValueError(f"has a database that is not a number from 0 to {_MOST_REDIS_DATABASE}, {example}")
+    names = [name for name, _ in arguments]
+    if parts.fragment or len(set(names)) < len(names):
+        raise ValueError(f"has a fragment (#...) or an argument twice, {example}")
+    for name in names:
+        if name not in _REDIS_ARGUMENTS and not name.startswith("ssl_"):
+            raise ValueError(f"has the argument {_shown(name)}; known: {', '.join(sorted(_REDIS_ARGUMENTS))}, ssl_*")
+    try:
+        # Connects to nothing: the client only looks at its arguments.
+        ConnectionPool.from_url(raw).make_connection()
+    except Exception:
+        raise ValueError(f"has an argument that the Redis client cannot take, {example}") from None
+    return raw
+
+
+def _is_redis_database(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= _MOST_REDIS_DATABASE
+
+
+_DATABASE_EXAMPLE = (
+    "write it like postgres://user@host:5432/name, a socket's folder as postgres:///name?host=/run/postgresql"
+)
+_WHOLE_SECONDS = frozenset({"connect_timeout", "keepalives_idle", "keepalives_interval"})
+_SSL_MODES = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
+
+
+def _database(raw: str) -> dict[str, Any]:
+    if not raw.startswith(("postgres://", "postgresql://")):
+        raise ValueError(f"does not start with postgres://, {_DATABASE_EXAMPLE}")
+    try:
+        options = parse_dsn(raw)
+    except (ProgrammingError, UnicodeError):
+        # libpq's text may quote a secret.
+        raise ValueError(f"is not a URL that libpq can read, {_DATABASE_EXAMPLE}") from None
+    name, host, port = (options.pop(key, "") for key in ("dbname", "host", "port"))
+    if not name:
+        raise ValueError(f"names no database, {_DATABASE_EXAMPLE}")
+    if "/" in name or "#" in name:
+        raise ValueError(f"has a path or a fragment (#...) where the database's name stands, {_DATABASE_EXAMPLE}")
+    hosts = host.split(",")
+    if not all(each.startswith("/") or _SERVER_NAME.fullmatch(each) or _is_ipv6(each) for each in hosts):
+        raise ValueError(f"names no server, {_DATABASE_EXAMPLE}")
+    if not all(not each or _is_port(each) for each in port.split(",")):
+        raise ValueError(f"has a port that is not from 1 to 65535, {_DATABASE_EXAMPLE}")
+    for option in _WHOLE_SECONDS & options.keys():
+        if not (options[option].isascii() and options[option].isdigit() and 1 <= int(options[option][:9]) <= 3600):
+            raise ValueError(f"{option} is not a whole number from 1 to 3600, correct it")
+    if options.get("sslmode", "prefer") not in _SSL_MODES:
+        raise ValueError(f"sslmode is none of {', '.join(sorted(_SSL_MODES))}, correct it")
+    if len(hosts) > 1:
+        # Of several servers the primary is meant: a standby would refuse every write.
+        options.setdefault("target_session_attrs", "read-write")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": name,
+        "USER": options.pop("user", ""),
+        "PASSWORD": options.pop("password", ""),
+        "HOST": host,
+        "PORT": port.strip(",") and port,
+        "OPTIONS": options,
+    }
+
+
+def _is_ipv6(host: str) -> bool:
+    return _is_address_if_bracketed(f"[{host}]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from couponsite.environment import Environment
+from couponsite import kafka_limits
+from couponsite.environment import Environment, Limits
 from couponsite.logging import logging_config
 from couponsite.processes import process_name
-from kafka_bridge.contracts import TOPIC_NAME, Route, overlay_groups, overlay_routes
+from kafka_bridge.contracts import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -37,11 +39,11 @@ SECRET_KEY = env.secret(
     # The key signs tokens with HS256, which wants as many bytes as its hash has (RFC 7518, 3.2).
     at_least=1 if DEBUG else 32,
 )
-ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 
 # How many proxies stand in front and are believed: with 0 no X-Forwarded-* header counts.
-TRUSTED_PROXY_COUNT = env.whole("TRUSTED_PROXY_COUNT", default=0)
+TRUSTED_PROXY_COUNT = env.whole("TRUSTED_PROXY_COUNT", default=0, minimum=0, maximum=16)
 if TRUSTED_PROXY_COUNT:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
@@ -172,7 +174,7 @@ DATABASES: dict[str, dict[str, Any]] = {
     }
 }
 
-REDIS_URL = env.url("REDIS_URL", only_in_debug("redis://localhost:6379/0"), schemes=("redis", "rediss", "unix"))
+REDIS_URL = env.redis("REDIS_URL", only_in_debug("redis://localhost:6379/0"))
 CACHES: dict[str, dict[str, Any]] = {
     "default": {
         "BACKEND": "django_redis.cache.RedisCache",
@@ -259,8 +261,14 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
 # Kafka
 
 KAFKA_BOOTSTRAP_SERVERS = env.servers("KAFKA_BOOTSTRAP_SERVERS", only_in_debug("localhost:9092"))
-KAFKA_TOPIC_PREFIX = env.matching("KAFKA_TOPIC_PREFIX", "", TOPIC_NAME, "letters, digits, '.', '_' and '-'")
-KAFKA_REPLICATION_FACTOR = env.whole("KAFKA_REPLICATION_FACTOR", default=1, minimum=1)
+KAFKA_TOPIC_PREFIX = env.matching(
+    "KAFKA_TOPIC_PREFIX",
+    "",
+    TOPIC_PREFIX,
+    f"letters, digits, '.', '_' and '-', {LONGEST_PREFIX} at the most",
+    limits=Limits(("a", "x" * LONGEST_PREFIX), ("x" * (LONGEST_PREFIX + 1), "a b", "a/", "가")),
+)
+KAFKA_REPLICATION_FACTOR = env.whole("KAFKA_REPLICATION_FACTOR", default=1, minimum=1, maximum=MOST_REPLICAS)
 
 KAFKA_ROUTES: dict[str, Route] = env.overlay(
     "KAFKA_ROUTES",
@@ -274,6 +282,7 @@ KAFKA_ROUTES: dict[str, Route] = env.overlay(
             "order.cancelled.v1": Route("order-cancelled", key="orderId", partitions=3),
         },
     ),
+    limits=kafka_limits.ROUTES,
 )
 KAFKA_GROUPS: dict[str, str] = env.overlay(
     "KAFKA_GROUPS",
@@ -289,6 +298,7 @@ KAFKA_GROUPS: dict[str, str] = env.overlay(
             "dead-letters": "dead-letter-monitor-group",
         },
     ),
+    limits=kafka_limits.GROUPS,
 )
 KAFKA_PRODUCER_CONFIG = env.client_options(
     "KAFKA_PRODUCER_CONFIG",
@@ -309,8 +319,10 @@ KAFKA_PRODUCER_CONFIG = env.client_options(
             "transactional.id",
             "bootstrap.servers",
             "metadata.broker.list",
+            "delivery.report.only.error",
         }
     ),
+    ranges=kafka_limits.PRODUCER,
 )
 KAFKA_CONSUMER_CONFIG = env.client_options(
     "KAFKA_CONSUMER_CONFIG",
@@ -328,41 +340,57 @@ KAFKA_CONSUMER_CONFIG = env.client_options(
             "group.protocol",
             "bootstrap.servers",
             "metadata.broker.list",
+            "enable.partition.eof",
+            "allow.auto.create.topics",
+            "topic.blacklist",
         }
     ),
+    ranges=kafka_limits.CONSUMER,
 )
 
-CONSUMER_BATCH_SIZE = env.whole("CONSUMER_BATCH_SIZE", default=1000, minimum=1)
-CONSUMER_MAX_ATTEMPTS = env.whole("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1)
-CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0)
+# One transaction holds a batch, and one read of librdkafka returns it: at most a million there, seconds of work here.
+CONSUMER_BATCH_SIZE = env.whole("CONSUMER_BATCH_SIZE", default=1000, minimum=1, maximum=10_000)
+# A consumer is busy meanwhile: see kafka_bridge.client for how long Kafka waits for it.
+CONSUMER_MAX_ATTEMPTS = env.whole("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1, maximum=10)
+CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0, minimum=0.01, maximum=10.0)
 
 # Set but empty, it would make the metrics' client write its files into the working folder.
-if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+if not env.folder("PROMETHEUS_MULTIPROC_DIR"):
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 # The Procfile hands these to the web server, whose own refusal would not name them.
-for _name, _least in (("PORT", 0), ("WEB_CONCURRENCY", 1), ("WEB_THREADS", 1)):
-    env.whole(_name, default=_least, minimum=_least)
-METRICS_PORT = env.whole("METRICS_PORT", default=0)
-METRICS_HOST = env.text("METRICS_HOST", default="127.0.0.1")
+env.whole("PORT", default=8000, minimum=0, maximum=65535)
+env.address("HOST", default="0.0.0.0")
+env.whole("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
+env.whole("WEB_THREADS", default=16, minimum=1, maximum=256)
+METRICS_PORT = env.whole("METRICS_PORT", default=0, minimum=0, maximum=65535)
+METRICS_HOST = env.address("METRICS_HOST", default="127.0.0.1")
 
-OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72)
-OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1)
-OUTBOX_MAX_DEPTH = env.whole("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1)
-REQUEST_DEADLINE_SECONDS = env.whole("REQUEST_DEADLINE_SECONDS", default=300, minimum=1)
-RECONCILE_PATIENCE_SECONDS = env.whole("RECONCILE_PATIENCE_SECONDS", default=60, minimum=1)
+# Ten years: what is computed with them must stay a time that exists.
+_MOST_HOURS = 10 * 366 * 24
+OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72, minimum=0, maximum=_MOST_HOURS)
+OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1, maximum=30 * 86400)
+OUTBOX_MAX_DEPTH = env.whole("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1, maximum=1_000_000_000)
+REQUEST_DEADLINE_SECONDS = env.whole("REQUEST_DEADLINE_SECONDS", default=300, minimum=1, maximum=30 * 86400)
+RECONCILE_PATIENCE_SECONDS = env.whole("RECONCILE_PATIENCE_SECONDS", default=60, minimum=1, maximum=86400)
 
 # Orders, and what follows from a paid one
 
-ORDER_PAYMENT_MINUTES = env.whole("ORDER_PAYMENT_MINUTES", default=30, minimum=1)
+ORDER_PAYMENT_MINUTES = env.whole("ORDER_PAYMENT_MINUTES", default=30, minimum=1, maximum=366 * 24 * 60)
 # A class with the methods of orders.clients.payment.PaymentGateway.
-PAYMENT_GATEWAY = env.text("PAYMENT_GATEWAY", default="orders.clients.payment.ApprovingGateway")
+PAYMENT_GATEWAY = env.matching(
+    "PAYMENT_GATEWAY",
+    "orders.clients.payment.ApprovingGateway",
+    re.compile(r"(?=.{1,200}\Z)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII),
+    "the dotted name of a class, 200 characters at the most",
+    limits=Limits(("a.B", "a." + "B" * 198), ("a." + "B" * 199, "B", "a..B", "a b.C", "a.B()")),
+)
 ORDER_EFFECT_POLICIES: dict[str, str] = env.choices(
     "ORDER_EFFECT_POLICIES",
     default=dict.fromkeys(("notification", "data-platform", "ranking", "monitoring"), "retry_then_dead_letter"),
     allowed=("retry_then_dead_letter", "log_only"),
 )
-ALIMTALK_URL = env.url("ALIMTALK_URL", "", schemes=("https", "http"))
-ALIMTALK_KEY = env.text("ALIMTALK_KEY", default="")
+ALIMTALK_URL = env.url("ALIMTALK_URL", "")
+ALIMTALK_KEY = env.text("ALIMTALK_KEY", default="", longest=4096)
 ALIMTALK_TEMPLATES: dict[str, str] = env.choices(
     "ALIMTALK_TEMPLATES",
     default={
@@ -371,9 +399,9 @@ ALIMTALK_TEMPLATES: dict[str, str] = env.choices(
         "coupon.issue.failed": "COUPON_NOT_ISSUED",
     },
 )
-DATA_PLATFORM_URL = env.url("DATA_PLATFORM_URL", "", schemes=("https", "http"))
+DATA_PLATFORM_URL = env.url("DATA_PLATFORM_URL", "")
 # How long AlimTalk and the data platform may take for one call.
-HTTP_TIMEOUT_SECONDS = env.real("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1)
+HTTP_TIMEOUT_SECONDS = env.real("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1, maximum=30.0)
 # Above these an alert is opened; 0 is off.
-ALERT_ORDERS_PER_MINUTE = env.whole("ALERT_ORDERS_PER_MINUTE", default=6000)
-ALERT_CANCELLED_PERCENT = env.whole("ALERT_CANCELLED_PERCENT", default=20)
+ALERT_ORDERS_PER_MINUTE = env.whole("ALERT_ORDERS_PER_MINUTE", default=6000, minimum=0, maximum=1_000_000_000)
+ALERT_CANCELLED_PERCENT = env.whole("ALERT_CANCELLED_PERCENT", default=20, minimum=0, maximum=100)

@@ -24,6 +24,7 @@ from django.conf import settings
 
 from .contracts import Route
 from .errors import BadClientOptions, ServiceUnavailable
+from .http_calls import BUDGET
 from .registry import prefixed
 
 __all__ = [
@@ -51,6 +52,7 @@ _ANSWER_TIMEOUT_MS = 10_000
 # How long a consumer may be busy before its partitions go to another. A batch waits 60 s at most for the row lock of a
 # session that hangs, see the database's options; calls take up to three times ``http_calls.BUDGET``. A rebalance waits
 # as long for members that are gone, when a broker came back and does not notice that they are.
+_ROW_LOCK_MS = 60_000
 _BUSY_MS = 90_000
 _BUSY_CALLING_MS = 300_000
 _DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
@@ -130,7 +132,7 @@ def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
             "socket.timeout.ms": _ANSWER_TIMEOUT_MS,
             "session.timeout.ms": 10000,
             "heartbeat.interval.ms": 2000,
-            "max.poll.interval.ms": _BUSY_CALLING_MS if calls_out else _BUSY_MS,
+            "max.poll.interval.ms": _longest_busy_ms(calls_out),
             "fetch.wait.max.ms": 50,
             "queued.min.messages": 10000,
             **settings.KAFKA_CONSUMER_CONFIG,
@@ -143,6 +145,14 @@ def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
             "partition.assignment.strategy": "cooperative-sticky",
         }
     )
+
+
+def _longest_busy_ms(calls_out: bool) -> int:
+    """How long a batch may take: longer where the settings allow more tries, or more time for each."""
+    tries, pause = settings.CONSUMER_MAX_ATTEMPTS, settings.CONSUMER_BACKOFF_SECONDS
+    if not calls_out:
+        return max(_BUSY_MS, int(_ROW_LOCK_MS + tries * pause * 1000))
+    return max(_BUSY_CALLING_MS, int(tries * (BUDGET + settings.HTTP_TIMEOUT_SECONDS + pause) * 1000))
 
 
 def _make_admin() -> AdminClient:

@@ -20,8 +20,18 @@ SOURCE = b"/coupon-service"
 KEY_FIELDS = {"couponType": "coupon_type", "couponId": "coupon_id", "orderId": "order_id"}
 # Keys of the same events: each of their bodies has all of them.
 _INTERCHANGEABLE = (frozenset({"couponType", "couponId"}),)
-# What Kafka takes for the name of a topic.
-TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+# Kafka takes 249 characters for a topic: names leave room for the prefix, and for what follows in a derived name.
+LONGEST_PREFIX = 64
+LONGEST_NAME = 180
+_TOPIC_NAME = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}")
+TOPIC_PREFIX = re.compile(rf"[A-Za-z0-9._-]{{1,{LONGEST_PREFIX}}}")
+# Brokers create 10,000 partitions in one request at the most, and every topic of the table may have so many.
+MOST_PARTITIONS = 1_000
+MOST_REPLICAS = 9
+# What is gone before an outage ends is lost; a hundred years are as good as for ever, and fit Kafka's arithmetic.
+LEAST_RETENTION_MS = 3_600_000
+MOST_RETENTION_MS = 100 * 365 * 24 * 3_600_000
+_RANGES = {"partitions": (1, MOST_PARTITIONS), "replicas": (1, MOST_REPLICAS)}
 
 _OVERLAY_FIELDS = {
     "topic": "topic",
@@ -80,21 +90,35 @@ def _overlay_route(event_type: str, route: Route, changes: dict[str, Any]) -> Ro
     for name, value in changes.items():
         if name not in _OVERLAY_FIELDS:
             raise ValueError(f"{event_type}: unknown field {name!r}; known: {', '.join(_OVERLAY_FIELDS)}")
-        wanted = str if name in _TEXT_FIELDS else int
-        if not isinstance(value, wanted) or isinstance(value, bool) or value in ("", 0):
-            raise ValueError(f"{event_type}: {name} must be a {'text' if wanted is str else 'number'}")
-        if name in _TOPIC_FIELDS and not TOPIC_NAME.fullmatch(str(value)):
-            raise ValueError(f"{event_type}: {name} must be letters, digits, '.', '_' and '-', 249 at the most")
+        if why := _text_refusal(name, value) if name in _TEXT_FIELDS else _number_refusal(name, value):
+            raise ValueError(f"{event_type}: {name} must be {why}")
         values[_OVERLAY_FIELDS[name]] = value
     keys = next((keys for keys in _INTERCHANGEABLE if route.key in keys), {route.key})
     if values.get("key", route.key) not in keys:
         raise ValueError(f"{event_type}: key must be {' or '.join(sorted(keys))}")
-    if values.get("partitions", 1) < 1 or values.get("replicas", 1) < 1:
-        raise ValueError(f"{event_type}: partitions and replicas must be at least 1")
     # A dead-letter topic that was only derived from the old name follows the new one.
     if route.dead_letter_topic == f"{route.topic}.DLT":
         values.setdefault("dead_letter_topic", "")
     return replace(route, **values)
+
+
+def _text_refusal(name: str, value: object) -> str | None:
+    if not isinstance(value, str) or not value:
+        return "a text"
+    if name in _TOPIC_FIELDS and not _TOPIC_NAME.fullmatch(value):
+        return f"letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
+    return None
+
+
+def _number_refusal(name: str, value: object) -> str | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return "a whole number"
+    if name == "retentionMs":
+        if value == -1 or LEAST_RETENTION_MS <= value <= MOST_RETENTION_MS:
+            return None
+        return f"-1 (for ever) or from {LEAST_RETENTION_MS} (an hour) to {MOST_RETENTION_MS} (a hundred years)"
+    low, high = _RANGES[name]
+    return None if low <= value <= high else f"from {low} to {high}"
 
 
 def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
@@ -120,8 +144,11 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
     for name, group_id in overlay.items():
         if name not in defaults:
             raise ValueError(f"unknown group {name!r}; known: {', '.join(sorted(defaults))}")
-        if not isinstance(group_id, str) or not group_id:
-            raise ValueError(f"{name}: the group id must be a text")
+        # librdkafka ends the process over an id of blanks, and brokers' tools expect a topic's characters.
+        if not isinstance(group_id, str) or not _TOPIC_NAME.fullmatch(group_id):
+            raise ValueError(
+                f"{name}: the group id must be letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
+            )
     groups = {**defaults, **overlay}
     if len(set(groups.values())) < len(groups):
         raise ValueError("two groups share one id: each effect needs offsets of its own")

@@ -54,6 +54,10 @@ class BadClientOptions(BridgeError):
     """A property in KAFKA_PRODUCER_CONFIG or KAFKA_CONSUMER_CONFIG is none of librdkafka's."""
 
 
+class BadRedisDatabase(BridgeError):
+    """REDIS_URL names a database that its server does not have."""
+
+
 class PoisonFlood(BridgeError):
     """So many messages in a row fail that the fault is more likely here than in them."""
 

@@ -10,12 +10,14 @@ from types import FrameType
 from typing import Any
 
 from django.db import connection
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from .errors import ServiceUnavailable
+from .errors import BadRedisDatabase, ServiceUnavailable
 from .redis_client import redis_connection
 
 _POLL_SECONDS = 0.1
+# What Redis answers to a SELECT past its `databases`.
+_NO_DATABASE = "DB index is out of range"
 
 
 class StopFlag:
@@ -80,10 +82,14 @@ def check_database() -> None:
 
 
 def check_redis() -> None:
-    """Raise ServiceUnavailable unless Redis answers."""
+    """Raise ServiceUnavailable unless Redis answers, BadRedisDatabase if it does and lacks the database."""
     try:
         redis_connection().ping()
     except RedisError as error:
+        if isinstance(error, ResponseError) and _NO_DATABASE in str(error):
+            raise BadRedisDatabase(
+                "REDIS_URL: its server has no database of that number, take a smaller one (as in redis://host:6379/0)"
+            ) from error
         raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
 
 

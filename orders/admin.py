@@ -12,6 +12,7 @@ from django.utils.dateparse import parse_datetime
 from django.utils.safestring import SafeString
 
 from coupons.models import UserCoupon
+from coupons.policy import name_refusal
 from kafka_bridge.admin_base import (
     BigTableAdmin,
     ReadOnlyAdmin,
@@ -33,6 +34,12 @@ _STATUS_COLOURS = {
 
 
 class ProductForm(forms.ModelForm):  # type: ignore[type-arg]
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if "name" in self.changed_data and (why := name_refusal(name)):
+            raise forms.ValidationError(f"The name {why}.")
+        return name
+
     def clean_price(self) -> int:
         price: int = self.cleaned_data["price"]
         if price < 0:

@@ -14,6 +14,9 @@ from uuid import UUID
 HEADER = ("userId", "requestId", "status", "reason")
 INVALID = "INVALID"
 
+# A spreadsheet runs a cell that begins with one of them as a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
 
 class BadResultsFile(Exception):
     """The file cannot be written."""
@@ -59,7 +62,7 @@ class ResultsFile:
             self._file.close()
 
     def write(self, rows: Iterable[Row]) -> None:
-        self._rows.writerows(rows)
+        self._rows.writerows([_neutral(cell) for cell in row] for row in rows)
 
     def finish(self) -> None:
         """All is written: the file gets its name, in place of an older one."""
@@ -76,3 +79,8 @@ class ResultsFile:
             return os.path.samestat(os.fstat(self._file.fileno()), self._part.stat())
         except OSError:
             return False
+
+
+def _neutral(cell: object) -> object:
+    """The cell as text where a spreadsheet would take it for a formula; numbers and ids stay as they are."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell

@@ -30,8 +30,8 @@ class LedgerBroken(RuntimeError):
 def coupon_hold(*, user_coupon_id: int, user_id: int, order_id: int, amount: int) -> int:
     """Hold the user's coupon for an order of ``amount`` won and return what it takes off.
 
-    Must run inside ``transaction.atomic``. Raises CouponNotUsable; somebody else's coupon reads like none. The expiry
-    is judged here and not again: a coupon that is held in time may be used later.
+    Must run inside ``transaction.atomic``. Raises CouponNotUsable, also for a discount of 0. Another user's coupon
+    reads like none. The expiry is judged here and not again: a coupon that is held in time may be used later.
     """
     in_time = Q(expires_at=None) | Q(expires_at__gt=Now())
     usable = UserCoupon.objects.filter(in_time, id=user_coupon_id, user_id=user_id, status=policy.COUPON_ISSUED)
@@ -40,8 +40,15 @@ def coupon_hold(*, user_coupon_id: int, user_id: int, order_id: int, amount: int
     coupon = Coupon.objects.get(user_coupons=user_coupon_id)
     if amount < coupon.min_order_amount:
         raise CouponNotUsable(f"The coupon is for orders of {coupon.min_order_amount} won or more.")
+    if not amount:
+        raise CouponNotUsable("The order costs 0 won: the coupon would be used up for nothing.")
+    off = policy.discount(coupon.discount_type, coupon.discount_value, coupon.discount_cap, amount)
+    if not off:
+        raise CouponNotUsable(
+            f"{coupon.discount_value} % of {amount} won is less than 1 won: the coupon would be used up for nothing."
+        )
     _add(user_coupon_id, order_id, policy.HELD, "order created")
-    return policy.discount(coupon.discount_type, coupon.discount_value, coupon.discount_cap, amount)
+    return off
 
 
 def coupon_use(*, user_coupon_id: int, order_id: int) -> None:

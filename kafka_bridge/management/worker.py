@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +13,16 @@ from django.core.management.base import BaseCommand, CommandError
 
 from .. import metrics
 from ..client import check_client_options, check_kafka
-from ..errors import BadClientOptions, ServiceUnavailable
+from ..errors import BadClientOptions, BadRedisDatabase, ServiceUnavailable
 from ..heartbeat import Heartbeat
 from ..lifecycle import StopFlag, check_database, stop_on_signals, wait_for
+
+# The sign and the digits of any 64-bit number.
+_LONGEST_NUMBER = 20
+
+# What a consumer, the issue worker or the relay takes at once, as in CONSUMER_BATCH_SIZE; and a day, for intervals.
+MOST_AT_ONCE = 10_000
+DAY_SECONDS = 86_400
 
 
 class WorkerCommand(BaseCommand):
@@ -28,7 +35,7 @@ class WorkerCommand(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--wait",
-            type=float,
+            type=seconds(0, DAY_SECONDS),
             default=30.0,
             metavar="SECONDS",
             help="how long to wait at the start for the services that it needs (default 30)",
@@ -40,7 +47,7 @@ class WorkerCommand(BaseCommand):
                 check_client_options()
                 for check in self.needs:
                     wait_for(check, options["wait"], stop)
-            except BadClientOptions as error:
+            except (BadClientOptions, BadRedisDatabase) as error:
                 raise CommandError(str(error)) from error
             except ServiceUnavailable as error:
                 if stop:
@@ -69,9 +76,30 @@ class WorkerCommand(BaseCommand):
         raise NotImplementedError
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+def whole(minimum: int, maximum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``minimum`` to ``maximum``, in decimal digits."""
+
+    def parse(text: str) -> int:
+        is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) <= _LONGEST_NUMBER
+        if not is_number or not minimum <= int(text) <= maximum:
+            raise ArgumentTypeError(f"{text[:_LONGEST_NUMBER]!r} is not a whole number from {minimum} to {maximum}")
+        return int(text)
+
+    return parse
+
+
+def seconds(minimum: float, maximum: float) -> Callable[[str], float]:
+    """An argparse type: a number of seconds from ``minimum`` to ``maximum``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not minimum <= value <= maximum:
+            raise ArgumentTypeError(
+                f"{text[:_LONGEST_NUMBER]!r} is not a number of seconds from {minimum:g} to {maximum:g}"
+            )
+        return value
+
+    return parse

@@ -19,6 +19,7 @@ from coupons.services.issuing import issue_many
 from kafka_bridge.admin_base import BigTableAdmin
 from tests.admin.pages import errors_of, form_of, html_of, messages_of
 from tests.support.messages import requests
+from tests.support.names import TAKEN_NAMES
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
 
 MakeCoupon = Callable[..., Coupon]
@@ -90,6 +91,13 @@ def test_a_new_coupon_opens_now_unless_told_otherwise(superuser: Client) -> None
         ({"valid_days": "0"}, "valid_days", "From 1 to"),
         ({"valid_days": "2000000000"}, "valid_days", "From 1 to"),
         ({"admission": "magic"}, "admission", "valid choice"),
+        ({"name": "\u200d\u200b"}, "name", "visible"),
+        ({"name": "\u3000"}, "name", "required"),
+        ({"name": "a\x1b[31mb"}, "name", "control characters"),
+        ({"name": "a\u202eb"}, "name", "direction"),
+        ({"name": "x" * 201}, "name", "200"),
+        ({"opens_at_0": "1969-12-31"}, "opens_at", "1970 to 9998"),
+        ({"closes_at_0": "9999-01-01", "closes_at_1": "00:00:00"}, "closes_at", "1970 to 9998"),
     ],
 )
 def test_what_the_table_would_refuse_is_said_at_the_field(
@@ -99,6 +107,12 @@ def test_what_the_table_would_refuse_is_said_at_the_field(
     assert list(errors) == [field]
     assert any(words in message for message in errors[field]), errors
     assert not Coupon.objects.exists()
+
+
+@pytest.mark.parametrize("name", TAKEN_NAMES)
+def test_a_name_of_any_language_is_taken_as_it_is(superuser: Client, name: str) -> None:
+    assert errors_of(superuser.post(ADD, SPRING | {"name": name})) == {}
+    assert Coupon.objects.get().name == name
 
 
 def test_a_type_is_given_once(superuser: Client) -> None:

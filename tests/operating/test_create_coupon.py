@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.test import Client
 
 from coupons.models import Coupon
+from couponsite.tokens import issue_access_token
+from tests.support.names import REFUSED_NAMES, TAKEN_NAMES
 
 pytestmark = pytest.mark.django_db
 
@@ -42,6 +45,51 @@ def test_another_coupon_of_that_type_is_refused_with_what_differs(create: Any) -
     create("SUMMER", "--quantity", "100")
     with pytest.raises(CommandError, match=r"differs in name, total_quantity"):
         create("SUMMER", "--quantity", "200", "--name", "Winter")
+
+
+@pytest.mark.parametrize("name", TAKEN_NAMES)
+def test_a_name_of_any_language_is_taken_as_it_is(name: str, create: Any) -> None:
+    create("A", "--quantity", "1", "--name", name)
+    assert Coupon.objects.get().name == name
+
+
+@pytest.mark.parametrize("name", REFUSED_NAMES)
+def test_a_name_that_cannot_be_shown_is_refused_in_one_line(name: str, create: Any) -> None:
+    with pytest.raises(CommandError, match=r"^--name must ") as caught:
+        create("A", "--quantity", "1", "--name", name)
+    assert str(caught.value).isprintable()
+    assert not Coupon.objects.exists()
+
+
+@pytest.mark.parametrize("option", ["--opens-at", "--closes-at"])
+@pytest.mark.parametrize(
+    "time",
+    [
+        "0001-01-01T00:00:00+09:00", "9999-12-31T23:59:59-05:00", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00+00:01",
+        "9999-01-01T00:00:00Z", "9998-12-31T23:59:59-00:01",
+    ],
+)  # fmt: skip
+def test_a_time_outside_1970_to_9998_is_refused_by_its_option(option: str, time: str, create: Any) -> None:
+    with pytest.raises(CommandError, match=f"argument {option}: .* must be in the years 1970 to 9998"):
+        create("A", "--quantity", "1", option, time)
+    assert not Coupon.objects.exists()
+
+
+def test_the_first_and_the_last_time_are_taken(create: Any) -> None:
+    first, last = "1970-01-01T09:00:00+09:00", "9998-12-31T23:59:59.999999Z"
+    create("A", "--quantity", "1", "--opens-at", first, "--closes-at", last)
+    assert Client().get("/").status_code == 200
+    [shown] = (
+        Client().get("/api/v1/coupons", headers={"Authorization": f"Bearer {issue_access_token(7)}"}).json()["results"]
+    )
+    assert (shown["opensAt"], shown["closesAt"]) == ("1970-01-01T00:00:00Z", last)
+
+
+def test_a_window_that_ends_before_it_begins_is_refused_in_plain_words(create: Any) -> None:
+    # It opens now, unless told otherwise.
+    with pytest.raises(CommandError, match=r"would close before it opens \(without an opening, that is now\)"):
+        create("A", "--quantity", "1", "--closes-at", "2020-01-01T00:00:00Z")
+    assert not Coupon.objects.exists()
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,21 @@ def test_every_user_of_a_batch_has_an_id(user_ids: list[int], batch_id: str) -> 
 # The results.
 
 
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://h","x")', "+1", "-5", "@SUM(1)", '"\t=1"'])
+def test_a_spreadsheet_finds_no_formula_in_the_results(users: Users, make_coupon: MakeCoupon, text: str) -> None:
+    coupon = make_coupon()
+    users.write(text, 1)
+    users.accept(coupon)
+    decide_everything()
+    users.issue(coupon)
+    cells = [cell for row in users.results() for cell in row.values()]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    invalid, valid = users.results()
+    assert (invalid["userId"][:1], invalid["status"]) == ("'", "INVALID")
+    [request] = requested()
+    assert (valid["userId"], valid["requestId"]) == ("1", request["requestId"])
+
+
 def test_the_results_tell_how_every_line_ended(users: Users, make_coupon: MakeCoupon) -> None:
     coupon = make_coupon(total_quantity=2)
     users.write(3, 1, "x,y", 3, 2)

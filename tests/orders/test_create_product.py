@@ -8,6 +8,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from orders.models import Product
+from tests.support.names import REFUSED_NAMES, TAKEN_NAMES
 
 pytestmark = pytest.mark.django_db
 
@@ -17,6 +18,20 @@ def test_a_product_is_created_and_printed(capsys: pytest.CaptureFixture[str]) ->
     product = Product.objects.get()
     assert json.loads(capsys.readouterr().out) == {"productId": product.id}
     assert (product.name, product.price) == ("양말 🧦", 12_900)
+
+
+@pytest.mark.parametrize("name", TAKEN_NAMES)
+def test_a_name_of_any_language_is_taken_as_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call_command("create_product", name, "--price", "1")
+    assert Product.objects.get().name == name
+
+
+@pytest.mark.parametrize("name", REFUSED_NAMES)
+def test_a_name_that_cannot_be_shown_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(CommandError, match=r"^NAME must ") as caught:
+        call_command("create_product", name, "--price", "1")
+    assert str(caught.value).isprintable()
+    assert not Product.objects.exists()
 
 
 def test_the_same_again_is_another_product(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import IntegrityError
 from django.test import Client
-from pytest_django import DjangoAssertNumQueries
+from pytest_django import DjangoAssertNumQueries, Settings
 
 from coupons.models import Coupon, UserCoupon
+from couponsite import settings as settings_module
 from kafka_bridge.models import OutboxMessage
 from orders.models import Order, Product
 from orders.services import placing
@@ -133,7 +134,7 @@ def test_a_product_that_there_is_not_is_named_and_the_coupon_stays_free(
     [
         ({"discount_type": "PERCENT", "discount_value": 10}, 9_999, 999),
         ({"discount_type": "PERCENT", "discount_value": 33}, 100, 33),
-        ({"discount_type": "PERCENT", "discount_value": 1}, 99, 0),
+        ({"discount_type": "PERCENT", "discount_value": 1}, 199, 1),
         ({"discount_type": "PERCENT", "discount_value": 100}, 12_345, 12_345),
         ({"discount_type": "PERCENT", "discount_value": 50, "discount_cap": 3_000}, 6_001, 3_000),
         ({"discount_type": "PERCENT", "discount_value": 50, "discount_cap": 3_000}, 5_999, 2_999),
@@ -157,6 +158,38 @@ def test_a_coupon_takes_off_whole_won_and_never_more_than_the_order(
     assert call("GET", f"{ORDERS}/{body['orderId']}").json()["payAmount"] == price - off
     mine.refresh_from_db()
     assert mine.status == "HELD"
+
+
+@pytest.mark.parametrize(
+    ("coupon", "price", "reason"),
+    [
+        ({"discount_type": "PERCENT", "discount_value": 10}, 9, "10 % of 9 won is less than 1 won"),
+        ({"discount_type": "PERCENT", "discount_value": 1, "discount_cap": 5}, 99, "1 % of 99 won is less than 1 won"),
+        ({"discount_type": "PERCENT", "discount_value": 100}, 0, "costs 0 won"),
+        ({"discount_type": "FIXED", "discount_value": 500}, 0, "costs 0 won"),
+    ],
+)
+def test_a_coupon_that_takes_nothing_off_is_not_used_up(
+    call: Call, give_coupon: GiveCoupon, coupon: dict[str, Any], price: int, reason: str
+) -> None:
+    product = Product.objects.create(name="Thing", price=price)
+    mine = give_coupon(**coupon)
+    items = [{"productId": product.id, "quantity": 1}]
+    answer = call("POST", ORDERS, {"items": items, "userCouponId": mine.id})
+    assert (answer.status_code, answer.json()["code"]) == (409, "coupon_not_usable")
+    assert reason in answer.json()["detail"]
+    mine.refresh_from_db()
+    assert mine.status == "ISSUED"
+    assert not Order.objects.exists()
+    assert call("POST", ORDERS, {"items": items}).status_code == 201
+
+
+@pytest.mark.parametrize("limit", settings_module.env.limits["ORDER_PAYMENT_MINUTES"].accepted)
+def test_an_order_is_placed_at_the_limits_of_its_time_for_payment(limit: str, place: Place, settings: Settings) -> None:
+    settings.ORDER_PAYMENT_MINUTES = int(limit)
+    order = Order.objects.get(id=place())
+    # Counted from the statement before the one that inserts the row.
+    assert abs(order.expires_at - order.created_at - timedelta(minutes=int(limit))) < timedelta(seconds=10)
 
 
 def test_the_least_amount_of_a_coupon_is_that_of_all_lines_together(

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from django.conf import settings
+from django.core.management import CommandError, call_command
 
 from couponsite.demo.processes import procfile_process
 from tests.support.service import environment, run_command
@@ -61,6 +63,44 @@ def test_an_unreachable_redis_is_named_by_who_lives_on_it() -> None:
 @pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER])
 def test_a_setting_that_does_not_parse_is_named(command: tuple[str, ...]) -> None:
     assert_one_line(run_command(*command, env=environment(CONSUMER_BATCH_SIZE="many")), "CONSUMER_BATCH_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("consume_coupons", "--batch-size", "2000000"), "--batch-size"),
+        (("consume_coupons", "--concurrency", "100000"), "--concurrency"),
+        (("issue_worker", "--batch-size", "2000000"), "--batch-size"),
+        (("relay_outbox", "--batch-size", "10001"), "--batch-size"),
+        (("relay_outbox", "--wait", "nan"), "--wait"),
+        (("relay_outbox", "--wait", "1e300"), "--wait"),
+        (("expire_orders", "--every", "86401"), "--every"),
+        (("reconcile", "--patience", "0"), "--patience"),
+        (("reconcile", "--every", "9" * 5000), "--every"),
+        (("create_product", "Socks", "--price", "1000000000000001"), "--price"),
+        ((*COUPON, "--valid-days", "36501"), "--valid-days"),
+        ((*COUPON, "--opens-at", "0001-01-01T00:00:00+09:00"), "--opens-at"),
+        ((*COUPON, "--closes-at", "9999-12-31T23:59:59-05:00"), "--closes-at"),
+    ],
+)
+def test_an_option_out_of_range_is_named(command: tuple[str, ...], option: str) -> None:
+    with pytest.raises(CommandError) as refusal:
+        call_command(*command)
+    assert str(refusal.value).startswith(f"Error: argument {option}: ")
+    assert len(str(refusal.value)) < 200
+
+
+def test_a_process_does_not_start_with_an_option_out_of_range() -> None:
+    ended = run_command("consume_coupons", "--batch-size", "2000000", env=environment())
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("'2000000' is not a whole number from 1 to 10000")
+
+
+@pytest.mark.parametrize("command", [RELAY, WORKER, ("check",)])
+def test_a_redis_database_that_the_server_lacks_is_named(command: tuple[str, ...]) -> None:
+    address = settings.REDIS_URL.partition("?")[0].rpartition("/")[0]
+    assert_one_line(run_command(*command, env=environment(REDIS_URL=f"{address}/9999")), "REDIS_URL: ")
 
 
 def test_a_missing_secret_is_named() -> None:

@@ -9,12 +9,14 @@ from django.core.management.base import CommandError
 
 from kafka_bridge.consumer import GroupConsumer
 from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.management.worker import WorkerCommand, positive
+from kafka_bridge.management.worker import MOST_AT_ONCE, WorkerCommand, whole
 from kafka_bridge.registry import ConsumerGroup, groups
 
 logger = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 0.2
+# Each is a connection to the database and a client of Kafka.
+_MOST_THREADS = 64
 
 
 class Command(WorkerCommand):
@@ -26,9 +28,11 @@ class Command(WorkerCommand):
         super().add_arguments(parser)
         parser.add_argument("--group", action="append", metavar="G", help="repeatable; default: every group")
         parser.add_argument(
-            "--concurrency", type=positive, default=1, metavar="N", help="threads per group (default 1)"
+            "--concurrency", type=whole(1, _MOST_THREADS), default=1, metavar="N", help="threads per group (default 1)"
         )
-        parser.add_argument("--batch-size", type=positive, metavar="N", help="default CONSUMER_BATCH_SIZE")
+        parser.add_argument(
+            "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
+        )
         parser.add_argument(
             "--until-idle", action="store_true", help="end once every partition was at its end for a second"
         )

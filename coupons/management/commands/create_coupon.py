@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from datetime import datetime
 from typing import Any
 
@@ -10,12 +10,12 @@ from django.utils.dateparse import parse_datetime
 
 from kafka_bridge.errors import is_transient
 from kafka_bridge.lifecycle import StopFlag, check_database, first_line
-from kafka_bridge.management.worker import WorkerCommand, positive
+from kafka_bridge.management.worker import WorkerCommand, whole
 
 from ...admission import ADMISSIONS
 from ...errors import InvalidRequest
 from ...models import Coupon
-from ...policy import is_coupon_type
+from ...policy import MOST_DISCOUNT_WON, MOST_UNITS, MOST_VALID_DAYS, is_coupon_type, name_refusal, time_refusal
 from ...services.creating import coupon_create
 
 
@@ -27,17 +27,19 @@ class Command(WorkerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("coupon_type", metavar="TYPE", help="1 to 64 of A-Z a-z 0-9 _ -")
-        parser.add_argument("--quantity", type=positive, required=True, metavar="N")
+        parser.add_argument("--quantity", type=whole(1, MOST_UNITS), required=True, metavar="N")
         parser.add_argument("--name", metavar="S", help="default: TYPE")
         parser.add_argument("--admission", choices=list(ADMISSIONS), default="queue")
         discount = parser.add_mutually_exclusive_group()
-        discount.add_argument("--percent", type=positive, metavar="P", help="1 to 100; default 10")
-        discount.add_argument("--fixed", type=positive, metavar="WON")
-        parser.add_argument("--cap", type=positive, metavar="WON", help="the most a percentage takes off")
-        parser.add_argument("--min-order", type=positive, metavar="WON", default=0)
+        discount.add_argument("--percent", type=whole(1, 100), metavar="P", help="1 to 100; default 10")
+        discount.add_argument("--fixed", type=whole(1, MOST_DISCOUNT_WON), metavar="WON")
+        parser.add_argument(
+            "--cap", type=whole(1, MOST_DISCOUNT_WON), metavar="WON", help="the most a percentage takes off"
+        )
+        parser.add_argument("--min-order", type=whole(0, MOST_DISCOUNT_WON), metavar="WON", default=0)
         parser.add_argument("--opens-at", type=moment, metavar="T", help="ISO 8601 with zone; default: now")
         parser.add_argument("--closes-at", type=moment, metavar="T", help="ISO 8601 with zone; default: never")
-        parser.add_argument("--valid-days", type=positive, metavar="N", help="default: never expires")
+        parser.add_argument("--valid-days", type=whole(1, MOST_VALID_DAYS), metavar="N", help="default: never expires")
         parser.add_argument(
             "--refund-policy",
             choices=Coupon.RefundPolicy.values,
@@ -58,25 +60,30 @@ class Command(WorkerCommand):
 
 def moment(text: str) -> datetime:
     """An argparse type: an aware time in ISO 8601."""
-    parsed = parse_datetime(text)
+    try:
+        parsed = parse_datetime(text)
+    except ValueError:
+        parsed = None
     if parsed is None or parsed.tzinfo is None:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text[:40]!r} is not ISO 8601 with a zone, write it like 2026-07-01T10:00:00+09:00")
+    if why := time_refusal(parsed):
+        raise ArgumentTypeError(f"{text[:40]!r} {why}")
     return parsed
 
 
 def _values(options: dict[str, Any]) -> dict[str, Any]:
     if not is_coupon_type(options["coupon_type"]):
         raise CommandError("TYPE must be 1 to 64 of A-Z a-z 0-9 _ -")
-    if options["name"] is not None and not options["name"].isprintable():
-        raise CommandError("--name must be printable characters")
+    # Without blanks around it, as the admin takes it.
+    name = options["coupon_type"] if options["name"] is None else options["name"].strip()
+    if why := name_refusal(name):
+        raise CommandError(f"--name {why}")
     fixed, percent, cap = options["fixed"], options["percent"] or 10, options["cap"]
     if fixed and cap:
         raise CommandError("--cap goes with --percent")
-    if not fixed and percent > 100:
-        raise CommandError("--percent must be from 1 to 100")
     values = {
         "coupon_type": options["coupon_type"],
-        "name": options["name"] or options["coupon_type"],
+        "name": name,
         "total_quantity": options["quantity"],
         "admission": options["admission"],
         "discount_type": Coupon.DiscountType.FIXED if fixed else Coupon.DiscountType.PERCENT,

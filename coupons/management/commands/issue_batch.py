@@ -18,11 +18,10 @@ from ...bulk.run import BatchRun, Stopped
 from ...bulk.users import BadUserFile, UserFile
 from ...errors import DomainError
 from ...models import Coupon
+from ...policy import name_refusal
 from ...services.batching import Batch
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_ID = 200
 
 
 class Command(WorkerCommand):
@@ -88,8 +87,8 @@ def _carry_out(run: BatchRun, users: UserFile, total: int, results: ResultsFile 
 def _batch_id(given: str | None, coupon_type: str, digest: str) -> str:
     if given is None:
         return f"{coupon_type}:{digest}"
-    if not given or len(given) > _LONGEST_ID or not given.isprintable():
-        raise CommandError(f"--id must be 1 to {_LONGEST_ID} printable characters")
+    if why := name_refusal(given):
+        raise CommandError(f"--id {why}")
     return given
 
 

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from kafka_bridge.lifecycle import StopFlag, check_database, check_redis
-from kafka_bridge.management.worker import WorkerCommand, positive
+from kafka_bridge.management.worker import MOST_AT_ONCE, WorkerCommand, whole
 
 from ...worker.loop import IssueWorker
 
@@ -18,7 +18,9 @@ class Command(WorkerCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--batch-size", type=positive, metavar="N", help="default CONSUMER_BATCH_SIZE")
+        parser.add_argument(
+            "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
+        )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         IssueWorker(batch_size=options["batch_size"], turned=self.heartbeat.loop()).run(stop)

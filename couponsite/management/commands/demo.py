@@ -13,7 +13,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.management.worker import positive
+from kafka_bridge.management.worker import whole
 
 
 class Command(BaseCommand):
@@ -21,12 +21,18 @@ class Command(BaseCommand):
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--requests", type=positive, default=20_000, metavar="N")
-        parser.add_argument("--users", type=positive, default=10_000, metavar="N", help="default 10000")
-        parser.add_argument("--coupons", type=positive, default=5, metavar="N", help="kinds of coupons (default 5)")
-        parser.add_argument("--quantity", type=positive, default=1000, metavar="N", help="of each (default 1000)")
-        parser.add_argument("--orders", type=positive, default=300, metavar="N", help="paid after it (default 300)")
-        parser.add_argument("--issuers", type=positive, default=3, metavar="N", help="issuer processes (default 3)")
+        parser.add_argument("--requests", type=whole(1, 10_000_000), default=20_000, metavar="N")
+        parser.add_argument("--users", type=whole(1, 10_000_000), default=10_000, metavar="N", help="default 10000")
+        parser.add_argument(
+            "--coupons", type=whole(1, 1000), default=5, metavar="N", help="kinds of coupons (default 5)"
+        )
+        parser.add_argument(
+            "--quantity", type=whole(1, 10_000_000), default=1000, metavar="N", help="of each (default 1000)"
+        )
+        parser.add_argument(
+            "--orders", type=whole(1, 100_000), default=300, metavar="N", help="paid after it (default 300)"
+        )
+        parser.add_argument("--issuers", type=whole(1, 64), default=3, metavar="N", help="issuer processes (default 3)")
         parser.add_argument("--logs", type=Path, default=settings.BASE_DIR / ".devstack" / "demo" / "logs")
 
     def handle(self, *args: Any, **options: Any) -> None:

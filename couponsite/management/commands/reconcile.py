@@ -11,7 +11,7 @@ from django.core.management.base import CommandError
 from coupons.reconciling.comparison import Comparison, Reconciled, is_outage
 from kafka_bridge.errors import ServiceUnavailable, is_database_outage
 from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
-from kafka_bridge.management.worker import WorkerCommand, positive
+from kafka_bridge.management.worker import DAY_SECONDS, WorkerCommand, whole
 from orders.ranking import view
 from orders.ranking.days import last_days
 from orders.ranking.rebuilding import ranking_rebuild
@@ -34,10 +34,10 @@ class Command(WorkerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--repair", action="store_true", help="mend what is found")
-        parser.add_argument("--every", type=positive, metavar="S", help="seconds between two comparisons")
+        parser.add_argument("--every", type=whole(1, DAY_SECONDS), metavar="S", help="seconds between two comparisons")
         parser.add_argument(
             "--patience",
-            type=positive,
+            type=whole(1, DAY_SECONDS),
             metavar="S",
             help="how long a request may be on its way between two places (default RECONCILE_PATIENCE_SECONDS)",
         )

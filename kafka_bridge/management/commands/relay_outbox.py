@@ -5,7 +5,7 @@ from typing import Any
 
 from ...lifecycle import StopFlag, check_database
 from ...relay import BATCH_SIZE, Relay
-from ..worker import WorkerCommand, positive
+from ..worker import MOST_AT_ONCE, WorkerCommand, whole
 
 
 class Command(WorkerCommand):
@@ -17,7 +17,7 @@ class Command(WorkerCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE)
+        parser.add_argument("--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", default=BATCH_SIZE)
         parser.add_argument("--until-idle", action="store_true", help="end once nothing was unpublished for a second")
 
     def work(self, stop: StopFlag, **options: Any) -> None:

@@ -8,7 +8,7 @@ from django.core.management.base import CommandError
 
 from kafka_bridge.errors import is_transient
 from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
-from kafka_bridge.management.worker import WorkerCommand, positive
+from kafka_bridge.management.worker import DAY_SECONDS, WorkerCommand, whole
 
 from ...effects import monitoring
 from ...services.expiring import expire_unpaid, settle_payments, settle_refunds
@@ -29,7 +29,7 @@ class Command(WorkerCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--every", type=positive, metavar="S", help="seconds between two sweeps")
+        parser.add_argument("--every", type=whole(1, DAY_SECONDS), metavar="S", help="seconds between two sweeps")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         turned = self.heartbeat.loop()

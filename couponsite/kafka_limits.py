@@ -1,0 +1,86 @@
+"""Limits of the settings that are JSON for Kafka: librdkafka and brokers take more than the service can work with."""
+
+from __future__ import annotations
+
+from couponsite.environment import Limits
+from kafka_bridge.contracts import (
+    LEAST_RETENTION_MS,
+    LONGEST_NAME,
+    MOST_PARTITIONS,
+    MOST_REPLICAS,
+    MOST_RETENTION_MS,
+)
+
+_ACCEPTED_FIELDS = (
+    '"partitions": 1, "replicas": 1, "retentionMs": -1',
+    f'"partitions": {MOST_PARTITIONS}, "replicas": {MOST_REPLICAS}, "retentionMs": {MOST_RETENTION_MS}',
+    f'"retentionMs": {LEAST_RETENTION_MS}',
+    f'"topic": "{"t" * LONGEST_NAME}", "deadLetterTopic": "{"d" * LONGEST_NAME}"',
+)
+_REFUSED_FIELDS = (
+    '"partitions": 0', f'"partitions": {MOST_PARTITIONS + 1}', '"partitions": "3"', '"partitions": true',
+    '"replicas": 0', f'"replicas": {MOST_REPLICAS + 1}', '"replicas": 1.0',
+    '"retentionMs": 0', '"retentionMs": -2', f'"retentionMs": {LEAST_RETENTION_MS - 1}',
+    f'"retentionMs": {MOST_RETENTION_MS + 1}', f'"retentionMs": {2**64}', f'"retentionMs": {10**40}',
+    f'"topic": "{"t" * (LONGEST_NAME + 1)}"', '"topic": "."', '"topic": ".."', '"topic": " "', '"topic": ""',
+    '"topic": "a/b"', '"topic": {}', f'"deadLetterTopic": "{"d" * (LONGEST_NAME + 1)}"',
+    '"key": "couponType"', '"key": []', '"unknown": 1', '"topic": "a", "topic": "b"',
+)  # fmt: skip
+ROUTES = Limits(
+    tuple(f'{{"order.completed.v1": {{{fields}}}}}' for fields in _ACCEPTED_FIELDS),
+    (
+        *(f'{{"order.completed.v1": {{{fields}}}}}' for fields in _REFUSED_FIELDS),
+        '{"no.such.event": {}}',
+        '{"order.completed.v1": []}',
+        '{"order.completed.v1": null}',
+    ),
+)
+_REFUSED_IDS = ("", " ", "a b", "a/b", ".", "\\u0007", "\u00e9", "g" * (LONGEST_NAME + 1))
+GROUPS = Limits(
+    ('{"issue": "a"}', f'{{"issue": "{"g" * LONGEST_NAME}"}}'),
+    (
+        *(f'{{"issue": "{group_id}"}}' for group_id in _REFUSED_IDS),
+        '{"issue": 1}',
+        '{"issue": {}}',
+        '{"no-such-group": "a"}',
+        '{"issue": "a", "results": "a"}',
+    ),
+)
+
+# librdkafka's properties, each from the first to the second.
+_CLIENT = {
+    "socket.timeout.ms": (1_000, 60_000),
+    "socket.connection.setup.timeout.ms": (1_000, 60_000),
+    "reconnect.backoff.ms": (0, 1_000),
+    "reconnect.backoff.max.ms": (1_000, 10_000),
+    "retry.backoff.ms": (1, 1_000),
+    "retry.backoff.max.ms": (1_000, 10_000),
+    "topic.metadata.refresh.interval.ms": (1_000, 900_000),
+}
+PRODUCER = {
+    **_CLIENT,
+    # The largest dead letter must fit.
+    "message.max.bytes": (2 * 1024 * 1024, 16 * 1024 * 1024),
+    # A batch of the relay at the least; the memory of a process at the most.
+    "queue.buffering.max.messages": (1_000, 1_000_000),
+    "queue.buffering.max.kbytes": (16_384, 1_048_576),
+    # Every request waits so long. Both are names of one property.
+    "linger.ms": (0, 1_000),
+    "queue.buffering.max.ms": (0, 1_000),
+    "request.timeout.ms": (1_000, 60_000),
+    "batch.num.messages": (1, 1_000_000),
+    "batch.size": (1_024, 16 * 1024 * 1024),
+}
+CONSUMER = {
+    **_CLIENT,
+    # Brokers refuse a shorter session, and the group never gets its partitions.
+    "session.timeout.ms": (6_000, 300_000),
+    # Half of the shortest session at the most.
+    "heartbeat.interval.ms": (100, 3_000),
+    # The groups that call services outside are busy for so long: see kafka_bridge.client.
+    "max.poll.interval.ms": (300_000, 3_600_000),
+    "fetch.wait.max.ms": (0, 5_000),
+    "fetch.min.bytes": (1, 52_428_800),
+    "queued.min.messages": (1, 1_000_000),
+    "queued.max.messages.kbytes": (1_024, 1_048_576),
+}
