@@ -197,7 +197,7 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 
 # The share of its memory in use past which statuses are no longer cached in Redis: the rest is for gates.
-STATUS_CACHE_MEMORY_PERCENT = env.whole("STATUS_CACHE_MEMORY_PERCENT", default=50, maximum=90)
+STATUS_CACHE_MEMORY_PERCENT = env.whole("STATUS_CACHE_MEMORY_PERCENT", default=50, minimum=0, maximum=90)
 
 # Flags: of waffle only the table, the command and an admin page of our own are used, see coupons.worker.share. Saving a
 # flag clears waffle's cache, and must not need Redis: that is when somebody wants to change it.
@@ -340,7 +340,6 @@ KAFKA_CONSUMER_CONFIG = env.client_options(
             "group.protocol",
             "bootstrap.servers",
             "metadata.broker.list",
-            "enable.partition.eof",
             "allow.auto.create.topics",
             "topic.blacklist",
         }
