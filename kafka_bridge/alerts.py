@@ -22,6 +22,11 @@ _END = f"""
     UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
     WHERE rule = %s AND ended_at IS NULL AND started_at <= statement_timestamp() - %s * interval '1 second'
 """
+_END_ALL = f"""
+    UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
+    WHERE starts_with(rule, %s) AND ended_at IS NULL
+    RETURNING rule
+"""
 
 
 def open_alert(*, rule: str, severity: Literal["warning", "critical"], summary: str, runbook: str) -> bool:
@@ -46,3 +51,12 @@ def end_alert(rule: str, *, open_for_seconds: float = 0.0) -> bool:
     if ended:
         transaction.on_commit(partial(logger.info, "alert %s has ended", rule))
     return ended
+
+
+def end_alerts(prefix: str) -> None:
+    """End the open alerts of all rules whose names begin with ``prefix``."""
+    with connection.cursor() as cursor:
+        cursor.execute(_END_ALL, [prefix])
+        rules = [rule for (rule,) in cursor.fetchall()]
+    for rule in rules:
+        transaction.on_commit(partial(logger.info, "alert %s has ended", rule))

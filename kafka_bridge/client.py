@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
@@ -16,7 +16,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import TopicMetadata
 from confluent_kafka.cimpl import NewTopic
@@ -33,6 +33,7 @@ __all__ = [
     "KafkaException",
     "Message",
     "Producer",
+    "TopicMetadata",
     "TopicPartition",
     "check_client_options",
     "check_kafka",
@@ -41,6 +42,7 @@ __all__ = [
     "group_lag",
     "make_consumer",
     "make_producer",
+    "topic_configs",
 ]
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ REFUSED_FOR_GOOD = frozenset(
         KafkaError._VALUE_SERIALIZATION,
     }
 )
+# Errors that concern one of several topics asked for.
+_ABOUT_ONE_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 PARTITION_EOF = KafkaError._PARTITION_EOF
 # A partition has no leader for a moment when it is new or its broker goes away.
 _LEADER_CHANGES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
@@ -114,7 +118,6 @@ def make_producer() -> Producer:
             "message.timeout.ms": 0,
             # The partitioner of the Java client, so that its producers put a key on the same partition.
             "partitioner": "murmur2_random",
-            "delivery.report.only.error": True,
         }
     )
 
@@ -223,6 +226,28 @@ def _compare(existing: TopicMetadata, wanted: NewTopic) -> Iterator[str]:
         yield f"{wanted.topic} has {len(partitions)} partitions, its route says {wanted.num_partitions}"
     if any(len(partition.replicas) < wanted.replication_factor for partition in partitions):
         yield f"{wanted.topic} has fewer than the {wanted.replication_factor} replicas that its route says"
+
+
+def topic_configs(names: Collection[str], *, timeout: float = _ADMIN_TIMEOUT) -> dict[str, dict[str, str] | KafkaError]:
+    """The settings in force of topics (named with the prefix), or why the broker does not say them, by name.
+
+    Defaults of the brokers are among them. Raises ServiceUnavailable if Kafka does not answer.
+    """
+    admin = _make_admin()
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    found: dict[str, dict[str, str] | KafkaError] = {}
+    try:
+        futures = admin.describe_configs(resources, request_timeout=timeout) if resources else {}
+        for resource, future in futures.items():
+            try:
+                found[resource.name] = {name: entry.value or "" for name, entry in future.result().items()}
+            except KafkaException as error:
+                if error.args[0].code() not in _ABOUT_ONE_TOPIC:
+                    raise
+                found[resource.name] = error.args[0]
+    except KafkaException as error:
+        raise ServiceUnavailable(f"Kafka does not tell the settings of its topics: {error.args[0].str()}") from error
+    return found
 
 
 def delete_topics(names: Iterable[str]) -> None:

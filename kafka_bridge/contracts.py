@@ -155,6 +155,11 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
     return groups
 
 
+def topics_of(routes: Mapping[str, Route]) -> set[str]:
+    """The topics that ``routes`` name, dead-letter topics included, without the prefix."""
+    return {route.topic for route in routes.values()} | {route.dead_letter_topic for route in routes.values()}
+
+
 def encode_body(body: Mapping[str, Any] | msgspec.Struct) -> bytes:
     """The bytes of a message body: compact UTF-8 JSON in the order given."""
     return msgspec.json.encode(body)

@@ -30,6 +30,10 @@ class ServiceUnavailable(BridgeError):
     """A service that the process needs does not answer."""
 
 
+class TopicsUnavailable(ServiceUnavailable):
+    """Topics that exist no more, or take no messages now; the text names each, and what to do."""
+
+
 class CallRefused(BridgeError):
     """A service outside refused a call for good: the same call again would be refused again."""
 

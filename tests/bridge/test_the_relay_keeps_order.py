@@ -85,7 +85,7 @@ def sent_around_a_hanging_relay() -> list[int]:
         other = Relay()
         with transaction.atomic():
             rows = other._read(list(range(SHARDS)))
-        assert other._send(rows, StopFlag())
+        assert other._publisher.send(rows, StopFlag())
         other.close()
         hanging.rollback()
     sent = len(rows) + relay_everything()
