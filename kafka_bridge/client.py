@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
@@ -16,9 +16,11 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._metadata import TopicMetadata
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from django.conf import settings
 
@@ -26,6 +28,14 @@ from .contracts import Route
 from .errors import BadClientOptions, ServiceUnavailable
 from .http_calls import BUDGET
 from .registry import prefixed
+from .topic_checks import (
+    DEAD_LETTER_MAX_BYTES,
+    EVENT_MAX_BYTES,
+    FoundTopic,
+    WantedTopic,
+    topic_complaints,
+    unreadable_complaint,
+)
 
 __all__ = [
     "Consumer",
@@ -39,6 +49,7 @@ __all__ = [
     "check_kafka",
     "delete_topics",
     "ensure_topics",
+    "existing_topics",
     "group_lag",
     "make_consumer",
     "make_producer",
@@ -57,7 +68,6 @@ _ANSWER_TIMEOUT_MS = 10_000
 _ROW_LOCK_MS = 60_000
 _BUSY_MS = 90_000
 _BUSY_CALLING_MS = 300_000
-_DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 
 _CONNECTION_PROPERTIES = ("security.", "sasl.", "ssl.", "enable.ssl.", "https.", "broker.address.")
 
@@ -111,7 +121,7 @@ def make_producer() -> Producer:
             "batch.num.messages": 10000,
             "queue.buffering.max.messages": 100000,
             "compression.type": "lz4",
-            "message.max.bytes": _DEAD_LETTER_MAX_BYTES,
+            "message.max.bytes": DEAD_LETTER_MAX_BYTES,
             **settings.KAFKA_PRODUCER_CONFIG,
             "acks": "all",
             "enable.idempotence": True,
@@ -195,14 +205,15 @@ def check_kafka() -> None:
 def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
     """Create what is missing of the topics of ``routes``; returns (created, complaints).
 
-    Names are with the prefix. A complaint tells of a topic that exists with fewer partitions or replicas than its route
-    says (more are fine: somebody scaled). Raises ServiceUnavailable if Kafka does not answer.
+    Names are with the prefix. A complaint is a line about a topic with fewer partitions or replicas than its route says
+    (more are fine), or with a setting that breaks a promise, see ``topic_checks``. Nothing that exists is changed.
+    Raises ServiceUnavailable if Kafka does not answer.
     """
     admin = _make_admin()
     wanted = _wanted_topics(routes)
     try:
         existing = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
-        missing = [topic for name, topic in wanted.items() if name not in existing]
+        missing = [_new_topic(topic) for name, topic in wanted.items() if name not in existing]
         created = []
         futures = admin.create_topics(missing, operation_timeout=_ADMIN_TIMEOUT) if missing else {}
         for name, future in futures.items():
@@ -212,20 +223,49 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
+        if missing:
+            existing = _list_all(admin, wanted)
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka refused to create topics: {error.args[0].str()}") from error
+    # A broker that has not heard of a new topic yet would not say its settings: they are those it was created with.
+    configs = {
+        name: config
+        for name, config in topic_configs(wanted).items()
+        if name not in created or not isinstance(config, KafkaError)
+    }
     complaints = [
-        complaint for name, topic in wanted.items() if name in existing for complaint in _compare(existing[name], topic)
+        complaint for name, config in configs.items() for complaint in _complaints(wanted[name], existing[name], config)
     ]
     return sorted(created), sorted(complaints)
 
 
-def _compare(existing: TopicMetadata, wanted: NewTopic) -> Iterator[str]:
+def _list_all(admin: AdminClient, names: Collection[str]) -> dict[str, TopicMetadata]:
+    """All topics, once the broker that answers knows those just created; KafkaException if that takes too long."""
+    deadline = time.monotonic() + _ADMIN_TIMEOUT
+    while True:
+        existing: dict[str, TopicMetadata] = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
+        absent = set(names) - existing.keys()
+        if not absent:
+            return existing
+        if time.monotonic() > deadline:
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"{min(absent)} does not appear"))
+        time.sleep(0.1)
+
+
+def _complaints(wanted: WantedTopic, existing: TopicMetadata, config: dict[str, str] | KafkaError) -> Iterable[str]:
+    if isinstance(config, KafkaError):
+        return [unreadable_complaint(wanted.name, config.str())]
     partitions = existing.partitions.values()
-    if len(partitions) < wanted.num_partitions:
-        yield f"{wanted.topic} has {len(partitions)} partitions, its route says {wanted.num_partitions}"
-    if any(len(partition.replicas) < wanted.replication_factor for partition in partitions):
-        yield f"{wanted.topic} has fewer than the {wanted.replication_factor} replicas that its route says"
+    replicas = min((len(partition.replicas) for partition in partitions), default=0)
+    return topic_complaints(wanted, FoundTopic(len(partitions), replicas, config))
+
+
+def existing_topics() -> set[str]:
+    """The names of all topics. Raises ServiceUnavailable if Kafka does not answer."""
+    try:
+        return set(_make_admin().list_topics(timeout=_ADMIN_TIMEOUT).topics)
+    except KafkaException as error:
+        raise ServiceUnavailable(f"Kafka does not tell its topics: {error.args[0].str()}") from error
 
 
 def topic_configs(names: Collection[str], *, timeout: float = _ADMIN_TIMEOUT) -> dict[str, dict[str, str] | KafkaError]:
@@ -263,26 +303,22 @@ def delete_topics(names: Iterable[str]) -> None:
         raise ServiceUnavailable(f"Kafka refused to delete topics: {error.args[0].str()}") from error
 
 
-def _wanted_topics(routes: Mapping[str, Route]) -> dict[str, NewTopic]:
-    topics: dict[str, NewTopic] = {}
+def _wanted_topics(routes: Mapping[str, Route]) -> dict[str, WantedTopic]:
+    topics: dict[str, WantedTopic] = {}
     for route in routes.values():
         replicas = route.replicas or settings.KAFKA_REPLICATION_FACTOR
-        topics[prefixed(route.topic)] = _new_topic(
-            route.topic, route.partitions, replicas, {"retention.ms": str(route.retention_ms)}
+        events = WantedTopic(prefixed(route.topic), route.partitions, replicas, route.retention_ms, EVENT_MAX_BYTES)
+        dead_letters = WantedTopic(
+            prefixed(route.dead_letter_topic), 1, replicas, -1, DEAD_LETTER_MAX_BYTES, is_dead_letter_topic=True
         )
-        topics[prefixed(route.dead_letter_topic)] = _new_topic(
-            route.dead_letter_topic,
-            1,
-            replicas,
-            {"retention.ms": "-1", "max.message.bytes": str(_DEAD_LETTER_MAX_BYTES)},
-        )
+        topics |= {events.name: events, dead_letters.name: dead_letters}
     return topics
 
 
-def _new_topic(name: str, partitions: int, replicas: int, config: dict[str, str]) -> NewTopic:
-    # With three replicas one broker may be away and every acknowledged message is still on two.
-    config = {**config, "min.insync.replicas": "2" if replicas >= 3 else "1"}
-    return NewTopic(prefixed(name), num_partitions=partitions, replication_factor=replicas, config=config)
+def _new_topic(wanted: WantedTopic) -> NewTopic:
+    return NewTopic(
+        wanted.name, num_partitions=wanted.partitions, replication_factor=wanted.replicas, config=wanted.config()
+    )
 
 
 def group_lag(group_id: str, topics: list[str]) -> int:

@@ -160,13 +160,13 @@ def _require_transaction() -> None:
 
 
 def stored_payload(event_type: str, event_id: UUID) -> bytes | None:
-    """The body of an event that is still in the outbox, published or not."""
+    """The body of an event that is still in the outbox, published or not; a dead letter's copy is no event."""
     return stored_payloads(event_type, [event_id]).get(event_id)
 
 
 def stored_payloads(event_type: str, event_ids: Collection[UUID]) -> dict[UUID, bytes]:
     """Like ``stored_payload`` for many; ids that are not in the outbox are not in the result."""
-    rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type)
+    rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type, headers=None)
     return {event_id: bytes(payload or b"") for event_id, payload in rows.values_list("event_id", "payload")}
 
 

@@ -19,7 +19,8 @@ _PAUSE = 0.05
 
 # By id rather than by time: the primary key is there anyway, and ids rise with time.
 _CANDIDATES = """
-    SELECT id, event_type, event_id, coalesce(published_at < line.at, false), created_at < line.at
+    SELECT id, CASE WHEN headers IS NULL THEN event_type END, event_id,
+           coalesce(published_at < line.at, false), created_at < line.at
     FROM kafka_bridge_outboxmessage, (SELECT statement_timestamp() - %s * interval '1 second' AS at) AS line
     WHERE id > %s
     ORDER BY id LIMIT %s
@@ -51,10 +52,12 @@ def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE)
     return deleted
 
 
-def _delete(expired: list[tuple[int, str, UUID]]) -> int:
+def _delete(expired: list[tuple[int, str | None, UUID]]) -> int:
     by_type: dict[str, list[UUID]] = defaultdict(list)
     for _, event_type, event_id in expired:
-        by_type[event_type].append(event_id)
+        # A dead letter's copy has its original's type and an id of its own: nothing waits for it.
+        if event_type is not None:
+            by_type[event_type].append(event_id)
     kept = {event_id for event_type, ids in by_type.items() for event_id in undecided(event_type, ids)}
     if kept:
         logger.warning("%d rows past retention are kept: nobody has decided them yet", len(kept))

@@ -22,7 +22,8 @@ _READ = """
            ended.reason
     FROM unnest(%s::uuid[]) AS asked (id)
          LEFT JOIN LATERAL (
-             SELECT payload FROM kafka_bridge_outboxmessage WHERE event_id = asked.id AND event_type = %s LIMIT 1
+             SELECT payload FROM kafka_bridge_outboxmessage
+             WHERE event_id = asked.id AND event_type = %s AND headers IS NULL LIMIT 1
          ) AS accepted ON true
          LEFT JOIN LATERAL (
              SELECT status, coupon_id, coupon_type, user_id, reason FROM coupons_issuerequest

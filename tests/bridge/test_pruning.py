@@ -7,14 +7,18 @@ import pytest
 from django.db import connection
 
 from coupons.handlers import ISSUE
+from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon
 from coupons.selectors import request_status
 from coupons.services.accepting import request_accept
+from coupons.services.earlier import earlier_requests
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
+from kafka_bridge.outbox import stored_payload
 from kafka_bridge.pruning import prune
-from tests.support.messages import message
+from kafka_bridge.registry import ReceivedMessage
+from tests.support.messages import message, request_body
 from tests.support.outbox import publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -64,3 +68,30 @@ def test_a_request_without_a_result_is_never_deleted(make_coupon: Callable[..., 
     status = request_status(accepted.request_id)
     assert status is not None
     assert status.status == "SUCCESS"
+
+
+def poison(coupon: Coupon, user_id: int) -> ReceivedMessage:
+    """A message that names a request and cannot be decided: it becomes a dead letter with a copy on the DLT."""
+    body = request_body(coupon, user_id, userId="not a number")
+    headers = (("ce_id", body["requestId"].encode()), ("ce_type", ISSUE_REQUESTED.encode()))
+    return message(body, headers=headers)
+
+
+def test_the_copy_of_a_dead_request_is_deleted_without_a_warning(
+    make_coupon: Callable[..., Coupon], caplog: pytest.LogCaptureFixture
+) -> None:
+    BatchHandler(ISSUE).handle([poison(make_coupon(), 1)], StopFlag())
+    copies = OutboxMessage.objects.filter(event_type=ISSUE_REQUESTED).exclude(headers=None)
+    assert copies.count() == 1
+    published(hours_ago=2)
+    prune(RETENTION, StopFlag())
+    assert not OutboxMessage.objects.exists()
+    assert "kept" not in caplog.text
+
+
+def test_the_copy_of_a_dead_request_is_no_request(make_coupon: Callable[..., Coupon]) -> None:
+    BatchHandler(ISSUE).handle([poison(make_coupon(), 1)], StopFlag())
+    (copy,) = OutboxMessage.objects.exclude(headers=None)
+    assert request_status(copy.event_id) is None
+    assert earlier_requests([copy.event_id]) == {}
+    assert stored_payload(ISSUE_REQUESTED, copy.event_id) is None

@@ -22,6 +22,7 @@ ISSUER = ("consume_coupons", "--group", "issue")
 WORKER = ("issue_worker",)
 COUPON = ("create_coupon", "SPRING", "--quantity", "1")
 PRODUCT = ("create_product", "Socks", "--price", "1")
+REPUBLISH = ("republish_topic", "order-completed", "--reason", "lost")
 
 
 def plain_lines(output: str) -> list[str]:
@@ -43,13 +44,13 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> Non
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT])
+@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT, REPUBLISH])
 def test_an_unreachable_database_is_named(command: tuple[str, ...]) -> None:
     env = environment(DATABASE_URL=f"postgres://nobody@{NOBODY}/none")
     assert_one_line(run_command(*command, "--wait", "1", env=env), "PostgreSQL", "port 9")
 
 
-@pytest.mark.parametrize("command", [("create_topics",), ISSUER])
+@pytest.mark.parametrize("command", [("create_topics",), ISSUER, REPUBLISH])
 def test_an_unreachable_kafka_is_named(command: tuple[str, ...]) -> None:
     env = environment(KAFKA_BOOTSTRAP_SERVERS=NOBODY)
     assert_one_line(run_command(*command, "--wait", "1", env=env), "Kafka", NOBODY)

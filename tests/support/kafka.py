@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from django.conf import settings
 
+from devstack.processes import wait_until
 from kafka_bridge.consumer import GroupConsumer
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.registry import ConsumerGroup, prefixed
@@ -111,3 +115,18 @@ def relay_everything(batch_size: int = 500) -> int:
 def consume_everything(group: ConsumerGroup, batch_size: int | None = None) -> None:
     """Runs a consumer of the group in this thread until every partition was at its end for a second."""
     GroupConsumer(group, batch_size=batch_size).run(StopFlag(), until_idle=True)
+
+
+def set_topic_config(topic: str, values: Mapping[str, str]) -> None:
+    """What an operator does with kafka-configs.sh; the topic is named without prefix."""
+    entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in values.items()]
+    resource = ConfigResource(ResourceType.TOPIC, prefixed(topic), incremental_configs=entries)
+    admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
+    admin.incremental_alter_configs([resource])[resource].result(30)
+
+    def is_in_force() -> bool:
+        config = admin.describe_configs([resource])[resource].result(30)
+        return all(config[name].value == value for name, value in values.items())
+
+    # The controller answers before the brokers know.
+    wait_until(is_in_force, 30, f"{topic} does not get its settings")

@@ -24,6 +24,9 @@ class Command(WorkerCommand):
         for name in created:
             self.stdout.write(f"created {name}")
         if complaints:
-            raise CommandError("; ".join(complaints) + ". Add what is missing, or mend KAFKA_ROUTES")
+            for complaint in complaints:
+                self.stderr.write(complaint)
+            number = len(complaints)
+            raise CommandError(f"topics break what the service promises, {number} lines above; nothing was changed")
         if not created:
             self.stdout.write("every topic is there")

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import logging
+import shlex
+from argparse import ArgumentParser
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import CommandError
+from django.utils.dateparse import parse_datetime
+
+from ...client import check_kafka, existing_topics
+from ...clock import database_time
+from ...contracts import topics_of
+from ...errors import ServiceUnavailable, is_transient
+from ...lifecycle import StopFlag, check_database, first_line
+from ...publisher import PublishInterrupted
+from ...registry import prefixed, unprefixed
+from ...republishing import Republisher, Selection
+from ..worker import WorkerCommand
+
+logger = logging.getLogger(__name__)
+
+
+class Command(WorkerCommand):
+    help = (
+        "Publishes again what was published to a topic and is still in the outbox: after the topic was deleted or has"
+        " lost messages, and was created anew. Each message has the same id, so consumers that had it do nothing twice;"
+        " messages come in the order of their rows. The outbox stays as it is, relays may run."
+    )
+
+    needs = (check_database, check_kafka)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("topic", metavar="TOPIC", help="an event topic, or a dead-letter topic")
+        parser.add_argument("--reason", required=True, metavar="R", help="kept in the log")
+        parser.add_argument(
+            "--since", type=moment, metavar="T", help="only rows created then or later; ISO 8601 with zone"
+        )
+        parser.add_argument("--after", type=int, default=0, metavar="ROW", help="go on behind this id of the outbox")
+        parser.add_argument("--dry-run", action="store_true", help="only count the messages")
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        topic = _routed(options["topic"])
+        try:
+            # Later rows are sent by the relays to the topic as it is now.
+            selection = Selection(topic, before=database_time(), since=options["since"], after=options["after"])
+            if options["dry_run"]:
+                self.stdout.write(f"{selection.count()} messages would be published again to {prefixed(topic)}")
+                return
+            if prefixed(topic) not in existing_topics():
+                raise CommandError(f"there is no topic {prefixed(topic)}: run create_topics first")
+        except Exception as error:
+            raise _one_line(error) from error
+        republisher = Republisher(selection)
+        logger.info("republish_topic %s: begins, reason: %s", topic, options["reason"])
+        end = "done"
+        try:
+            republisher.run(stop)
+        except PublishInterrupted:
+            pass
+        except Exception as error:
+            raise CommandError(f"{_one_line(error)}; {_to_go_on(republisher, options)}") from error
+        finally:
+            logger.info(
+                "republish_topic %s: %d messages published again, %d refused, up to row %d; reason: %s",
+                topic, republisher.published, republisher.refused, republisher.last_id, options["reason"],
+            )  # fmt: skip
+        if stop:
+            end = _to_go_on(republisher, options)
+        refused = f", {republisher.refused} refused by the broker (the log names them)" if republisher.refused else ""
+        self.stdout.write(f"{republisher.published} messages published again to {prefixed(topic)}{refused}; {end}")
+
+
+def moment(text: str) -> datetime:
+    """An argparse type: an aware time in ISO 8601."""
+    parsed = parse_datetime(text)
+    if parsed is None or parsed.tzinfo is None:
+        raise ValueError(text)
+    return parsed
+
+
+def _routed(name: str) -> str:
+    """The topic as the routes name it; taken with the prefix, too."""
+    known = topics_of(settings.KAFKA_ROUTES)
+    for topic in (name, unprefixed(name)):
+        if topic in known:
+            return topic
+    raise CommandError(f"KAFKA_ROUTES names no topic {name}; known: {', '.join(sorted(known))}")
+
+
+def _to_go_on(republisher: Republisher, options: dict[str, Any]) -> str:
+    since = f" --since {options['since'].isoformat()}" if options["since"] else ""
+    return (
+        f"to go on: republish_topic {options['topic']}{since} --after {republisher.last_id}"
+        f" --reason {shlex.quote(options['reason'])}"
+    )
+
+
+def _one_line(error: Exception) -> Exception:
+    """A CommandError of one line if a service is away or refuses; any other error as it is."""
+    if isinstance(error, ServiceUnavailable) or is_transient(error):
+        return CommandError(first_line(error))
+    return error

@@ -1,0 +1,175 @@
+"""republish_topic sends again what a deleted topic had: the same messages, and none that is not the topic's."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from io import StringIO
+from random import Random
+from typing import Any
+
+import pytest
+from confluent_kafka import Message as KafkaMessage
+from django.conf import settings
+from django.core.management import CommandError, call_command
+from django.db import transaction
+
+from coupons.handlers import ISSUE
+from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.services.accepting import request_accept
+from kafka_bridge.client import delete_topics, ensure_topics
+from kafka_bridge.clock import database_time
+from kafka_bridge.dead_letters import bury
+from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage
+from kafka_bridge.outbox import Message, publish
+from kafka_bridge.registry import Rejected, prefixed
+from kafka_bridge.republishing import Republisher, Selection
+from tests.support.kafka import (
+    consume_everything,
+    header,
+    read_to_end,
+    read_topic,
+    relay_everything,
+    set_topic_config,
+)
+from tests.support.messages import message
+from tests.support.outbox import EVENT, TOPIC, publish_numbers
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
+
+DLT = f"{TOPIC}.DLT"
+REQUESTS = "coupon-issue-request"
+
+
+@pytest.fixture(autouse=True)
+def _topics_created_again(topics: str) -> Iterator[None]:
+    yield
+    ensure_topics(settings.KAFKA_ROUTES)
+
+
+def republish(*arguments: str) -> str:
+    """What the command prints, without the prefix of the test."""
+    output = StringIO()
+    try:
+        call_command("republish_topic", *arguments, "--reason", "deleted by mistake", stdout=output, stderr=StringIO())
+    except CommandError as error:
+        return f"exit 1: {error}".replace(prefixed(""), "")
+    return output.getvalue().strip().replace(prefixed(""), "")
+
+
+def lose(*topics: str) -> None:
+    """Delete topics, and create them anew."""
+    delete_topics([prefixed(topic) for topic in topics])
+    ensure_topics(settings.KAFKA_ROUTES)
+
+
+def content(messages: list[KafkaMessage]) -> list[tuple[Any, ...]]:
+    return [(each.key(), each.value(), each.headers()) for each in messages]
+
+
+def dead_letter() -> None:
+    with transaction.atomic():
+        headers = (("ce_type", EVENT.encode()), ("ce_id", b"none"))
+        bury("ranking", "group", [Rejected(message(b"poison", topic=TOPIC, headers=headers), ValueError("bad"))])
+
+
+def test_events_and_copies_are_sent_again_each_to_their_own_topic() -> None:
+    publish_numbers(range(5))
+    dead_letter()
+    relay_everything()
+    events, copies = content(read_topic(TOPIC, 5)), content(read_topic(DLT, 1))
+    marks = list(OutboxMessage.objects.order_by("id").values_list("id", "published_at"))
+    lose(TOPIC, DLT)
+
+    assert republish(TOPIC) == f"5 messages published again to {TOPIC}; done"
+    assert content(read_to_end(TOPIC)) == events
+    assert read_to_end(DLT) == []
+    assert republish(prefixed(DLT)) == f"1 messages published again to {DLT}; done"
+    assert content(read_to_end(DLT)) == copies
+    assert len(read_to_end(TOPIC)) == 5
+    # No relay sends them once more, and no row counts as waiting.
+    assert list(OutboxMessage.objects.order_by("id").values_list("id", "published_at")) == marks
+
+
+def test_requests_that_were_lost_are_decided_and_those_decided_stay_as_they_are(
+    make_coupon: Callable[..., Coupon],
+) -> None:
+    coupon = make_coupon(total_quantity=2)
+    for user_id in (1, 2, 3):
+        request_accept(id_or_type=coupon.id, user_id=user_id, caller_id=user_id)
+        if user_id == 1:
+            relay_everything()
+            consume_everything(ISSUE)
+    relay_everything()
+    lose(REQUESTS)
+
+    assert republish(REQUESTS) == f"3 messages published again to {REQUESTS}; done"
+    consume_everything(ISSUE)
+    decided = IssueRequest.objects.order_by("request_id").values_list("user_id", "reason")
+    assert list(decided) == [(1, None), (2, None), (3, "SOLD_OUT")]
+    assert UserCoupon.objects.count() == 2
+
+
+def test_rows_that_wait_for_the_relay_are_left_to_it_and_older_ones_to_choice() -> None:
+    publish_numbers(range(3))
+    relay_everything()
+    OutboxMessage.objects.update(created_at=database_time() - timedelta(hours=2))
+    since = database_time() - timedelta(hours=1)
+    publish_numbers(range(3, 5))
+    relay_everything()
+    publish_numbers(range(5, 6))
+    lose(TOPIC)
+
+    would = f"messages would be published again to {TOPIC}"
+    assert republish(TOPIC, "--dry-run") == f"5 {would}"
+    assert republish(TOPIC, "--dry-run", "--since", since.isoformat()) == f"2 {would}"
+    assert read_to_end(TOPIC) == []
+    republish(TOPIC, "--since", since.isoformat())
+    assert len(read_to_end(TOPIC)) == 2
+
+
+class StopsAfterTheFirstBatch(StopFlag):
+    republisher: Republisher
+
+    def __bool__(self) -> bool:
+        return self.republisher.published > 0
+
+
+def test_one_that_was_interrupted_goes_on_behind_the_last_row() -> None:
+    publish_numbers(range(5))
+    relay_everything()
+    lose(TOPIC)
+    ids = list(OutboxMessage.objects.order_by("id").values_list("id", flat=True))
+    selection = Selection(TOPIC, before=database_time())
+    stop = StopsAfterTheFirstBatch()
+    stop.republisher = Republisher(selection, batch_size=2)
+    stop.republisher.run(stop)
+    assert (stop.republisher.published, stop.republisher.last_id) == (2, ids[1])
+
+    assert republish(TOPIC, "--after", str(ids[1])) == f"3 messages published again to {TOPIC}; done"
+    rows = OutboxMessage.objects.order_by("id").values_list("event_id", flat=True)
+    assert [header(each, "ce_id") for each in read_to_end(TOPIC)] == [str(event_id) for event_id in rows]
+
+
+def test_what_the_topic_refuses_does_not_hold_up_the_rest() -> None:
+    # Random, or the producer's compression would bring it under the limit.
+    noise = Random(1).randbytes(10_000).hex()
+    with transaction.atomic():
+        publish(Message(EVENT, {"orderId": 1, "number": n, "text": noise if n == 1 else ""}) for n in range(4))
+    relay_everything()
+    lose(TOPIC)
+    set_topic_config(TOPIC, {"max.message.bytes": "2000"})
+    assert republish(TOPIC) == (
+        f"3 messages published again to {TOPIC}, 1 refused by the broker (the log names them); done"
+    )
+
+
+def test_a_topic_that_is_not_there_yet_is_named() -> None:
+    publish_numbers(range(1))
+    relay_everything()
+    delete_topics([prefixed(TOPIC)])
+    assert republish(TOPIC) == f"exit 1: there is no topic {TOPIC}: run create_topics first"
+
+
+@pytest.mark.parametrize("name", ["issue-worker", "order", ""])
+def test_a_topic_that_the_routes_do_not_name_is_refused_with_those_they_name(name: str) -> None:
+    assert republish(name).startswith(f"exit 1: KAFKA_ROUTES names no topic {name}; known: {REQUESTS}, {REQUESTS}.DLT")
