@@ -224,7 +224,7 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
         if missing:
-            existing = _list_all(admin, wanted)
+            existing = _list_all(admin, created)
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka refused to create topics: {error.args[0].str()}") from error
     # A broker that has not heard of a new topic yet would not say its settings: they are those it was created with.
@@ -234,27 +234,30 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
         if name not in created or not isinstance(config, KafkaError)
     }
     complaints = [
-        complaint for name, config in configs.items() for complaint in _complaints(wanted[name], existing[name], config)
+        complaint
+        for name, config in configs.items()
+        for complaint in _complaints(wanted[name], existing.get(name), config)
     ]
     return sorted(created), sorted(complaints)
 
 
-def _list_all(admin: AdminClient, names: Collection[str]) -> dict[str, TopicMetadata]:
-    """All topics, once the broker that answers knows those just created; KafkaException if that takes too long."""
+def _list_all(admin: AdminClient, created: Collection[str]) -> dict[str, TopicMetadata]:
+    """All topics that this user may see, once the broker that answers knows those just created."""
     deadline = time.monotonic() + _ADMIN_TIMEOUT
     while True:
         existing: dict[str, TopicMetadata] = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
-        absent = set(names) - existing.keys()
-        if not absent:
+        if existing.keys() >= set(created) or time.monotonic() > deadline:
             return existing
-        if time.monotonic() > deadline:
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"{min(absent)} does not appear"))
         time.sleep(0.1)
 
 
-def _complaints(wanted: WantedTopic, existing: TopicMetadata, config: dict[str, str] | KafkaError) -> Iterable[str]:
+def _complaints(
+    wanted: WantedTopic, existing: TopicMetadata | None, config: dict[str, str] | KafkaError
+) -> Iterable[str]:
     if isinstance(config, KafkaError):
         return [unreadable_complaint(wanted.name, config.str())]
+    if existing is None:
+        return [unreadable_complaint(wanted.name, "the broker does not list it")]
     partitions = existing.partitions.values()
     replicas = min((len(partition.replicas) for partition in partitions), default=0)
     return topic_complaints(wanted, FoundTopic(len(partitions), replicas, config))

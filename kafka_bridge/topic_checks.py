@@ -76,7 +76,8 @@ def topic_complaints(wanted: WantedTopic, found: FoundTopic) -> Iterator[str]:
 
 def unreadable_complaint(name: str, reason: str) -> str:
     """The line about a topic whose settings the broker does not say."""
-    return f"{name}: its settings cannot be read ({reason}): allow this Kafka user DESCRIBE_CONFIGS on the topic"
+    remedy = "allow this Kafka user DESCRIBE and DESCRIBE_CONFIGS on the topic"
+    return f"{name}: its settings cannot be read ({reason}): {remedy}"
 
 
 # Setting, what it must be in words, a right value, and what breaks.

@@ -51,7 +51,7 @@ def relaying() -> Iterator[Callable[[], None]]:
         relay.result(60)
 
 
-def bury_one(topic: str = DLT) -> None:
+def insert_copy(topic: str = DLT) -> None:
     """A row as dead letters have it: a message with headers of its own for a dead-letter topic."""
     row = OutboxRow(new_event_id(), EVENT, topic, b"1", b"{}", headers=encode_headers((("ce_type", EVENT.encode()),)))
     with transaction.atomic():
@@ -76,11 +76,11 @@ def test_a_deleted_topic_is_named_within_seconds_and_everything_is_published_onc
     is_known: bool, relaying: Callable[[], None], settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     if is_known:
-        bury_one()
+        insert_copy()
         relaying()
         when_all_is_published()
     delete_topics([prefixed(DLT)])
-    bury_one()
+    insert_copy()
     publish_numbers(range(5))
     if not is_known:
         relaying()
@@ -104,7 +104,7 @@ def test_the_error_that_ends_a_send_names_the_topic(
     relaying: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     delete_topics([prefixed(DLT)])
-    bury_one()
+    insert_copy()
     publish_numbers(range(1))
     relaying()
     when_an_alert_is_open()
@@ -114,7 +114,7 @@ def test_the_error_that_ends_a_send_names_the_topic(
 
 @pytest.mark.usefixtures("impatient_client")
 def test_of_a_topic_that_the_routes_no_longer_name_the_remedy_is_another(relaying: Callable[[], None]) -> None:
-    bury_one("topic-of-former-routes")
+    insert_copy("topic-of-former-routes")
     relaying()
     assert "KAFKA_ROUTES names it no more" in when_an_alert_is_open().summary
     OutboxMessage.objects.all().delete()
@@ -123,7 +123,7 @@ def test_of_a_topic_that_the_routes_no_longer_name_the_remedy_is_another(relayin
 
 def test_a_name_longer_than_a_rule_has_a_rule_of_its_own(relaying: Callable[[], None]) -> None:
     for last in "ab":
-        bury_one("n" * 200 + last)
+        insert_copy("n" * 200 + last)
     relaying()
     wait_until(lambda: Alert.objects.count() == 2, A_FEW_SECONDS, "not every topic is named")
 
@@ -131,8 +131,8 @@ def test_a_name_longer_than_a_rule_has_a_rule_of_its_own(relaying: Callable[[], 
 @pytest.mark.usefixtures("impatient_client")
 def test_one_topic_recovers_while_another_is_still_missing(relaying: Callable[[], None], settings: Settings) -> None:
     delete_topics([prefixed(DLT)])
-    bury_one("topic-of-former-routes")
-    bury_one()
+    insert_copy("topic-of-former-routes")
+    insert_copy()
     relaying()
     wait_until(lambda: Alert.objects.count() == 2, A_FEW_SECONDS, "not every topic is named")
     ensure_topics(settings.KAFKA_ROUTES)

@@ -13,7 +13,7 @@ from django.utils.dateparse import parse_datetime
 from ...client import check_kafka, existing_topics
 from ...clock import database_time
 from ...contracts import topics_of
-from ...errors import ServiceUnavailable, is_transient
+from ...errors import is_transient
 from ...lifecycle import StopFlag, check_database, first_line
 from ...publisher import PublishInterrupted
 from ...registry import prefixed, unprefixed
@@ -53,7 +53,9 @@ class Command(WorkerCommand):
             if prefixed(topic) not in existing_topics():
                 raise CommandError(f"there is no topic {prefixed(topic)}: run create_topics first")
         except Exception as error:
-            raise _one_line(error) from error
+            if not _is_outage(error):
+                raise
+            raise CommandError(first_line(error)) from error
         republisher = Republisher(selection)
         logger.info("republish_topic %s: begins, reason: %s", topic, options["reason"])
         end = "done"
@@ -62,7 +64,9 @@ class Command(WorkerCommand):
         except PublishInterrupted:
             pass
         except Exception as error:
-            raise CommandError(f"{_one_line(error)}; {_to_go_on(republisher, options)}") from error
+            if not _is_outage(error):
+                raise
+            raise CommandError(f"{first_line(error)}; {_to_go_on(republisher, options)}") from error
         finally:
             logger.info(
                 "republish_topic %s: %d messages published again, %d refused, up to row %d; reason: %s",
@@ -99,8 +103,6 @@ def _to_go_on(republisher: Republisher, options: dict[str, Any]) -> str:
     )
 
 
-def _one_line(error: Exception) -> Exception:
-    """A CommandError of one line if a service is away or refuses; any other error as it is."""
-    if isinstance(error, ServiceUnavailable) or is_transient(error):
-        return CommandError(first_line(error))
-    return error
+def _is_outage(error: Exception) -> bool:
+    """Whether a service is away, or the topic takes no messages."""
+    return is_transient(error)
