@@ -128,6 +128,8 @@ def make_producer() -> Producer:
             "message.timeout.ms": 0,
             # The partitioner of the Java client, so that its producers put a key on the same partition.
             "partitioner": "murmur2_random",
+            # Acknowledgements are counted by topic, see ``publisher``.
+            "delivery.report.only.error": False,
         }
     )
 

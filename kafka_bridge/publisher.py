@@ -154,12 +154,14 @@ class Publisher:
         give_up_at: float | None = None
         stalls_at = time.monotonic() + STALL_SECONDS
         while producer.flush(_FLUSH_SLICE):
+            # Before the database is asked: what is acknowledged while it does not answer is no stall.
+            now = time.monotonic()
             self._on_wait()
             if stop:
-                give_up_at = give_up_at or time.monotonic() + _STOP_GRACE
-                if time.monotonic() >= give_up_at:
+                give_up_at = give_up_at or now + _STOP_GRACE
+                if now >= give_up_at:
                     raise PublishInterrupted
-            elif time.monotonic() >= stalls_at:
+            elif now >= stalls_at:
                 self._report_stall(producer)
                 stalls_at = time.monotonic() + _STALL_AGAIN_SECONDS
 

@@ -27,6 +27,6 @@ class Command(WorkerCommand):
             for complaint in complaints:
                 self.stderr.write(complaint)
             number = len(complaints)
-            raise CommandError(f"topics break what the service promises, {number} lines above; nothing was changed")
+            raise CommandError(f"topics break what the service promises ({number} lines above); nothing was changed")
         if not created:
             self.stdout.write("every topic is there")
