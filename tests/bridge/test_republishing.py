@@ -15,7 +15,7 @@ from django.db import transaction
 from coupons.handlers import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.services.accepting import request_accept
-from kafka_bridge.client import delete_topics, ensure_topics
+from kafka_bridge.client import ensure_topics
 from kafka_bridge.clock import database_time
 from kafka_bridge.dead_letters import bury
 from kafka_bridge.lifecycle import StopFlag
@@ -26,6 +26,7 @@ from kafka_bridge.republishing import Republisher, Selection
 from tests.support.kafka import (
     consume_everything,
     header,
+    lose_topics,
     read_to_end,
     read_topic,
     relay_everything,
@@ -58,7 +59,7 @@ def republish(*arguments: str) -> str:
 
 def lose(*topics: str) -> None:
     """Delete topics, and create them anew."""
-    delete_topics([prefixed(topic) for topic in topics])
+    lose_topics(*topics)
     ensure_topics(settings.KAFKA_ROUTES)
 
 
@@ -166,7 +167,7 @@ def test_what_the_topic_refuses_does_not_hold_up_the_rest() -> None:
 def test_a_topic_that_is_not_there_yet_is_named() -> None:
     publish_numbers(range(1))
     relay_everything()
-    delete_topics([prefixed(TOPIC)])
+    lose_topics(TOPIC)
     assert republish(TOPIC) == f"exit 1: there is no topic {TOPIC}: run create_topics first"
 
 

@@ -10,14 +10,14 @@ from pytest_django import Settings
 
 from devstack import wait_until
 from kafka_bridge.alerts import open_alert
-from kafka_bridge.client import delete_topics, ensure_topics
+from kafka_bridge.client import ensure_topics
 from kafka_bridge.contracts import encode_headers
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import Alert, OutboxMessage
 from kafka_bridge.outbox import OutboxRow, insert_rows, new_event_id
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relay import Relay
-from tests.support.kafka import read_topic
+from tests.support.kafka import lose_topics, read_topic
 from tests.support.outbox import EVENT, TOPIC, publish_numbers
 from tests.support.threads import in_another_session
 
@@ -79,7 +79,7 @@ def test_a_deleted_topic_is_named_within_seconds_and_everything_is_published_onc
         insert_copy()
         relaying()
         when_all_is_published()
-    delete_topics([prefixed(DLT)])
+    lose_topics(DLT)
     insert_copy()
     publish_numbers(range(5))
     if not is_known:
@@ -103,7 +103,7 @@ def test_a_deleted_topic_is_named_within_seconds_and_everything_is_published_onc
 def test_the_error_that_ends_a_send_names_the_topic(
     relaying: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    delete_topics([prefixed(DLT)])
+    lose_topics(DLT)
     insert_copy()
     publish_numbers(range(1))
     relaying()
@@ -130,7 +130,7 @@ def test_a_name_longer_than_a_rule_has_a_rule_of_its_own(relaying: Callable[[], 
 
 @pytest.mark.usefixtures("impatient_client")
 def test_one_topic_recovers_while_another_is_still_missing(relaying: Callable[[], None], settings: Settings) -> None:
-    delete_topics([prefixed(DLT)])
+    lose_topics(DLT)
     insert_copy("topic-of-former-routes")
     insert_copy()
     relaying()

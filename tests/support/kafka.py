@@ -13,6 +13,7 @@ from confluent_kafka.admin._resource import ResourceType
 from django.conf import settings
 
 from devstack.processes import wait_until
+from kafka_bridge.client import delete_topics, existing_topics
 from kafka_bridge.consumer import GroupConsumer
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.registry import ConsumerGroup, prefixed
@@ -115,6 +116,13 @@ def relay_everything(batch_size: int = 500) -> int:
 def consume_everything(group: ConsumerGroup, batch_size: int | None = None) -> None:
     """Runs a consumer of the group in this thread until every partition was at its end for a second."""
     GroupConsumer(group, batch_size=batch_size).run(StopFlag(), until_idle=True)
+
+
+def lose_topics(*topics: str) -> None:
+    """Delete topics (named without prefix), and wait until the broker knows."""
+    names = {prefixed(topic) for topic in topics}
+    delete_topics(names)
+    wait_until(lambda: not names & existing_topics(), 30, "a deleted topic is still listed")
 
 
 def set_topic_config(topic: str, values: Mapping[str, str]) -> None:
