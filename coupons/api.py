@@ -9,12 +9,11 @@ import msgspec
 from django.http import HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
 from . import metrics, openapi, selectors
 from .errors import DomainError, NotFound, NotYourself
 from .events import CouponType, Id
-from .http import Caller, Nothing, body_of, caller_of, idempotency_key, page, traceparent
+from .http import APIView, Caller, Nothing, body_of, caller_of, idempotency_key, page, traceparent
 from .models import Coupon, UserCoupon
 from .policy import PENDING
 from .services.accepting import request_accept

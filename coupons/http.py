@@ -8,14 +8,15 @@ from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from django.db.models import QuerySet
+from rest_framework import views
 from rest_framework.exceptions import NotFound as NotAPage
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
+
+from kafka_bridge.contracts import read_traceparent
 
 from .errors import InvalidRequest
-from .messages import is_traceparent
 
 Body = TypeVar("Body")
 
@@ -37,6 +38,12 @@ class Caller(Protocol):
     def may_issue_for_others(self) -> bool: ...
 
 
+class APIView(views.APIView):
+    """DRF's view without OPTIONS, which it would name in every ``Allow`` and then refuse."""
+
+    http_method_names = [name for name in views.APIView.http_method_names if name != "options"]
+
+
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a call that needs none."""
 
@@ -55,9 +62,8 @@ class Cursor(CursorPagination):
             cursor = super().decode_cursor(request)
         except NotAPage as error:
             raise InvalidRequest(self.invalid_cursor_message) from error
-        # The position goes into the query as it is, and anybody can make a cursor.
-        position = "0" if cursor is None else str(cursor.position or "0")
-        if not (position.isascii() and position.isdigit() and int(position[:20]) < 2**63):
+        # The position goes into the query as it is, and any client can make a cursor up.
+        if cursor is not None and cursor.position is not None and not _is_id(str(cursor.position)):
             raise InvalidRequest(self.invalid_cursor_message)
         return cursor
 
@@ -86,6 +92,11 @@ def body_of(request: Request, kind: type[Body]) -> Body:
         raise InvalidRequest(f"{field}: {message}" if field else message, errors=errors) from error
 
 
+def _is_id(text: str) -> bool:
+    # Length first: int() refuses thousands of digits with an error of its own, zeros in front included.
+    return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63
+
+
 def caller_of(request: Request) -> Caller:
     return cast(Caller, request.user)
 
@@ -105,9 +116,8 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def traceparent(request: Request) -> str:
-    """The ``traceparent`` of a call; empty without one, or for anything else than version 00 of Trace Context."""
-    raw: str = request.META.get("HTTP_TRACEPARENT", "")
-    return raw if is_traceparent(raw) else ""
+    """The trace context of a call; empty where it brings none that is valid, and a new trace begins."""
+    return read_traceparent(request.META.get("HTTP_TRACEPARENT", ""))
 
 
 def page(request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[Any], Any]) -> Response:

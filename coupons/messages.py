@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from kafka_bridge.contracts import new_traceparent
+from kafka_bridge import contracts
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox import Message
 from kafka_bridge.registry import ReceivedMessage, decode_body
@@ -23,7 +22,6 @@ ISSUE_SUCCEEDED = "coupon.issue.succeeded.v1"
 ISSUE_FAILED = "coupon.issue.failed.v1"
 
 _FIRST_TIME, _LAST_TIME = datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class IssueTask(NamedTuple):
@@ -86,11 +84,6 @@ def _refuse_edge_of_calendar(name: str, moment: datetime | None) -> None:
 
 
 def read_traceparent(message: ReceivedMessage) -> str:
-    """The W3C trace context of the message; a new one if it brings none, or one that is malformed."""
+    """The W3C trace context of the message; a new one if it brings none that is valid."""
     raw = (message.header("traceparent") or b"").decode("ascii", "replace")
-    return raw if is_traceparent(raw) else new_traceparent()
-
-
-def is_traceparent(text: str) -> bool:
-    """Whether ``text`` is a version 00 traceparent (W3C Trace Context, 3.2)."""
-    return _TRACEPARENT.fullmatch(text) is not None
+    return contracts.read_traceparent(raw) or contracts.new_traceparent()

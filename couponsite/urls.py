@@ -3,6 +3,7 @@ from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
+from coupons.http import APIView
 from couponsite.auth_api import TokenRefreshView, TokenView
 from couponsite.pages import start
 from couponsite.problems import no_such_endpoint
@@ -14,8 +15,12 @@ urlpatterns = [
     path("api/v1/", include("coupons.api_urls")),
     path("api/v1/", include("orders.api_urls")),
     path("", include("coupons.seed_urls")),
-    path("api/schema", SpectacularJSONAPIView.as_view(), name="schema"),
-    path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("api/schema", SpectacularJSONAPIView.as_view(http_method_names=APIView.http_method_names), name="schema"),
+    path(
+        "api/docs",
+        SpectacularSwaggerView.as_view(url_name="schema", http_method_names=APIView.http_method_names),
+        name="docs",
+    ),
     path("admin", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
     re_path(r"^(?:api|coupons)/", no_such_endpoint),

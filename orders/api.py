@@ -8,10 +8,9 @@ import msgspec
 from msgspec import Meta
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
 from coupons.errors import NotFound
-from coupons.http import Nothing, body_of, caller_of, idempotency_key, traceparent
+from coupons.http import APIView, Nothing, body_of, caller_of, idempotency_key, traceparent
 
 from . import openapi
 from .events import Id

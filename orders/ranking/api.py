@@ -8,10 +8,10 @@ import msgspec
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
 from coupons.errors import InvalidRequest
 from coupons.events import Id
+from coupons.http import APIView
 from coupons.openapi import NextPage, answer, describe
 
 from .selectors import best_sellers

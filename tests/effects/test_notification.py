@@ -13,13 +13,13 @@ from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 
 from coupons.clients.alimtalk import Notice
-from coupons.messages import is_traceparent
 from coupons.models import Notification
 from devstack import wait_until
 from kafka_bridge import metrics, registry
 from kafka_bridge.batch import BatchAbandoned, BatchHandler
 from kafka_bridge.client import group_lag
 from kafka_bridge.consumer import GroupConsumer
+from kafka_bridge.contracts import read_traceparent
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
@@ -134,7 +134,7 @@ def test_a_message_without_headers_is_told_once(alimtalk: Provider) -> None:
     (call,) = alimtalk.calls
     assert call.key == str(bare.inbox_id)
     # Where a message brings no trace, one begins.
-    assert is_traceparent(call.headers["traceparent"])
+    assert read_traceparent(call.headers["traceparent"])
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pytest_django import Settings
 
 from coupons.errors import Unavailable
 from coupons.handlers import ISSUE
-from coupons.messages import is_traceparent
 from coupons.models import Coupon, CouponLedgerEntry, UserCoupon
 from kafka_bridge.batch import BatchHandler
+from kafka_bridge.contracts import read_traceparent
 from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from orders.management.commands.expire_orders import sweep
@@ -253,4 +253,4 @@ def test_what_the_sweep_tells_has_a_trace_of_its_own(tea: Product) -> None:
     sweep(StopFlag())
     traces = OutboxMessage.objects.filter(event_type__startswith="order.").values_list("traceparent", flat=True)
     assert len(set(traces)) == 3
-    assert all(is_traceparent(trace) for trace in traces)
+    assert all(read_traceparent(trace) for trace in traces)
