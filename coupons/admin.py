@@ -326,5 +326,8 @@ class FlagAdmin(AnyModelAdmin):
     list_display = ("name", "everyone", "percent", "note", "modified")
     fields = ("name", "everyone", "percent", "note")
 
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        return False
+
     def formfield_for_dbfield(self, db_field: Field[Any, Any], request: HttpRequest, **options: Any) -> Any:
         return super().formfield_for_dbfield(db_field, request, **options, help_text=_FLAG_HELP[db_field.name])

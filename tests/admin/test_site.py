@@ -74,3 +74,23 @@ def test_an_account_is_created_and_changed(superuser: Client) -> None:
     form = form_of(superuser.get(page), "user_form") | {"is_staff": "on"}
     assert errors_of(superuser.post(page, form)) == {}
     assert User.objects.get(username="vera").is_staff
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/admin/auth/user/?date_joined__year=0",
+        "/admin/auth/user/?last_login__year__gt=99999999",
+        "/admin/auth/user/?id__regex=(",
+        "/admin/auth/group/?id__regex=(",
+        "/admin/waffle/flag/?created__year=0",
+        "/admin/waffle/flag/?id__regex=(",
+    ],
+)
+def test_an_address_that_filters_by_nonsense_is_400(superuser: Client, address: str) -> None:
+    assert superuser.get(address).status_code == 400
+
+
+@pytest.mark.parametrize("filters", ["is_staff__exact=1", "groups__isnull=True", "is_active__exact=0&q=olga"])
+def test_the_filters_of_users_work(superuser: Client, filters: str) -> None:
+    assert superuser.get(f"/admin/auth/user/?{filters}").status_code == 200
