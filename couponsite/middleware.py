@@ -1,4 +1,4 @@
-"""What stands around every request: plain http, body size, and which of Django's parts an API call needs."""
+"""What stands around every request: plain http, the body, and which of Django's parts an API call needs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from django.conf import settings
 from django.contrib.auth import middleware as auth
 from django.contrib.messages import middleware as messages
 from django.contrib.sessions import middleware as sessions
-from django.http import HttpRequest, HttpResponsePermanentRedirect
+from django.http import HttpRequest, HttpResponsePermanentRedirect, UnreadablePostError
 from django.http.request import split_domain_port
 from django.http.response import HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware  # type: ignore[import-untyped]
 
-from couponsite.problems import is_api_path, problem
+from couponsite.problems import is_api_path, refusal
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
@@ -45,21 +45,61 @@ def https_outside_loopback(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def limit_api_body(get_response: GetResponse) -> GetResponse:
-    """Refuses API bodies that are too large (413) or of unknown length (400) before anyone reads them."""
+def check_body(get_response: GetResponse) -> GetResponse:
+    """Refuses what no view must take for a body, on every path: too large (413), coded (415), cut short (400).
 
-    limit: int = settings.API_MAX_BODY_BYTES
+    A connection that broke looks to WSGI like a body that has ended, and an absent body counts as ``{}``: only the
+    comparison with Content-Length keeps a broken connection from paying an order. A chunked body has no length to be
+    compared with; the server hides where it was cut.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        if is_api_path(request.path_info):
-            length = request.META.get("CONTENT_LENGTH") or ""
-            if not length and "HTTP_TRANSFER_ENCODING" in request.META:
-                return problem(request, "invalid", "The body has no Content-Length.")
-            if length.isdigit() and int(length) > limit:
-                return problem(request, "too_large", f"The body is larger than {limit} bytes.")
+        limit: int = (
+            settings.API_MAX_BODY_BYTES if is_api_path(request.path_info) else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        )
+        length = _content_length(request)
+        if length is None:
+            return refusal(request, "invalid", "Content-Length is not a number of bytes.")
+        if length > limit:
+            return refusal(request, "too_large", f"The body is larger than {limit} bytes.")
+        if not request.META.get("CONTENT_LENGTH") and "HTTP_TRANSFER_ENCODING" in request.META:
+            return refusal(request, "invalid", "The body has no Content-Length.")
+        if length and request.method not in ("GET", "HEAD") and _is_coded(request):
+            return refusal(
+                request,
+                "unsupported_media_type",
+                "The body is coded: send it as it is, without Content-Encoding.",
+                headers={"Accept-Encoding": "identity"},
+            )
+        if (arrived := _arrived(request)) < length:
+            return refusal(request, "invalid", f"The body ended early: {arrived} of {length} bytes arrived.")
         return get_response(request)
 
     return middleware
+
+
+def _content_length(request: HttpRequest) -> int | None:
+    """Bytes that the client announced, 0 without the header; None for what is no number."""
+    text: str = request.META.get("CONTENT_LENGTH") or "0"
+    if not (text.isascii() and text.isdigit()):
+        return None
+    # 19 digits are more than any body has; int() refuses thousands with an error of its own.
+    return int(text.lstrip("0")[:19] or "0")
+
+
+def _arrived(request: HttpRequest) -> int:
+    """Bytes of the body that came before it, or the connection, ended."""
+    try:
+        return len(request.body)
+    except UnreadablePostError:
+        return 0
+
+
+def _is_coded(request: HttpRequest) -> bool:
+    """Whether the body is compressed or coded in another way, as a content coding or as a transfer coding."""
+    named = f"{request.META.get('HTTP_CONTENT_ENCODING', '')},{request.META.get('HTTP_TRANSFER_ENCODING', '')}"
+    codings = {coding.strip().lower() for coding in named.split(",")}
+    return bool(codings - {"", "identity", "chunked"})
 
 
 class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
@@ -80,7 +120,13 @@ class SkippedForTokens(MiddlewareMixin):
 
 
 class SessionMiddleware(SkippedForTokens, sessions.SessionMiddleware):
-    pass
+    """Django's, which would ask the database for any text that a cookie can spell, NUL included."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        key = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
+        if not (key.isascii() and key.isalnum()):
+            request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
+        super().process_request(request)
 
 
 class AuthenticationMiddleware(SkippedForTokens, auth.AuthenticationMiddleware):

@@ -38,7 +38,7 @@ KINDS = {
     "unauthenticated": Kind(401, "Authentication is missing or not valid"),
     "method_not_allowed": Kind(405, "Method not allowed"),
     "too_large": Kind(413, "The body is too large"),
-    "unsupported_media_type": Kind(415, "The body is not application/json"),
+    "unsupported_media_type": Kind(415, "Unsupported media type"),
     "throttled": Kind(429, "Too many requests"),
     "error": Kind(500, "Internal error"),
 }
@@ -97,9 +97,6 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
         case drf.NotAuthenticated() | drf.AuthenticationFailed():
             return problem(request, "unauthenticated", str(error.detail), headers={"WWW-Authenticate": "Bearer"})
         case drf.MethodNotAllowed():
-            # OPTIONS has a method in every DRF view, and is refused there.
-            allowed = [method for method in context["view"].allowed_methods if method != "OPTIONS"]
-            context["view"].headers["Allow"] = ", ".join(allowed)
             return problem(request, "method_not_allowed", str(error.detail))
         case drf.Throttled():
             wait: float | None = getattr(error, "wait", None)
@@ -164,27 +161,31 @@ def _flatten(detail: Any, field: str = "") -> list[dict[str, str]]:
 # Django's own handlers: what no DRF view has seen.
 
 
-def _answer(request: HttpRequest, code: str, detail: str) -> HttpResponse:
+def refusal(request: HttpRequest, code: str, detail: str, *, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    """The answer of ``code``: a problem on paths of the API, elsewhere a page."""
     if is_api_path(request.path):
-        return problem(request, code, detail)
+        return problem(request, code, detail, headers=headers)
     status, title = KINDS[code]
-    return render(request, "error.html", {"title": title, "detail": detail}, status=status)
+    response = render(request, "error.html", {"title": title, "detail": detail}, status=status)
+    for name, value in (headers or {}).items():
+        response[name] = value
+    return response
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, "invalid", "The request is malformed.")
+    return refusal(request, "invalid", "The request is malformed.")
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, "forbidden", "This is not for you.")
+    return refusal(request, "forbidden", "This is not for you.")
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    return _answer(request, "forbidden", "The CSRF check failed: reload the page and try again.")
+    return refusal(request, "forbidden", "The CSRF check failed: reload the page and try again.")
 
 
 def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, "not_found", "There is nothing at this address.")
+    return refusal(request, "not_found", "There is nothing at this address.")
 
 
 @csrf_exempt
@@ -199,7 +200,6 @@ def server_error(request: HttpRequest) -> HttpResponse:
         return _failure(request, error)
     if is_outage(error):
         report_outage(error)
-        response = _answer(request, "unavailable", "The service is unavailable for a moment: try again.")
-        response["Retry-After"] = "1"
-        return response
-    return _answer(request, "error", "Something went wrong on our side.")
+        detail = "The service is unavailable for a moment: try again."
+        return refusal(request, "unavailable", detail, headers={"Retry-After": "1"})
+    return refusal(request, "error", "Something went wrong on our side.")

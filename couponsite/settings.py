@@ -95,9 +95,9 @@ MIDDLEWARE = [
     "couponsite.health.answer_probes",
     "couponsite.middleware.https_outside_loopback",
     "django.middleware.security.SecurityMiddleware",
+    "couponsite.middleware.check_body",
     "couponsite.middleware.StaticFilesMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "couponsite.middleware.limit_api_body",
     "couponsite.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "couponsite.middleware.AuthenticationMiddleware",
@@ -229,7 +229,6 @@ REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "couponsite.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
-    "NUM_PROXIES": TRUSTED_PROXY_COUNT,
     "URL_FORMAT_OVERRIDE": None,
 }
 API_MAX_BODY_BYTES = 16 * 1024
@@ -361,6 +360,8 @@ env.whole("PORT", default=8000, minimum=0, maximum=65535)
 env.address("HOST", default="0.0.0.0")
 env.whole("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
 env.whole("WEB_THREADS", default=16, minimum=1, maximum=256)
+# Idle connections are closed after that; granian takes no more.
+env.whole("WEB_KEEP_ALIVE_SECONDS", default=60, minimum=1, maximum=60)
 METRICS_PORT = env.whole("METRICS_PORT", default=0, minimum=0, maximum=65535)
 METRICS_HOST = env.address("METRICS_HOST", default="127.0.0.1")
 

@@ -167,6 +167,7 @@ def test_a_process_does_not_start_without_what_is_required(missing: str) -> None
         ("CSRF_TRUSTED_ORIGINS", "shop.example"),
         ("PORT", "http"),
         ("WEB_CONCURRENCY", "0"),
+        ("WEB_KEEP_ALIVE_SECONDS", "61"),
         ("KAFKA_GROUPS", '{"issue": ""}'),
         ("KAFKA_PRODUCER_CONFIG", '{"acks": 0}'),
         ("KAFKA_CONSUMER_CONFIG", '{"enable.auto.commit": true}'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import time
 from typing import Any
@@ -24,6 +25,8 @@ from .conftest import ALICE, BOB, Call, assert_problem
 
 DOORS = ["/api/v1/coupons/issue-async", "/coupons/issue-async"]
 DOOR = DOORS[0]
+TOKEN = "/api/v1/auth/token"
+FORM = "application/x-www-form-urlencoded"
 
 
 def nested(depth: int) -> bytes:
@@ -155,8 +158,29 @@ def test_a_body_of_16_kib_is_read_and_one_byte_more_is_413(coupon: Coupon, call:
     assert_problem(call("POST", DOOR, body + b" " * (16 * 1024 - len(body) + 1)), 413, "too_large")
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read(coupon: Coupon, call: Call) -> None:
-    assert_problem(call("POST", DOOR, b"{}", CONTENT_LENGTH=str(10**30)), 413, "too_large")
+@pytest.mark.parametrize("length", [str(10**30), "9" * 5000])
+def test_a_body_that_says_it_is_too_large_is_not_read(coupon: Coupon, call: Call, length: str) -> None:
+    assert_problem(call("POST", DOOR, b"{}", CONTENT_LENGTH=length), 413, "too_large")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "identity, gzip", "utf-8", "x"])
+def test_a_coded_body_is_415(coupon: Coupon, call: Call, coding: str) -> None:
+    body = gzip.compress(b'{"couponType":"SUMMER"}')
+    refused = call("POST", DOOR, body, HTTP_CONTENT_ENCODING=coding)
+    assert "Content-Encoding" in assert_problem(refused, 415, "unsupported_media_type")["detail"]
+    assert refused["Accept-Encoding"] == "identity"
+    assert_problem(call("POST", TOKEN, body, user=None, HTTP_CONTENT_ENCODING=coding), 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity"])
+def test_a_body_as_it_is_may_say_so(coupon: Coupon, call: Call, coding: str) -> None:
+    response = call("POST", DOOR, {"couponType": "SUMMER"}, HTTP_CONTENT_ENCODING=coding)
+    assert response.status_code == 202
+
+
+def test_a_coded_form_is_415_too(client: Client) -> None:
+    response = client.post("/admin/login/", gzip.compress(b"username=a&password=b"), FORM, HTTP_CONTENT_ENCODING="gzip")
+    assert (response.status_code, response["Content-Type"]) == (415, "text/html; charset=utf-8")
 
 
 def test_a_body_without_length_is_not_taken_for_empty(coupon: Coupon, call: Call) -> None:
@@ -201,7 +225,10 @@ def test_a_path_to_nothing_is_404(db: None, call: Call, path: str) -> None:
     "value",
     ["", "0", "-1", "201", "1.5", "x", "\x00", "\ud800", "9" * 5000, "\u0665"]
     + [base64.b64encode(cursor).decode() for cursor in (b"p=abc", b"p=\x00", b"p=1e9", b"p=nan", b"\xff")]
-    + [base64.b64encode(cursor).decode() for cursor in (b"o=-1", b"o=" + b"9" * 30, b"r=1&p=" + b"9" * 5000)],
+    + [base64.b64encode(cursor).decode() for cursor in (b"o=-1", b"o=" + b"9" * 30, b"r=1&p=" + b"9" * 5000, b"p=")]
+    # int() refuses more than 4,300 digits, zeros in front included.
+    + ["0" * 4301]
+    + [base64.b64encode(name + b"0" * 4301).decode() for name in (b"p=", b"o=", b"r=", b"p=" + b"9" * 30)],
 )
 def test_a_bad_page_is_no_error_of_ours(db: None, call: Call, path: str, name: str, value: str) -> None:
     response = call("GET", path, QUERY_STRING=f"{name}={quote(value, errors='surrogatepass')}")

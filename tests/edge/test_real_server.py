@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import select
 import socket
@@ -51,10 +52,10 @@ def wait_for(port: int) -> None:
             assert time.monotonic() < deadline, "granian does not listen"
 
 
-def post(port: int, headers: str, body: bytes, version: str = "1.1") -> str:
+def post(port: int, headers: str, body: bytes, version: str = "1.1", content_type: str = "application/json") -> str:
     head = (
         f"POST /api/v1/coupons/issue-async HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n"
-        f"Authorization: Bearer {issue_access_token(1)}\r\nContent-Type: application/json\r\n{headers}\r\n"
+        f"Authorization: Bearer {issue_access_token(1)}\r\nContent-Type: {content_type}\r\n{headers}\r\n"
     )
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.sendall(head.encode() + body)
@@ -105,6 +106,44 @@ def test_a_large_body_is_413_however_it_is_framed(port: int, headers: str, body:
 
 def test_a_broken_chunk_is_400(port: int) -> None:
     assert post(port, "Transfer-Encoding: chunked\r\n", b"zz\r\n").startswith("HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json; x*=nonsense''a",
+        "application/json; charset*=nonsense''%41",
+        "application/json; charset*0*=''%00",
+        "application/json; charset=base64",
+        "application/json; charset=undefined",
+        "application/json; charset=idna",
+        "application/json;" * 100,
+        "; charset=rot13",
+    ],
+)
+@pytest.mark.parametrize("line", ["GET /api/v1/coupons?limit=1&a=%FF", "GET /admin?a=%FF", "GET /nowhere?a=%FF"])
+def test_a_content_type_with_odd_parameters_is_no_error_of_ours(port: int, line: str, content_type: str) -> None:
+    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {content_type}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(head.encode())
+        with client.makefile("rb") as stream:
+            answer = stream.read().decode()
+    assert answer[9:12] in ("301", "302", "401", "404"), answer
+
+
+@pytest.mark.parametrize("parameters", ["; charset=utf-8", "; charset=base64", "; x*=nonsense''a"])
+def test_json_is_utf_8_whatever_its_parameters_say(port: int, parameters: str) -> None:
+    headers = f"Content-Length: {len(WRONG_TYPE)}\r\n"
+    assert "Expected `str`, got `int`" in post(port, headers, WRONG_TYPE, content_type=f"application/json{parameters}")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: {length}", "Transfer-Encoding: chunked"])
+def test_a_compressed_body_is_415_however_it_is_framed(port: int, framing: str) -> None:
+    body = gzip.compress(WRONG_TYPE)
+    sent = chunked(body) if "chunked" in framing else body
+    answer = post(port, f"{framing.format(length=len(body))}\r\nContent-Encoding: gzip\r\n", sent)
+    assert answer.startswith("HTTP/1.1 415 ")
+    assert post(port, "Transfer-Encoding: gzip, chunked\r\n", chunked(body)).startswith("HTTP/1.1 415 ")
 
 
 @pytest.mark.parametrize(

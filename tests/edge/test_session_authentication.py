@@ -46,6 +46,13 @@ def test_a_form_on_another_site_cannot_post(coupon: Coupon, browser: Client, con
     assert_problem(browser.generic("POST", path, b"{}", content_type), 415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("key", [r'"\000aaaaaaaaaaaaaaaa"', r'"\377aaaaaaaaaaaaaaaa"', "a" * 5000, "a b", ""])
+@pytest.mark.parametrize(("path", "status"), [("/api/v1/coupons", 401), ("/admin/login/", 200)])
+def test_a_cookie_that_is_no_session_is_none(db: None, client: Client, key: str, path: str, status: int) -> None:
+    # In quotes a cookie may spell any character, NUL included.
+    assert client.get(path, HTTP_COOKIE=f"sessionid={key}").status_code == status
+
+
 def test_reading_needs_no_csrf_token(db: None, browser: Client) -> None:
     assert browser.get("/api/v1/coupons").status_code == 200
 
