@@ -77,13 +77,13 @@ class Cursor(CursorPagination):
         return int(raw)
 
 
-def body_of(request: Request, kind: type[Body]) -> Body:
-    """The body of a call, converted to ``kind``.
+def body_of(request: Request, kind: type[Body], *, normalize: Callable[[Any], Any] | None = None) -> Body:
+    """The body of a call, converted to ``kind``; ``normalize`` gets the decoded JSON before it is checked.
 
     Raises InvalidRequest, which names the field. Only what a client sent is converted here: what cannot be decoded
     elsewhere is our fault, and no 400.
     """
-    data = request.data
+    data = request.data if normalize is None else normalize(request.data)
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:

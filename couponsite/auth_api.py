@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-from django.contrib.auth import authenticate, get_user_model
+from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser
 from django.utils.crypto import constant_time_compare
 from msgspec import Meta
@@ -13,13 +13,12 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
-from coupons.http import body_of
+from coupons.http import APIView, body_of
 from coupons.openapi import answer, describe
 from couponsite import tokens
 from couponsite.authentication import may_issue_for_others
-from couponsite.throttles import throttle_login
+from couponsite.throttles import check_password
 
 # Short enough for any valid body to stay below the 16 KiB of a body, even with each character escaped.
 _MOST = 1024
@@ -62,9 +61,8 @@ class TokenView(APIView):
     )
     def post(self, request: Request) -> Response:
         """Exchange a username and password for tokens."""
-        credentials = body_of(request, Credentials)
-        throttle_login(request, credentials.username)
-        user = authenticate(request._request, username=credentials.username, password=credentials.password)
+        credentials = body_of(request, Credentials, normalize=_composed)
+        user = check_password(request._request, credentials.username, credentials.password)
         if user is None:
             raise AuthenticationFailed("No active account has this username and password.")
         return Response(TokenPair(_access(user), tokens.issue_refresh_token(user.pk, _password_mark(user))))
@@ -91,6 +89,12 @@ class TokenRefreshView(APIView):
         if user is None or not constant_time_compare(claims.password_mark, _password_mark(user)):
             raise AuthenticationFailed("The account is not active any more, or its password has changed.")
         return Response(Access(_access(user)))
+
+
+def _composed(body: Any) -> Any:
+    """``body`` with the name as Django stores it (NFKC): macOS sends NFD, which may be three times as long."""
+    name = body.get("username")
+    return {**body, "username": AbstractBaseUser.normalize_username(name)} if isinstance(name, str) else body
 
 
 def _access(user: AbstractBaseUser) -> str:

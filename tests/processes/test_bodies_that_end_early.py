@@ -165,7 +165,7 @@ def test_a_body_that_ended_early_is_400_on_every_path(port: int, transactional_d
         assert "The body ended early: 2 of 5 bytes arrived." in answer
 
 
-def test_a_form_that_ended_early_logs_nobody_in(port: int, transactional_db: None) -> None:
+def test_a_form_that_ended_early_logs_no_user_in(port: int, transactional_db: None) -> None:
     User.objects.create_superuser("olga", password=PASSWORD)
     cookie = "a" * 32
     form = urlencode({"csrfmiddlewaretoken": cookie, "username": "olga", "password": PASSWORD}).encode()
