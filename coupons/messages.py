@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -20,8 +19,6 @@ from .policy import SUCCESS
 ISSUE_REQUESTED = "coupon.issue.requested.v1"
 ISSUE_SUCCEEDED = "coupon.issue.succeeded.v1"
 ISSUE_FAILED = "coupon.issue.failed.v1"
-
-_FIRST_TIME, _LAST_TIME = datetime(2, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 
 class IssueTask(NamedTuple):
@@ -63,7 +60,6 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
         raise PoisonMessage("neither couponId nor couponType is given")
     if request.admission not in ADMISSIONS:
         raise PoisonMessage(f"admission must be {' or '.join(ADMISSIONS)}")
-    _refuse_edge_of_calendar("requestedAt", request.requested_at)
     request_id = request.request_id or message.event_id
     if request_id is None:
         raise PoisonMessage("neither requestId nor a ce_id that is a UUID is given")
@@ -73,14 +69,7 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
 def read_result_task(message: ReceivedMessage) -> ResultTask:
     """The result in ``message``. Raises PoisonMessage."""
     result = decode_body(message, _result_decoder, "result")
-    _refuse_edge_of_calendar("processedAt", result.processed_at)
     return ResultTask(message.inbox_id, result, read_traceparent(message))
-
-
-def _refuse_edge_of_calendar(name: str, moment: datetime | None) -> None:
-    # In UTC, or in the zone of a reader, it may have no date.
-    if moment is not None and not _FIRST_TIME <= moment < _LAST_TIME:
-        raise PoisonMessage(f"{name} is at the edge of the calendar: {moment}")
 
 
 def read_traceparent(message: ReceivedMessage) -> str:

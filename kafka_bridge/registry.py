@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
@@ -184,16 +184,16 @@ def event_types_of(topic: str) -> set[str]:
 def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], what: str) -> Body:
     """The body of ``message``; PoisonMessage, which calls it ``what``, if it is none that ``decoder`` takes.
 
-    A field with a time that UTC's calendar does not have (a zone moves it out of the years 1 to 9999) is none either.
+    Nor may a field be a time at the edge of the calendar, which a zone moves out of the years 1 to 9999.
     """
     if message.value is None:
         raise PoisonMessage("the message has no body")
     try:
         body = decoder.decode(message.value)
         for name in body.__struct_fields__:
-            if isinstance(moment := getattr(body, name), datetime):
-                moment.astimezone(UTC)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(moment := getattr(body, name), datetime) and not 2 <= moment.year <= 9998:
+                raise ValueError(f"{name} is at the edge of the calendar: {moment}")
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PoisonMessage(f"not a valid {what}: {error}") from error
     return body
 

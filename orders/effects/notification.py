@@ -37,10 +37,6 @@ def read_notice(message: ReceivedMessage) -> Notice:
     # Also on a topic that the routes make it share with cancellations, where a message may lack its type.
     if not isinstance(order, OrderCompleted):
         raise PoisonMessage(f"not a valid {ORDER_COMPLETED}")
-    try:
-        paid_at = isoformat_z(order.paid_at)
-    except OverflowError as error:
-        raise PoisonMessage(f"paidAt is at the end of the calendar: {order.paid_at}") from error
     return Notice(
         event_id=event_id,
         user_id=order.user_id,
@@ -50,7 +46,7 @@ def read_notice(message: ReceivedMessage) -> Notice:
             "totalAmount": order.total_amount,
             "discountAmount": order.discount_amount,
             "payAmount": order.pay_amount,
-            "paidAt": paid_at,
+            "paidAt": isoformat_z(order.paid_at),
         },
         traceparent=traceparent,
     )
