@@ -17,6 +17,9 @@ from kafka_bridge.redis_client import NotPrimary, redis_connection
 # Written by the readiness probe: PING says nothing about writes.
 _PROBE_KEY = "readyz"
 
+# A server that takes longer to answer nothing is not ready.
+_LONGEST_SECONDS = 2.0
+
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
@@ -39,6 +42,7 @@ def ready(request: HttpRequest) -> HttpResponse:
 def _postgresql_answers() -> bool:
     try:
         with connection.cursor() as cursor:
+            connection.connection.longest_call_seconds = _LONGEST_SECONDS
             cursor.execute("SELECT 1")
     except DatabaseError:
         drop_connections()

@@ -20,7 +20,7 @@ from rest_framework import exceptions as drf
 
 from coupons.errors import DomainError, InvalidRequest, NotFound, NotYourself, Unavailable
 from couponsite.connections import drop_connections
-from kafka_bridge.errors import is_transient
+from kafka_bridge.errors import is_outcome_unknown, is_over_limit, is_transient
 
 logger = structlog.get_logger(__name__)
 
@@ -123,12 +123,28 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
 
 def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
     """503 while a server we need is away, else 500; the cause is in the log, never in the answer."""
-    if is_outage(error):
+    if error is not None and is_outage(error):
         report_outage(error)
-        return problem(request, "unavailable", "The service is unavailable for a moment.", headers={"Retry-After": "1"})
+        return unavailable(request, _outage_detail(error))
     logger.error("request failed", path=request.path, exc_info=error)
     got_request_exception.send(sender=None, request=request)
     return problem(request, "error", "Something went wrong on our side.")
+
+
+def unavailable(request: HttpRequest, detail: str) -> HttpResponse:
+    """The 503 of a service that can be asked again in a second."""
+    return problem(request, "unavailable", detail, headers={"Retry-After": "1"})
+
+
+def _outage_detail(error: BaseException) -> str:
+    if is_outcome_unknown(error):
+        return (
+            "The database did not confirm in time: the call may have been accepted. Repeated with the same "
+            "Idempotency-Key it has no second effect; without a key, a repeated POST /orders may place a second order."
+        )
+    if is_over_limit(error):
+        return "The call waited too long for another change to end, and was not executed. Try again in a moment."
+    return "The service is unavailable for a moment."
 
 
 def is_outage(error: BaseException | None) -> bool:
@@ -140,9 +156,13 @@ _reported_at = 0.0
 
 
 def report_outage(error: BaseException | None) -> None:
-    """Drops this thread's database connections and logs the outage, at most one line a second per process."""
+    """Logs the outage, at most one line a second per process, and drops this thread's database connections.
+
+    After a limit was hit they are as good as before.
+    """
     global _reported_at
-    drop_connections()
+    if error is None or not is_over_limit(error):
+        drop_connections()
     now = time.monotonic()
     if now - _reported_at >= 1:
         _reported_at = now

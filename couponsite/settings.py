@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from couponsite import kafka_limits
+from couponsite.database import Connection, Cursor
 from couponsite.environment import Environment, Limits
 from couponsite.logging import logging_config
 from couponsite.processes import process_name
@@ -160,6 +161,8 @@ DATABASES: dict[str, dict[str, Any]] = {
         "CONN_MAX_AGE": 60,
         # A SELECT 1 per request is a round trip; couponsite.connections looks at the socket instead.
         "CONN_HEALTH_CHECKS": False,
+        # Forms read their choices outside transactions, where a pooler in transaction mode loses a named cursor.
+        "DISABLE_SERVER_SIDE_CURSORS": process_name() == "coupons web",
         "OPTIONS": {
             "connect_timeout": 3,
             "application_name": process_name(),
@@ -167,8 +170,9 @@ DATABASES: dict[str, dict[str, Any]] = {
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            # A process that hangs in its transaction, or whose machine is gone, must not keep a coupon's row for ever.
-            "options": "-c idle_in_transaction_session_timeout=60s",
+            # They set the limits of statements, lock waits and idle transactions.
+            "connection_factory": Connection,
+            "cursor_factory": Cursor,
             **_database.get("OPTIONS", {}),
         },
     }
@@ -359,7 +363,8 @@ if not env.folder("PROMETHEUS_MULTIPROC_DIR"):
 env.whole("PORT", default=8000, minimum=0, maximum=65535)
 env.address("HOST", default="0.0.0.0")
 env.whole("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
-env.whole("WEB_THREADS", default=16, minimum=1, maximum=256)
+# Requests that one web server process works on at once, each with a database connection.
+WEB_THREADS = env.whole("WEB_THREADS", default=16, minimum=1, maximum=256)
 # Idle connections are closed after that; granian takes no more.
 env.whole("WEB_KEEP_ALIVE_SECONDS", default=60, minimum=1, maximum=60)
 METRICS_PORT = env.whole("METRICS_PORT", default=0, minimum=0, maximum=65535)

@@ -14,11 +14,19 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.wsgi import get_wsgi_application
 
+from couponsite.database import limit_statements
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
 
 
 # The characters of RFC 2046, 5.1.1, but for the space.
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
+# A request that has waited for a slot for so long is answered 503.
+_SLOT_SECONDS = 5.0
+_PROBE_SECONDS = 1.0
+
+StartResponse = Any
+Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
 def plain_content_type(raw: str) -> str:
@@ -36,8 +44,8 @@ def plain_content_type(raw: str) -> str:
     return media_type
 
 
-def reads_first(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """Reads the bodies of API calls before anybody answers them, and tells their length.
+def reads_first(application: Application) -> Application:
+    """Reads bodies before anybody answers them or takes a slot for them, and tells their length.
 
     An answer given before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
     that keeps its connections loses its next request on it. And Django takes a body without Content-Length (chunked,
@@ -50,11 +58,11 @@ def reads_first(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Ite
 
     from couponsite.problems import is_api_path
 
-    limit: int = settings.API_MAX_BODY_BYTES
-
-    def with_body(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def with_body(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         environ["CONTENT_TYPE"] = plain_content_type(environ.get("CONTENT_TYPE", ""))
-        if environ.get("wsgi.input_terminated") and is_api_path(environ.get("PATH_INFO", "")):
+        api = is_api_path(environ.get("PATH_INFO", ""))
+        limit: int = settings.API_MAX_BODY_BYTES if api else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        if environ.get("wsgi.input_terminated"):
             length = environ.get("CONTENT_LENGTH", "")
             unknown = not length and (
                 "HTTP_TRANSFER_ENCODING" in environ or environ["REQUEST_METHOD"] not in ("GET", "HEAD")
@@ -68,8 +76,53 @@ def reads_first(application: WSGIHandler) -> Callable[[dict[str, Any], Any], Ite
     return with_body
 
 
+def takes_turns(application: WSGIHandler) -> Application:
+    """Lets ``WEB_THREADS`` requests work at a time, and those who wait for long know; probes have slots of their own.
+
+    The server has a thread for each connection, so that what waits (a body that comes slowly, a request in line)
+    keeps nothing from others.
+    """
+    from django.conf import settings
+    from django.core.handlers.wsgi import WSGIRequest
+    from django.db import connections
+
+    from couponsite.health import PROBES, figures, live
+    from couponsite.problems import unavailable
+    from kafka_bridge.slots import Slots
+
+    slots, probe_slots = Slots(settings.WEB_THREADS), Slots(1)
+    without_database = {path for path, probe in PROBES.items() if probe in (live, figures)}
+
+    def in_turn(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in without_database:
+            return answer(environ, start_response)
+        mine, seconds = (probe_slots, _PROBE_SECONDS) if path in PROBES else (slots, _SLOT_SECONDS)
+        if not mine.take(seconds):
+            refusal = unavailable(WSGIRequest(environ), "Too many requests are under way. It was not executed.")
+            start_response(f"{refusal.status_code} {refusal.reason_phrase}", list(refusal.items()))
+            return [refusal.content]
+        try:
+            return answer(environ, start_response)
+        finally:
+            mine.give_back()
+            # What a request that gave its slot back early has opened since, which is rare, belongs to no slot.
+            connections.close_all()
+
+    def answer(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        response: Any = application(environ, start_response)
+        if response.streaming:
+            return response  # type: ignore[no-any-return]
+        # Closed while the slot's connection is at hand: the signal of the request's end looks after it.
+        response.close()
+        return [response.content]
+
+    return in_turn
+
+
 try:
-    application = reads_first(get_wsgi_application())
+    limit_statements()
+    application = reads_first(takes_turns(get_wsgi_application()))
     from kafka_bridge.heartbeat import Heartbeat
     from kafka_bridge.pressure import outbox_pressure
 

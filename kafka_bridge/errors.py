@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import psycopg2
 import redis.exceptions
 from django.db import DataError, InterfaceError, OperationalError
 from django.db.utils import Error as DatabaseError
@@ -66,9 +67,19 @@ class PoisonFlood(BridgeError):
     """So many messages in a row fail that the fault is more likely here than in them."""
 
 
+class WaitedTooLong(BridgeError):
+    """The wait in line before a group commit took too long: nothing was done for this caller."""
+
+
+class OutcomeUnknown(psycopg2.OperationalError):  # type: ignore[misc]
+    """PostgreSQL did not confirm a commit: the transaction may have been committed or not."""
+
+
+# lock_not_available, query_canceled (by statement_timeout).
+_LIMIT_SQLSTATES = frozenset({"55P03", "57014"})
 # read_only_sql_transaction: a primary that became a standby. Comes as InternalError.
 # serialization_failure, deadlock_detected: come as OperationalError, named for their own sake.
-_TRANSIENT_SQLSTATES = frozenset({"25006", "25P03", "40001", "40P01", "55P03"})
+_TRANSIENT_SQLSTATES = frozenset({"25006", "25P03", "40001", "40P01"}) | _LIMIT_SQLSTATES
 # Classes: connection exception, insufficient resources, operator intervention, system error.
 _TRANSIENT_SQLSTATE_CLASSES = frozenset({"08", "53", "57", "58"})
 
@@ -109,6 +120,25 @@ def _is_transient_link(error: BaseException) -> bool:
     if isinstance(error, redis.exceptions.ResponseError) and _TRANSIENT_OF_REDIS.search(str(error)):
         return True
     return isinstance(error, _TRANSIENT)
+
+
+def is_rolled_back(error: BaseException) -> bool:
+    """Whether PostgreSQL itself answered with an error, also to a commit: nothing of the transaction was done.
+
+    A session that the server or a pooler ended (FATAL, PANIC) does not count: its commit may have come through.
+    """
+    severities = (getattr(getattr(link, "diag", None), "severity_nonlocalized", None) for link in _chain(error))
+    return "ERROR" in severities
+
+
+def is_over_limit(error: BaseException) -> bool:
+    """Whether a statement or its wait for a lock took longer than PostgreSQL was to allow it."""
+    return any(getattr(link, "pgcode", None) in _LIMIT_SQLSTATES for link in _chain(error))
+
+
+def is_outcome_unknown(error: BaseException) -> bool:
+    """Whether nobody knows if a commit happened."""
+    return any(isinstance(link, OutcomeUnknown) for link in _chain(error))
 
 
 def is_poison(error: BaseException) -> bool:

@@ -51,8 +51,7 @@ def _transactions_of_tests_may_wait() -> Iterator[None]:
     """A test may hold its transaction for as long as processes take to get somewhere."""
 
     def wait(connection: BaseDatabaseWrapper, **_signal: object) -> None:
-        with connection.connection.cursor() as cursor:
-            cursor.execute("SET idle_in_transaction_session_timeout = 0")
+        connection.connection.before_transaction = ""
 
     connection_created.connect(wait)
     yield

@@ -11,6 +11,7 @@ from uuid import UUID
 from django.conf import settings
 
 from kafka_bridge.contracts import new_traceparent
+from kafka_bridge.errors import WaitedTooLong
 from kafka_bridge.outbox import new_event_id
 from kafka_bridge.pressure import outbox_pressure
 
@@ -78,9 +79,14 @@ def request_accept(
     by_worker = is_for_worker(user_id, coupon.worker_share)
     candidate = Candidate(request_id, user_id, coupon.coupon_id, coupon.total_quantity, by_worker)
     admission = ADMISSIONS[coupon.admission]
-    answer = lines.of(coupon).submit(
-        asked(admission, candidate, request, traceparent or new_traceparent(), may_be_repeat=keyed)
-    )
+    item = asked(admission, candidate, request, traceparent or new_traceparent(), may_be_repeat=keyed)
+    try:
+        answer = lines.of(coupon).submit(item)
+    except WaitedTooLong as error:
+        raise Unavailable(
+            "The requests before this one wait for the database. It was not executed: try again in a moment.",
+            retry_after=1,
+        ) from error
     if answer.earlier is not None:
         return _again(answer.earlier, coupon, user_id)
     if answer.refusal is not None:

@@ -11,6 +11,7 @@ import msgspec
 from django.db import transaction
 
 from kafka_bridge.carriers import carried_row
+from kafka_bridge.errors import is_rolled_back
 from kafka_bridge.group_commit import GroupCommit
 from kafka_bridge.lifecycle import first_line
 from kafka_bridge.log_limit import LogLimit
@@ -84,12 +85,12 @@ def accept_together(admission: Admission, group: Sequence[Asked]) -> list[Answer
         if let_in:
             with transaction.atomic():
                 told = _write(admission, [group[place] for place in let_in], [outcomes[place] for place in let_in])
-                # From here on only the commit can fail, and then nobody knows whether it happened.
+                # From here on only the commit can fail: unless PostgreSQL says so itself, it may have happened.
                 written = True
             for place, answer in zip(let_in, told, strict=True):
                 answers[place] = answer
-    except BaseException:
-        if not written:
+    except BaseException as error:
+        if not written or is_rolled_back(error):
             admission.withdraw([one.candidate for one, outcome in zip(group, outcomes, strict=True) if outcome.fresh])
         raise
     _tell(one for one, answer in zip(group, answers, strict=True) if answer.new)
