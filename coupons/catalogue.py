@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from django.db.models import F
 from django.db.models.functions import Now
 
+from .errors import Unavailable
 from .models import Coupon
 from .policy import Window
 from .worker.share import share_of_worker
 
 _MAX_AGE = 0.8
 _MAX_ENTRIES = 10_000
+_PATIENCE = 1.0
 
 
 class DatabaseClock:
@@ -66,12 +68,20 @@ class Catalogue:
         self._entries: dict[int | str, CatalogueEntry] = {}
 
     def get(self, id_or_type: int | str) -> CatalogueEntry | None:
-        """The coupon of that id (int) or type (str), None if there is none. Raises what the database raises."""
+        """The coupon of that id (int) or type (str), None if there is none.
+
+        Raises what the database raises, and Unavailable when other threads that load coupons wait for it.
+        """
         entry = self._fresh(id_or_type)
         if entry is None:
-            with self._lock:
-                # Somebody else may have loaded it while this thread waited for the lock.
+            # Each of those who wait would wait for the database itself, one after the other.
+            if not self._lock.acquire(timeout=_PATIENCE):
+                raise Unavailable("The coupons cannot be read. It was not executed: try again.", retry_after=1)
+            try:
+                # Another thread may have loaded it while this one waited for the lock.
                 entry = self._fresh(id_or_type) or self._load(id_or_type)
+            finally:
+                self._lock.release()
         return entry
 
     def clear(self) -> None:

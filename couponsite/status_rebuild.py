@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.db import transaction
 from django.db.models import Q
 
 from coupons import status_view
@@ -50,13 +51,15 @@ def statuses_rebuild(*, stop: StopFlag) -> int:
         Q(status=SUCCESS, processed_at__gt=oldest[SUCCESS]) | Q(processed_at__gt=oldest[FAILED])
     )
     written, chunk = 0, []
-    for row in rows.iterator(chunk_size=_CHUNK):
-        chunk.append(terminal_status(row))
-        if len(chunk) == _CHUNK:
-            written += _write(chunk)
-            chunk = []
-            if stop:
-                break
+    # Outside a transaction the cursor would be lost behind a pooler in transaction mode.
+    with transaction.atomic():
+        for row in rows.iterator(chunk_size=_CHUNK):
+            chunk.append(terminal_status(row))
+            if len(chunk) == _CHUNK:
+                written += _write(chunk)
+                chunk = []
+                if stop:
+                    break
     return written + _write(chunk)
 
 

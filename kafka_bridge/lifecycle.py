@@ -71,6 +71,16 @@ def drop_connection() -> None:
     connection.close()
 
 
+def is_behind_pooler() -> bool:
+    """Whether this thread's sessions are lent by a connection pooler. Raises what the database raises.
+
+    A pooler answers a client with a backend id of its own.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return bool(cursor.fetchone() != (connection.connection.info.backend_pid,))
+
+
 def check_database() -> None:
     """Raise ServiceUnavailable unless PostgreSQL answers."""
     try:

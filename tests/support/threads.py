@@ -91,3 +91,13 @@ def wait_until_blocked(sessions: int = 1, *, beside: Future[Any] | None = None) 
         return bool(number >= sessions)
 
     wait_until(blocked, 10, "no session waits for a lock")
+
+
+def lock(sql: str, *parameters: object) -> OpenTransaction:
+    """Another session that holds what ``sql`` locks."""
+
+    def work() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+
+    return OpenTransaction(work)

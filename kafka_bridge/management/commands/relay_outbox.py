@@ -3,7 +3,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from ...lifecycle import StopFlag, check_database
+from django.core.management.base import CommandError
+
+from ...lifecycle import StopFlag, check_database, is_behind_pooler
 from ...relay import BATCH_SIZE, Relay
 from ..worker import MOST_AT_ONCE, WorkerCommand, whole
 
@@ -21,5 +23,10 @@ class Command(WorkerCommand):
         parser.add_argument("--until-idle", action="store_true", help="end once nothing was unpublished for a second")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
+        # Its leases end with its session: a pooler's sessions outlive a killed relay, and end under a living one.
+        if is_behind_pooler():
+            raise CommandError(
+                "DATABASE_URL leads through a connection pooler: give the relay PostgreSQL's own address"
+            )
         relay = Relay(batch_size=options["batch_size"], turned=self.heartbeat.loop())
         relay.run(stop, until_idle=options["until_idle"])
