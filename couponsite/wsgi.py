@@ -6,7 +6,9 @@ import gc
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from io import BytesIO
 from typing import Any
 
@@ -24,6 +26,7 @@ _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 # A request that has waited for a slot for so long is answered 503.
 _SLOT_SECONDS = 5.0
 _PROBE_SECONDS = 1.0
+_LARGE_BODIES = 8
 
 StartResponse = Any
 Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
@@ -58,6 +61,8 @@ def reads_first(application: Application) -> Application:
 
     from couponsite.problems import is_api_path
 
+    large_bodies = threading.BoundedSemaphore(_LARGE_BODIES)
+
     def with_body(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         environ["CONTENT_TYPE"] = plain_content_type(environ.get("CONTENT_TYPE", ""))
         api = is_api_path(environ.get("PATH_INFO", ""))
@@ -68,7 +73,10 @@ def reads_first(application: Application) -> Application:
                 "HTTP_TRANSFER_ENCODING" in environ or environ["REQUEST_METHOD"] not in ("GET", "HEAD")
             )
             if unknown or (length.isdigit() and 0 < int(length) <= limit):
-                body = environ["wsgi.input"].read(limit + 1)
+                large = unknown or int(length) > settings.API_MAX_BODY_BYTES
+                # The threads are many and would hold as many large bodies at once.
+                with large_bodies if large and not api else nullcontext():
+                    body = environ["wsgi.input"].read(limit + 1)
                 environ["wsgi.input"] = BytesIO(body)
                 environ["CONTENT_LENGTH"] = length or str(len(body))
         return application(environ, start_response)

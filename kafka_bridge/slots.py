@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -97,6 +99,17 @@ def give_back() -> Slots | None:
     if held is not None:
         held.give_back()
     return held
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Hold no slot meanwhile, for a call of a service outside. Not inside a transaction."""
+    held = give_back()
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.take_again()
 
 
 def _new_connection() -> BaseDatabaseWrapper:

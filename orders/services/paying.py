@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 
 from coupons.errors import Unavailable
 from coupons.services.spending import coupon_use
+from kafka_bridge import slots
 from kafka_bridge.clock import database_time
 from kafka_bridge.lifecycle import first_line
 
@@ -85,9 +86,10 @@ def payment_settle(attempt: Attempt, *, traceparent: str = "") -> PaidOrder:
         raise RuntimeError("the provider is never called inside a transaction")
     try:
         if attempt.amount:
-            payment_gateway().charge(
-                order_id=attempt.order_id, amount=attempt.amount, idempotency_key=str(attempt.order_id)
-            )
+            with slots.set_aside():
+                payment_gateway().charge(
+                    order_id=attempt.order_id, amount=attempt.amount, idempotency_key=str(attempt.order_id)
+                )
     except PaymentDeclined as error:
         _reopen(attempt)
         raise InvalidState(f"The payment was declined: {error}") from error

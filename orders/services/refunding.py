@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 
 from coupons.errors import Unavailable
 from coupons.services.spending import coupon_refund
+from kafka_bridge import slots
 from kafka_bridge.clock import database_time
 from kafka_bridge.lifecycle import first_line
 
@@ -65,9 +66,10 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
         raise RuntimeError("the provider is never called inside a transaction")
     try:
         if refund.amount:
-            payment_gateway().refund(
-                order_id=refund.order_id, amount=refund.amount, idempotency_key=f"{refund.order_id}-refund"
-            )
+            with slots.set_aside():
+                payment_gateway().refund(
+                    order_id=refund.order_id, amount=refund.amount, idempotency_key=f"{refund.order_id}-refund"
+                )
     except PaymentDeclined as error:
         # Of an order that ended unpaid the money is owed all the same: the sweep goes on asking.
         Order.objects.filter(id=refund.order_id, status=policy.PAID).update(refund_requested_at=None)

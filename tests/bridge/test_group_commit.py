@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from devstack.processes import wait_until
+from kafka_bridge.errors import WaitedTooLong
 from kafka_bridge.group_commit import GroupCommit
 
 
@@ -60,6 +61,44 @@ def test_an_error_is_everybodys_of_that_round_and_nobody_elses() -> None:
             with pytest.raises(ValueError, match="negative"):
                 future.result(10)
     assert group.submit(5) == 10
+
+
+def test_who_waits_too_long_in_line_is_out_of_it_and_no_work_is_done_for_it() -> None:
+    work = Work()
+    group = GroupCommit(work, patience=0.05)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(group.submit, 0)
+        wait_until(lambda: work.rounds, 10, "nobody works")
+        for future in [pool.submit(group.submit, number) for number in (1, 2)]:
+            with pytest.raises(WaitedTooLong):
+                future.result(10)
+        work.go_on.set()
+        assert first.result(10) == 0
+    assert group.submit(3) == 6
+    assert work.rounds == [[0], [3]]
+
+
+def test_who_is_in_a_round_waits_for_its_result_however_long_it_takes() -> None:
+    go_on, patience = threading.Event(), 1.0
+    rounds: list[list[int]] = []
+
+    def work(items: Sequence[int]) -> list[int]:
+        rounds.append(list(items))
+        if not go_on.wait(10 if len(rounds) == 1 else 0):
+            raise AssertionError("nobody let it go on")
+        if len(rounds) == 2:
+            threading.Event().wait(patience * 1.2)
+        return [item * 2 for item in items]
+
+    group = GroupCommit(work, patience=patience)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(group.submit, 0)
+        wait_until(lambda: rounds, 10, "nobody works")
+        others = [pool.submit(group.submit, number) for number in (1, 2)]
+        wait_until(lambda: len(group._waiting) == 2, 10, "not everybody waits")
+        go_on.set()
+        assert first.result(10) == 0
+        assert sorted(future.result(10) for future in others) == [2, 4]
 
 
 def test_many_threads_all_get_their_own() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 
+from couponsite.demo.crowd import encode_request
 from couponsite.demo.processes import procfile_process, wait_until_ready
+from couponsite.tokens import issue_access_token
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
@@ -23,6 +27,7 @@ from orders.models import Order, Product
 from orders.services.placing import Wish, order_create
 from tests.processes.conftest import Web, when_waiting_for_a_lock
 from tests.processes.test_commands_that_cannot_start import assert_one_line, plain_lines
+from tests.support.calls import assert_prompt, call
 from tests.support.gateway import FOLDER_VARIABLE, FolderBooks
 from tests.support.service import environment, kill_group, run_command
 
@@ -106,6 +111,19 @@ def assert_paid_once(provider: PaymentProvider, order_id: int) -> None:
     assert status_of(order_id) == "PAID"
     assert provider.books.movements() == {f"charge-{order_id}"}
     assert OutboxMessage.objects.filter(event_type="order.completed.v1", key=str(order_id).encode()).count() == 1
+
+
+def test_a_provider_that_hangs_keeps_nothing_from_others(provider: PaymentProvider, web: Web) -> None:
+    provider.answers("hang")
+    more_than_slots = 20
+    with ExitStack() as stack:
+        for order_id in [place() for _ in range(more_than_slots)]:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", web.port)))
+            headers = {"authorization": f"Bearer {issue_access_token(MINJI)}"}
+            client.sendall(encode_request("POST", f"/api/v1/orders/{order_id}/pay", web.port, headers, {}))
+        provider.when_asked(more_than_slots)
+        assert_prompt([call(web.port, "GET", path, user=MINJI) for path in ("/api/v1/coupons", "/readyz", "/livez")])
+    kill_group(web.process)
 
 
 def test_one_sweep_expires_what_nobody_paid_and_says_what_it_did(provider: PaymentProvider) -> None:

@@ -93,7 +93,7 @@ def wait_until_blocked(sessions: int = 1, *, beside: Future[Any] | None = None) 
     wait_until(blocked, 10, "no session waits for a lock")
 
 
-def lock(sql: str, *parameters: object) -> OpenTransaction:
+def lock(sql: str, *parameters: int) -> OpenTransaction:
     """Another session that holds what ``sql`` locks."""
 
     def work() -> None:
