@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ImproperlyConfigured
-from psycopg2 import ProgrammingError  # type: ignore[import-untyped]
-from psycopg2.extensions import parse_dsn  # type: ignore[import-untyped]
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import parse_dsn
 from redis import ConnectionPool
 
 from couponsite import strict_json

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg2.extensions import (  # type: ignore[import-untyped]
+from psycopg2.extensions import (
     PYDATETIMETZ,
     new_array_type,
     new_type,
