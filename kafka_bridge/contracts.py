@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -171,6 +171,8 @@ def encode_body(body: Mapping[str, Any] | msgspec.Struct) -> bytes:
 
 
 Headers = tuple[tuple[str, bytes | None], ...]
+# Bytes are base64 in JSON, for msgspec as for ``encode_headers``.
+_stored_headers = msgspec.json.Decoder(Headers)
 
 
 def encode_headers(headers: Headers) -> bytes:
@@ -180,9 +182,19 @@ def encode_headers(headers: Headers) -> bytes:
     ).encode()
 
 
+# The name under which stored headers that cannot be read go on, as they are stored.
+UNREADABLE_HEADERS = "x-unreadable-headers"
+
+
 def decode_headers(stored: bytes) -> Headers:
-    """What ``encode_headers`` stored."""
-    return tuple((name, None if value is None else b64decode(value)) for name, value in json.loads(stored))
+    """What ``encode_headers`` stored; anything else as the one header ``UNREADABLE_HEADERS``.
+
+    So a damaged row is published and shown, and its reader sees what is wrong with it.
+    """
+    try:
+        return _stored_headers.decode(stored)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return ((UNREADABLE_HEADERS, stored),)
 
 
 def cloud_event_headers(

@@ -1,11 +1,11 @@
-"""An event that the broker refuses for good becomes a dead letter, and its key goes on."""
+"""An event that the broker refuses for good becomes a dead letter and its key goes on; a damaged row is published."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -19,7 +19,7 @@ from kafka_bridge.outbox import Message, publish
 from kafka_bridge.registry import prefixed
 from tests.support.kafka import header, read_topic, relay_everything
 from tests.support.messages import request_body
-from tests.support.outbox import EVENT
+from tests.support.outbox import EVENT, TOPIC, publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -69,3 +69,18 @@ def test_a_request_that_is_refused_ends_with_error_and_its_dead_letter_is_told(m
     assert (row.request_id, row.status, row.reason, row.user_id) == (request_id, "FAILED", "ERROR", 7)
     (told,) = read_topic("coupon-issue-request.DLT", 1)
     assert (header(told, "x-consumer-group"), header(told, "ce_id")) == ("relay", str(request_id))
+
+
+@pytest.mark.parametrize("headers", [b"\xff{", b"", b"[1]", b'[["name", "no base64!"]]'])
+def test_a_row_with_headers_that_cannot_be_read_is_published_with_what_it_has(topics: str, headers: bytes) -> None:
+    publish_orders([1])
+    OutboxMessage.objects.create(
+        event_id=uuid4(), event_type=EVENT, topic=TOPIC, shard=0, key=b"1", payload=b"damaged", headers=headers
+    )
+    publish_orders([1])
+    relay_everything()
+
+    assert not OutboxMessage.objects.filter(published_at=None).exists()
+    messages = read_topic(TOPIC, 3)
+    (damaged,) = [message for message in messages if message.value() == b"damaged"]
+    assert damaged.headers() == [("x-unreadable-headers", headers)]
