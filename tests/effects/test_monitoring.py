@@ -15,11 +15,12 @@ from pytest_django import Settings
 from kafka_bridge.alerts import end_alert, open_alert
 from kafka_bridge.batch import BatchHandler
 from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.models import Alert, ProcessedEvent
+from kafka_bridge.models import Alert, DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import monitoring
 from orders.management.commands.expire_orders import sweep
 from orders.models import OrderMinute, Product
+from tests.effects import cast
 from tests.support.orders import PRICE, cancelled, completed, make_paid_order, make_product
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
 
@@ -82,6 +83,15 @@ def test_a_minute_grows_with_later_batches_and_the_same_events_count_once(tea: P
     consume(*first, *second)
     assert OrderMinute.objects.get().completed == 5
     assert ProcessedEvent.objects.filter(consumer_group="monitoring").count() == 5
+
+
+def test_an_order_of_more_won_than_can_be_added_up_does_not_spoil_the_minute_of_the_others(tea: Product) -> None:
+    now = ago()
+    bad = [cast.completed(10**12 + n, paidAt=now.isoformat(), payAmount=2**63 - 1 - n) for n in range(2)]
+    for message in (*bad, *paid(tea, 3, at=now)):
+        consume(message)
+    assert set(DeadLetter.objects.values_list("event_id", flat=True)) == {message.event_id for message in bad}
+    assert OrderMinute.objects.get().amount == 3 * PRICE
 
 
 def test_a_batch_that_is_rolled_back_counts_nothing(tea: Product, monkeypatch: pytest.MonkeyPatch) -> None:
