@@ -13,7 +13,7 @@ OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing 
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint up down
+.PHONY: help demo test bench fuzz lint up down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,10 @@ test: $(INSTALLED) ## every test, on real services; ARGS="tests/edge -k token" f
 bench: $(INSTALLED) ## ratios measured on real services in about five minutes; ARGS="--only door --rows 5000000"
 	@export $(WITH_VENV) SECRET_KEY=for-benchmarks-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name bench --fresh -- python -m benchmarks $(ARGS)
+
+fuzz: $(INSTALLED) ## an hour of hostile input over HTTP, Kafka and Redis; ARGS="--seconds 60 --seed 1"
+	@export $(WITH_VENV) SECRET_KEY=for-the-fuzz-only-which-signs-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
+	exec python -m devstack run --name fuzz --fresh -- python -m fuzz $(ARGS)
 
 lint: $(INSTALLED) ## style, types, layers, migrations, API schema, deployment checks
 	@export $(WITH_VENV) $(OFFLINE); set -e; \

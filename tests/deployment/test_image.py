@@ -101,6 +101,7 @@ def test_what_is_copied_exists_and_reaches_the_builder(path: str) -> None:
         "tests/conftest.py",
         "devstack/__main__.py",
         "benchmarks/report.py",
+        "fuzz/run.py",
         "staticfiles/staticfiles.json",
         "couponsite/__pycache__/settings.cpython-311.pyc",
         "couponsite/demo/sale.py",
