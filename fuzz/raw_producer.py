@@ -35,8 +35,14 @@ class _Argument(ctypes.Structure):
     _fields_ = [("kind", ctypes.c_int), ("value", _Union)]
 
 
+_Report = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int), ctypes.c_void_p)
+
+
 class RawProducer:
-    """Sends messages as bytes, at best effort: what the broker refuses is dropped."""
+    """Sends messages as bytes, at best effort: what the broker refuses is dropped.
+
+    ``refused`` has the error code of each message that was dropped.
+    """
 
     def __init__(self, config: Mapping[str, str]) -> None:
         """``config`` are librdkafka's properties. Raises ValueError for one that it does not take."""
@@ -46,6 +52,10 @@ class RawProducer:
         for name, value in config.items():
             if self._library.rd_kafka_conf_set(options, name.encode(), value.encode(), error, _ERROR_BYTES) != 0:
                 raise ValueError(error.value.decode())
+        self.refused: list[int] = []
+        # The first field of the message that is reported is its error code; 0 is none.
+        self._report = _Report(lambda client, message, opaque: self.refused.extend(message[:1] if message[0] else ()))
+        self._library.rd_kafka_conf_set_dr_msg_cb(options, self._report)
         self._client = self._library.rd_kafka_new(_PRODUCER, options, error, _ERROR_BYTES)
         if not self._client:
             raise ValueError(error.value.decode())
@@ -100,6 +110,7 @@ def _library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("rd_kafka_conf_new", pointer, []),
         ("rd_kafka_conf_set", number, [pointer, text, text, text, size]),
+        ("rd_kafka_conf_set_dr_msg_cb", None, [pointer, _Report]),
         ("rd_kafka_new", pointer, [number, pointer, text, size]),
         ("rd_kafka_headers_new", pointer, [size]),
         ("rd_kafka_header_add", number, [pointer, text, ctypes.c_ssize_t, text, ctypes.c_ssize_t]),
