@@ -111,7 +111,8 @@ class Shop:
         asks = [Ask(str(uuid4()), user_id, coupon.pk, coupon.coupon_type, user_id) for user_id, coupon in wanted]
         crowd = Crowd(self.port, tokens, connections=8)
         asyncio.run(asyncio.wait_for(crowd.ask_all(asks), SECONDS))
-        assert not crowd.retries
+        # A 503 before any work is an answer, and its retry counts in the latency; a lost connection is a fault.
+        assert crowd.retries.keys() <= {"503"}
         assert {answer.status for answer in crowd.answers} == {202}
         return crowd.answers
 
