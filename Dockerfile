@@ -24,6 +24,7 @@ RUN --mount=type=bind,from=wheels,source=/build/wheels,target=/wheels \
 
 COPY manage.py Procfile ./
 COPY templates templates/
+COPY common common/
 COPY kafka_bridge kafka_bridge/
 COPY coupons coupons/
 COPY orders orders/
@@ -33,7 +34,7 @@ COPY couponsite couponsite/
 RUN export SECRET_KEY=for-collectstatic-only-which-signs-nothing KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9 \
         DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 \
     && python manage.py collectstatic --no-input \
-    && python -m compileall -q manage.py kafka_bridge coupons orders couponsite
+    && python -m compileall -q manage.py common kafka_bridge coupons orders couponsite
 
 # By number, so that an orchestrator can see that it is not root.
 USER 10001:10001

@@ -15,16 +15,16 @@ from django.db.models import F
 from waffle.models import Flag
 
 from coupons.models import Coupon, IssueRequest
-from coupons.worker import lists
-from coupons.worker.share import FLAG
+from coupons.redis_queue import queue
+from coupons.rollout import FLAG
 from devstack import wait_until
 
-from .crowds import CONNECTIONS, requests_for
+from .interleave import Rates
 from .latency import clock_difference, percentiles, request_ids_of
 from .load import Plan
-from .rounds import Rates
+from .load_clients import CONNECTIONS, requests_for
 from .sale import Service, await_issued, new_coupon, service
-from .scratch import settle_outbox
+from .temporary import settle_outbox
 
 QUEUE = "queue"
 USERS = 3_000
@@ -159,5 +159,5 @@ def _times_to_result(running: Service, way: Way, rate: float) -> list[float]:
 
 def _refuse_company() -> None:
     """Raise AssertionError if other issue workers use this Redis: each would drop what it took of the other's."""
-    if lists.redis().exists(lists.LIST, lists.WORKERS):
+    if queue.redis().exists(queue.QUEUE, queue.WORKERS):
         raise AssertionError("other issue workers use this Redis: give REDIS_URL an index of its own, such as .../9")

@@ -7,18 +7,20 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 
+from common.postgres.clock import isoformat_z
+from common.processes.lifecycle import StopFlag
+from common.trace_context import new_traceparent
+from coupons.consumer_groups import ISSUE
 from coupons.events import IssueRequested
-from coupons.handlers import ISSUE
 from coupons.messages import ISSUE_REQUESTED, message_of
 from coupons.models import Coupon
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.contracts import cloud_event_headers, encode_body, isoformat_z, new_traceparent
-from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.outbox import new_event_id
+from kafka_bridge.cloudevents import cloud_event_headers, encode_body
+from kafka_bridge.consuming.batch import BatchHandler
+from kafka_bridge.outbox.writing import new_event_id
 from kafka_bridge.registry import ReceivedMessage
 
 from . import naive
-from .rounds import Prepare
+from .interleave import Prepare
 
 BATCH_SIZES = (1000, 500)
 ONE_BY_ONE = "one by one"

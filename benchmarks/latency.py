@@ -13,10 +13,10 @@ from django.db import connection
 
 from coupons.models import IssueRequest
 
-from .crowds import requests_for
 from .load import Outcome, Plan
+from .load_clients import requests_for
 from .sale import Service, await_issued, new_coupon, service
-from .scratch import settle_outbox
+from .temporary import settle_outbox
 
 SHARE = 0.6
 _SECONDS = 10

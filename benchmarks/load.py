@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from couponsite.demo.crowd import Connection
+from demo.load_client import Connection
 
 
 class Plan(msgspec.Struct):

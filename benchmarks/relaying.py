@@ -9,18 +9,20 @@ from functools import partial
 
 from django.db import transaction
 
+from common.postgres.clock import isoformat_z
+from common.processes.lifecycle import StopFlag
+from common.trace_context import new_traceparent
 from coupons.events import IssueEnded
 from coupons.messages import message_of
 from coupons.models import Coupon
 from kafka_bridge.client import Producer, make_producer
-from kafka_bridge.contracts import cloud_event_headers, isoformat_z, new_traceparent
-from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.outbox import Message, new_event_id, outbox_row, publish
+from kafka_bridge.cloudevents import cloud_event_headers
+from kafka_bridge.outbox.writing import Message, new_event_id, outbox_row, publish
 from kafka_bridge.registry import prefixed
-from kafka_bridge.relay import Relay
+from kafka_bridge.relaying.relay import Relay
 
-from .rounds import Prepare
-from .scratch import settle_outbox
+from .interleave import Prepare
+from .temporary import settle_outbox
 
 BARE = "bare producer"
 RELAY = "relay"

@@ -12,13 +12,13 @@ from django.conf import settings
 from rich.console import Console
 from rich.table import Table
 
-from . import admissions, deciding, door, issuing, latency, relaying, sale
-from .crowds import CONNECTIONS
+from . import accept_rate, admissions, gate_cost, issuing, latency, relaying, sale
+from .database_pair import PIECES, Side, sides
+from .interleave import Prepare, Rates, alternate
+from .load_clients import CONNECTIONS
 from .machine import machine
-from .rounds import Prepare, Rates, alternate
 from .sale import new_coupon
-from .scratch import scratch_database, scratch_topics
-from .sides import PIECES, Side, sides
+from .temporary import scratch_database, scratch_topics
 
 # A sale starts every process anew.
 _SALES = 2
@@ -88,9 +88,9 @@ class Report:
             self._cost(f"relay{side.condition}", rates, f"{relaying.RELAY}{side.condition}", relaying.RELAY)
 
     def _door(self) -> None:
-        rates = door.measure(new_coupon(PIECES), rounds=self._rounds)
-        self._rate("door", rates, door.DOOR, "empty view, plain Django", door.PLAIN, aim=">= 0.4")
-        self._rate("door", rates, door.DOOR, "empty view, no middleware", door.BARE)
+        rates = accept_rate.measure(new_coupon(PIECES), rounds=self._rounds)
+        self._rate("door", rates, accept_rate.DOOR, "empty view, plain Django", accept_rate.PLAIN, aim=">= 0.4")
+        self._rate("door", rates, accept_rate.DOOR, "empty view, no middleware", accept_rate.BARE)
 
     def _sale(self) -> None:
         sales = sale.measure(rounds=min(self._rounds, _SALES))
@@ -148,12 +148,12 @@ class Report:
         return table
 
     def _decisions(self) -> Table:
-        costs = deciding.measure(rounds=self._rounds)
-        single, many = deciding.BY
+        costs = gate_cost.measure(rounds=self._rounds)
+        single, many = gate_cost.BY
         table = _table(
             "Microseconds per decision of the gate", "", "one per call", f"{many} per call", "ratio",
         )  # fmt: skip
-        for what in (deciding.LET_IN, deciding.REFUSED):
+        for what in (gate_cost.LET_IN, gate_cost.REFUSED):
             one, shared = costs[what, single], costs[what, many]
             figures = (f"{cost.whole:,.1f} / {cost.redis:,.1f}" for cost in (one, shared))
             table.add_row(what, *figures, f"{_times(shared.whole / one.whole)} / {_times(shared.redis / one.redis)}")

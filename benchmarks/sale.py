@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from coupons.controls import coupon_create
 from coupons.models import Coupon
-from coupons.services.creating import coupon_create
 from devstack import ManagedProcess, wait_until
 
 from .cpu import cpu_seconds, listener
-from .crowds import CONNECTIONS, Client, requests_for
 from .load import Plan
-from .scratch import settle_outbox
+from .load_clients import CONNECTIONS, Client, requests_for
 from .servers import Server, folder, web, workers
+from .temporary import settle_outbox
 
 USERS = 20_000
 _RESULT_SECONDS = 120.0

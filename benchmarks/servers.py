@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from demo.processes import procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port, is_free
 
 _APPLICATION = "couponsite.wsgi:application"
-_BARE = "benchmarks.bare:application"
+_BARE = "benchmarks.baseline:application"
 _LISTEN_SECONDS = 30.0
 
 

@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils.safestring import SafeString
 from waffle.models import Flag
 
-from kafka_bridge.admin_base import (
+from common.admin_base import (
     AnyModelAdmin,
     BigTableAdmin,
     ReadOnlyAdmin,
@@ -30,7 +30,7 @@ from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
 from .models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
-from .worker.share import FLAG
+from .rollout import FLAG
 
 _STATE_COLOURS = {
     "SCHEDULED": "info", "OPEN": "success", "PAUSED": "warning", "SOLD_OUT": "danger", "CLOSED": "default",

@@ -5,6 +5,6 @@ class CouponsConfig(AppConfig):
     name = "coupons"
 
     def ready(self) -> None:
-        from . import handlers
+        from . import consumer_groups
 
-        handlers.register()
+        consumer_groups.register()

@@ -10,15 +10,16 @@ from django.conf import settings
 from django.db import connection
 from redis.exceptions import RedisError
 
+from common.postgres.clock import database_time
 from kafka_bridge.client import group_lag
-from kafka_bridge.clock import database_time
-from kafka_bridge.outbox import anything_unpublished
+from kafka_bridge.outbox.writing import anything_unpublished
 
-from . import policy, status_view
-from .handlers import ISSUE
+from . import policy
+from .consumer_groups import ISSUE
+from .issuance import status_cache
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED
 from .models import IssueRequest
-from .worker import CARRIER
+from .redis_queue import TRANSPORT
 
 _SHOWN = 20
 _COMPARED = 100
@@ -141,7 +142,7 @@ def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
     What the worker carries it finds by the reservation, however late: lost would be one without.
     ``lag`` tells the issuer's lag in messages; by default Kafka is asked. Raises ServiceUnavailable if it is away.
     """
-    asked = [ISSUE_REQUESTED, deadline(), CARRIER]
+    asked = [ISSUE_REQUESTED, deadline(), TRANSPORT]
     if not query_lines(_OVERDUE, asked) or anything_unpublished() or (lag or _issuer_lag)() != 0:
         return []
     # Read again: what was on its way before the lag was known to be none has arrived.
@@ -152,13 +153,13 @@ def wrong_views() -> list[str]:
     """Of the requests decided last, those that Redis tells otherwise; none while it is away or has forgotten them."""
     requests = list(IssueRequest.objects.order_by("-processed_at")[:_COMPARED])
     try:
-        views = status_view.load_many([request.request_id for request in requests])
+        views = status_cache.load_many([request.request_id for request in requests])
     except RedisError:
         return []
     wrong = []
     for request in requests:
         view = views.get(request.request_id)
-        if isinstance(view, status_view.Unreadable):
+        if isinstance(view, status_cache.Unreadable):
             wrong.append(f"request {request.request_id}: unreadable in Redis, {request.status} in PostgreSQL")
         elif view is not None and (view.status, view.reason) != (request.status, request.reason):
             wrong.append(f"request {request.request_id}: {view.status} in Redis, {request.status} in PostgreSQL")

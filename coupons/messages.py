@@ -7,10 +7,9 @@ from uuid import UUID
 
 import msgspec
 
-from kafka_bridge import contracts
 from kafka_bridge.errors import PoisonMessage
-from kafka_bridge.outbox import Message
-from kafka_bridge.registry import ReceivedMessage, decode_body
+from kafka_bridge.outbox.writing import Message
+from kafka_bridge.registry import ReceivedMessage, decode_body, traceparent_of
 
 from .admission import ADMISSIONS
 from .events import IssueEnded, IssueRequested
@@ -63,16 +62,10 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
     request_id = request.request_id or message.event_id
     if request_id is None:
         raise PoisonMessage("neither requestId nor a ce_id that is a UUID is given")
-    return IssueTask(request_id, request, message.topic, message.partition, message.offset, read_traceparent(message))
+    return IssueTask(request_id, request, message.topic, message.partition, message.offset, traceparent_of(message))
 
 
 def read_result_task(message: ReceivedMessage) -> ResultTask:
     """The result in ``message``. Raises PoisonMessage."""
     result = decode_body(message, _result_decoder, "result")
-    return ResultTask(message.inbox_id, result, read_traceparent(message))
-
-
-def read_traceparent(message: ReceivedMessage) -> str:
-    """The W3C trace context of the message; a new one if it brings none that is valid."""
-    raw = (message.header("traceparent") or b"").decode("ascii", "replace")
-    return contracts.read_traceparent(raw) or contracts.new_traceparent()
+    return ResultTask(message.inbox_id, result, traceparent_of(message))

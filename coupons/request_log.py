@@ -13,7 +13,7 @@ from typing import Any
 _logger = logging.getLogger("coupons.requests")
 
 
-def tell_all(event: str, requests: Sequence[Mapping[str, Any]]) -> None:
+def log_requests(event: str, requests: Sequence[Mapping[str, Any]]) -> None:
     """A line for each of ``requests``, plain values under the names of the API, in one write: they share a commit."""
     if requests and _logger.isEnabledFor(logging.INFO):
         # Without the search for the caller in the stack, which costs as much as the line.

@@ -13,15 +13,16 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from kafka_bridge import arrays
-from kafka_bridge.contracts import isoformat_z
-from kafka_bridge.outbox import stored_payload
+from common.postgres import arrays
+from common.postgres.clock import isoformat_z
+from kafka_bridge.outbox.writing import stored_payload
 
-from . import policy, status_view
+from . import policy
 from .events import IssueRequested
+from .issuance import status_cache
+from .issuance.status_cache import RequestStatus
 from .messages import ISSUE_REQUESTED
 from .models import Coupon, IssueRequest, UserCoupon
-from .status_view import RequestStatus
 
 # A look at the primary key per id: the planner would rather scan the whole of a table that is not huge yet.
 _READ_OUTCOMES = """
@@ -114,7 +115,7 @@ def request_status(request_id: UUID) -> RequestStatus | None:
 
     Redis first, then the terminal row, then the outbox: a request is PENDING while its outbox row is all there is.
     """
-    return status_view.load(request_id) or ended_request(request_id) or accepted_request(request_id)
+    return status_cache.load(request_id) or ended_request(request_id) or accepted_request(request_id)
 
 
 def ended_request(request_id: UUID) -> RequestStatus | None:

@@ -11,10 +11,10 @@ class CouponsiteConfig(AppConfig):
     def ready(self) -> None:
         # Imported for what they register.
         from couponsite import checks, openapi  # noqa: F401
+        from couponsite.admin_groups import grant_views
         from couponsite.connections import begin_request
         from couponsite.logging import configure_structlog
         from couponsite.stored_times import read_nearest_times
-        from couponsite.viewers import grant_views
 
         configure_structlog(debug=settings.DEBUG)
         request_started.connect(begin_request, dispatch_uid="couponsite.begin_request")

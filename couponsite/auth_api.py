@@ -14,11 +14,11 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from coupons.http import APIView, body_of
-from coupons.openapi import answer, describe
+from common.api.requests import APIView, body_of
+from coupons.api.openapi import answer, describe
 from couponsite import tokens
 from couponsite.authentication import may_issue_for_others
-from couponsite.throttles import check_password
+from couponsite.login_brake import check_password
 
 # Short enough for any valid body to stay below the 16 KiB of a body, even with each character escaped.
 _MOST = 1024
@@ -65,7 +65,7 @@ class TokenView(APIView):
         user = check_password(request._request, credentials.username, credentials.password)
         if user is None:
             raise AuthenticationFailed("No active account has this username and password.")
-        return Response(TokenPair(_access(user), tokens.issue_refresh_token(user.pk, _password_mark(user))))
+        return Response(TokenPair(_access(user), tokens.issue_refresh_token(user.pk, _password_fingerprint(user))))
 
 
 class TokenRefreshView(APIView):
@@ -86,7 +86,7 @@ class TokenRefreshView(APIView):
         except tokens.InvalidToken as error:
             raise AuthenticationFailed(str(error)) from None
         user = get_user_model()._default_manager.filter(pk=claims.user_id, is_active=True).first()
-        if user is None or not constant_time_compare(claims.password_mark, _password_mark(user)):
+        if user is None or not constant_time_compare(claims.password_mark, _password_fingerprint(user)):
             raise AuthenticationFailed("The account is not active any more, or its password has changed.")
         return Response(Access(_access(user)))
 
@@ -101,6 +101,6 @@ def _access(user: AbstractBaseUser) -> str:
     return tokens.issue_access_token(user.pk, tokens.ISSUE_FOR_OTHERS if may_issue_for_others(user) else "")
 
 
-def _password_mark(user: AbstractBaseUser) -> str:
+def _password_fingerprint(user: AbstractBaseUser) -> str:
     # The keyed hash that ends sessions at a change of password; a prefix is enough to notice one.
     return user.get_session_auth_hash()[:16]

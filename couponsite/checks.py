@@ -10,8 +10,8 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
-from kafka_bridge.errors import BadRedisDatabase, ServiceUnavailable
-from kafka_bridge.lifecycle import check_redis, first_line
+from common.processes.lifecycle import check_redis, first_line
+from common.processes.outages import BadRedisDatabase, ServiceUnavailable
 from orders.clients.payment import payment_gateway
 
 _SAFE_REPLICATION = 3

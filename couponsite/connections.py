@@ -32,10 +32,3 @@ def begin_request(**_signal: Any) -> None:
     for connection in connections.all(initialized_only=True):
         if _hung_up(connection):
             connection.close()
-
-
-def drop_connections() -> None:
-    """Closes this thread's database connections after an outage; the next query opens a new one."""
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close()

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions, sql
 
-from kafka_bridge.errors import OutcomeUnknown, is_rolled_back
+from common.processes.outages import OutcomeUnknown, is_rolled_back
 
 # A process that hangs in its transaction, or whose machine is gone, must not keep a coupon's row for ever.
 IDLE_IN_TRANSACTION_SECONDS = 60

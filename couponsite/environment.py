@@ -18,7 +18,7 @@ from psycopg2 import ProgrammingError
 from psycopg2.extensions import parse_dsn
 from redis import ConnectionPool
 
-from couponsite import strict_json
+from common.api import strict_json
 
 T = TypeVar("T")
 

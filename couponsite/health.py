@@ -9,10 +9,10 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from redis.exceptions import RedisError, ResponseError
 
-from couponsite.connections import drop_connections
-from couponsite.problems import problem
+from common.api.problems import problem
+from common.postgres.connections import drop_connections
+from common.redis_client import NotPrimary, redis_connection
 from kafka_bridge import metrics
-from kafka_bridge.redis_client import NotPrimary, redis_connection
 
 # Written by the readiness probe: PING says nothing about writes.
 _PROBE_KEY = "readyz"
@@ -61,12 +61,12 @@ def _redis_state() -> str:
     return "ok"
 
 
-def figures(request: HttpRequest) -> HttpResponse:
+def metrics_view(request: HttpRequest) -> HttpResponse:
     """What Prometheus scrapes, in its text format: figures of every process of the server."""
     return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
 
 
-PROBES = {"/livez": live, "/readyz": ready, "/metrics": figures}
+PROBES = {"/livez": live, "/readyz": ready, "/metrics": metrics_view}
 
 
 def answer_probes(get_response: GetResponse) -> GetResponse:

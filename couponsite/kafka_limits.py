@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from couponsite.environment import Limits
-from kafka_bridge.contracts import (
-    LEAST_RETENTION_MS,
-    LONGEST_NAME,
-    MOST_PARTITIONS,
-    MOST_REPLICAS,
-    MOST_RETENTION_MS,
-)
+from kafka_bridge.routes import LEAST_RETENTION_MS, LONGEST_NAME, MOST_PARTITIONS, MOST_REPLICAS, MOST_RETENTION_MS
 
 _ACCEPTED_FIELDS = (
     '"partitions": 1, "replicas": 1, "retentionMs": -1',

@@ -16,7 +16,7 @@ from django.http.response import HttpResponseBase
 from django.utils.deprecation import MiddlewareMixin
 from whitenoise.middleware import WhiteNoiseMiddleware  # type: ignore[import-untyped]
 
-from couponsite.problems import is_api_path, refusal
+from couponsite.error_pages import is_api_path, refusal
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 

@@ -1,6 +1,6 @@
 """The OpenAPI document: what drf-spectacular cannot see by itself, and what all calls have in common.
 
-Each view describes its own call (coupons.openapi.describe). Added here are our authenticators, msgspec Structs, the
+Each view describes its own call (coupons.api.openapi.describe). Added here are our authenticators, msgspec Structs, the
 problems with their headers, the seeds' own paths, and the addresses beside the API.
 """
 
@@ -17,8 +17,8 @@ from drf_spectacular.drainage import warn
 from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.openapi import AutoSchema
 
-from coupons.errors import DomainError
-from couponsite.problems import KINDS, Kind
+from common.api.errors import DomainError
+from common.api.problems import KINDS, Kind
 
 Endpoint = tuple[str, str, str, Any]
 Schema = dict[str, Any]
@@ -136,12 +136,12 @@ def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
     return translated
 
 
-def one_address_per_door(endpoints: list[Endpoint], **_context: Any) -> list[Endpoint]:
+def skip_seed_paths(endpoints: list[Endpoint], **_context: Any) -> list[Endpoint]:
     """Preprocessing hook: leaves out the seeds' own paths, which ``complete`` adds as copies."""
     return [endpoint for endpoint in endpoints if endpoint[0].startswith(API_PREFIX)]
 
 
-def complete(result: Schema, **_context: Any) -> Schema:
+def add_problem_responses(result: Schema, **_context: Any) -> Schema:
     """Postprocessing hook: adds the refusals, the seeds' own paths, and the addresses beside the API."""
     paths: Schema = result["paths"]
     kinds = _kinds()
@@ -149,7 +149,7 @@ def complete(result: Schema, **_context: Any) -> Schema:
     for path, operations in paths.items():
         for method, operation in operations.items():
             if "x-refusals" not in operation:
-                warn(f"{method} {path} has no coupons.openapi.describe")
+                warn(f"{method} {path} has no coupons.api.openapi.describe")
             operation["summary"] = operation.pop("description", "").rstrip(".")
             codes = _codes(path, method, operation)
             used |= codes
@@ -165,7 +165,7 @@ def complete(result: Schema, **_context: Any) -> Schema:
 
 
 def _kinds() -> dict[str, Kind]:
-    """Status and title of every code: those of couponsite.problems and of the domain's errors."""
+    """Status and title of every code: those of couponsite.error_pages and of the domain's errors."""
     kinds = dict(KINDS)
     errors: list[type[DomainError]] = [DomainError]
     for error in errors:
@@ -241,7 +241,7 @@ def _problem_example(code: str, kind: Kind) -> Schema:
 def _add_seed_paths(paths: Schema) -> None:
     """The doors once more, at the paths without prefix."""
     # URLconfs are loaded after apps.
-    from coupons import seed_urls
+    from coupons.api import seed_urls
 
     by_shape = {_shape(path): path for path in paths}
     for route in seed_urls.urlpatterns:

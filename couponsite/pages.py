@@ -6,8 +6,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
+from common.api.problems import is_outage, report_outage
 from coupons import selectors
-from couponsite.problems import is_outage, report_outage
 
 _SHOWN = 100
 

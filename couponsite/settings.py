@@ -6,6 +6,7 @@ import os
 import re
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from couponsite import kafka_limits
 from couponsite.database import Connection, Cursor
 from couponsite.environment import Environment, Limits
 from couponsite.logging import logging_config
-from couponsite.processes import process_name
-from kafka_bridge.contracts import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
+from couponsite.process_name import process_name
+from kafka_bridge.routes import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -61,7 +62,7 @@ CSRF_COOKIE_SECURE = not DEBUG
 SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())
 SESSION_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
 X_FRAME_OPTIONS = "DENY"
-CSRF_FAILURE_VIEW = "couponsite.problems.csrf_failure"
+CSRF_FAILURE_VIEW = "couponsite.error_pages.csrf_failure"
 # The admin's forms and nothing else may be larger than an API body (couponsite.middleware refuses those).
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
 
@@ -89,6 +90,8 @@ INSTALLED_APPS = [
     "kafka_bridge",
     "coupons",
     "orders",
+    # Not in the image: it needs the development packages.
+    *(["demo"] if find_spec("demo") else []),
 ]
 # The first answers probes before anything can refuse them. Sessions and messages are left out for API calls
 # that bring a token, which use neither.
@@ -189,7 +192,7 @@ CACHES: dict[str, dict[str, Any]] = {
             "SOCKET_CONNECT_TIMEOUT": 0.5,
             "SOCKET_TIMEOUT": 1.0,
             # Leaves a server that became a replica behind an address that keeps connections open.
-            "CONNECTION_POOL_CLASS": "kafka_bridge.redis_client.Pool",
+            "CONNECTION_POOL_CLASS": "common.redis_client.Pool",
             # One more try for a pooled connection whose server went away; no timeout is waited for twice.
             "CONNECTION_POOL_KWARGS": {
                 "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
@@ -203,7 +206,7 @@ CACHES: dict[str, dict[str, Any]] = {
 # The share of its memory in use past which statuses are no longer cached in Redis: the rest is for gates.
 STATUS_CACHE_MEMORY_PERCENT = env.whole("STATUS_CACHE_MEMORY_PERCENT", default=50, minimum=0, maximum=90)
 
-# Flags: of waffle only the table, the command and an admin page of our own are used, see coupons.worker.share. Saving a
+# Flags: of waffle only the table, the command and an admin page of our own are used, see coupons.rollout. Saving a
 # flag clears waffle's cache, and must not need Redis: that is when somebody wants to change it.
 WAFFLE_CACHE_NAME = "process"
 WAFFLE_ENABLE_ADMIN_PAGES = False
@@ -226,12 +229,12 @@ REST_FRAMEWORK: dict[str, Any] = {
         "couponsite.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_RENDERER_CLASSES": ["couponsite.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["couponsite.parsers.StrictJSONParser"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "couponsite.parsers.JSONOnly",
+    "DEFAULT_RENDERER_CLASSES": ["common.api.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["common.api.parsers.StrictJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.api.parsers.JSONOnly",
     "DEFAULT_METADATA_CLASS": None,
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "couponsite.problems.exception_handler",
+    "EXCEPTION_HANDLER": "common.api.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,
 }
@@ -257,8 +260,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
     "CAMELIZE_NAMES": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
-    "PREPROCESSING_HOOKS": ["couponsite.openapi.one_address_per_door"],
-    "POSTPROCESSING_HOOKS": ["couponsite.openapi.complete"],
+    "PREPROCESSING_HOOKS": ["couponsite.openapi.skip_seed_paths"],
+    "POSTPROCESSING_HOOKS": ["couponsite.openapi.add_problem_responses"],
 }
 
 # Kafka

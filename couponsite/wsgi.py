@@ -47,7 +47,7 @@ def plain_content_type(raw: str) -> str:
     return media_type
 
 
-def reads_first(application: Application) -> Application:
+def buffer_body(application: Application) -> Application:
     """Reads bodies before anybody answers them or takes a slot for them, and tells their length.
 
     An answer given before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
@@ -59,7 +59,7 @@ def reads_first(application: Application) -> Application:
     """
     from django.conf import settings
 
-    from couponsite.problems import is_api_path
+    from couponsite.error_pages import is_api_path
 
     large_bodies = threading.BoundedSemaphore(_LARGE_BODIES)
 
@@ -94,12 +94,12 @@ def takes_turns(application: WSGIHandler) -> Application:
     from django.core.handlers.wsgi import WSGIRequest
     from django.db import connections
 
-    from couponsite.health import PROBES, figures, live
-    from couponsite.problems import unavailable
-    from kafka_bridge.slots import Slots
+    from common.api.problems import unavailable
+    from common.processes.slots import Slots
+    from couponsite.health import PROBES, live, metrics_view
 
     slots, probe_slots = Slots(settings.WEB_THREADS), Slots(1)
-    without_database = {path for path, probe in PROBES.items() if probe in (live, figures)}
+    without_database = {path for path, probe in PROBES.items() if probe in (live, metrics_view)}
 
     def in_turn(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -130,11 +130,11 @@ def takes_turns(application: WSGIHandler) -> Application:
 
 try:
     limit_statements()
-    application = reads_first(takes_turns(get_wsgi_application()))
-    from kafka_bridge.heartbeat import Heartbeat
-    from kafka_bridge.pressure import outbox_pressure
+    application = buffer_body(takes_turns(get_wsgi_application()))
+    from kafka_bridge.operating.heartbeat import Heartbeat
+    from kafka_bridge.outbox.backpressure import outbox_backpressure
 
-    outbox_pressure.start()
+    outbox_backpressure.start()
     Heartbeat("web").start()
 except ImproperlyConfigured as error:
     sys.exit(str(error))

@@ -26,7 +26,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def soon_free(port: int) -> bool:
+def wait_free(port: int) -> bool:
     """Say whether a server could listen on this loopback port within a few seconds.
 
     A killed program counts as gone when its first thread is, but the last one may still hold its sockets.

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 from devstack import procinfo
+from devstack.atomic_folder import atomic_folder
 from devstack.errors import DevstackError
-from devstack.folders import appearing_whole
 from devstack.packages import package_folder
 from devstack.ports import LOOPBACK
 from devstack.processes import wait_until
@@ -94,7 +94,7 @@ class PostgresServer(Server):
         return result.stdout.strip() if result.returncode == 0 else None
 
     def _initialise(self) -> None:
-        with appearing_whole(self.folder) as unfinished:
+        with atomic_folder(self.folder) as unfinished:
             password_file = unfinished.with_name("password")
             password_file.write_text(self.password)
             options = ["-U", USER, f"--pwfile={password_file}", "--auth=scram-sha-256"]

@@ -15,7 +15,7 @@ from devstack import procinfo
 from devstack.addresses import DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS, REDIS_URL, Addresses
 from devstack.errors import DevstackError
 from devstack.kafka.broker import BrokerPorts, KafkaBroker
-from devstack.ports import LOOPBACK, free_port, soon_free
+from devstack.ports import LOOPBACK, free_port, wait_free
 from devstack.postgres import PostgresServer, postgres_url
 from devstack.processes import last_lines, wait_until
 from devstack.procinfo import Identity
@@ -241,10 +241,10 @@ class Stack:
             if name in running:
                 continue
             taken = {port for part in state.parts.values() for port in (part.port, part.controller_port)}
-            if not record.port or not soon_free(record.port):
+            if not record.port or not wait_free(record.port):
                 record.port = free_port(taken)
                 moved = True
-            if name.startswith("kafka-") and (not record.controller_port or not soon_free(record.controller_port)):
+            if name.startswith("kafka-") and (not record.controller_port or not wait_free(record.controller_port)):
                 record.controller_port = free_port({*taken, record.port})
                 moved = True
         brokers = [name for name in names if name.startswith("kafka-")]

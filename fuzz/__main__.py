@@ -24,7 +24,7 @@ def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
     django.setup()
     # Its modules need the settings.
-    from kafka_bridge.errors import ServiceUnavailable
+    from common.processes.outages import ServiceUnavailable
 
     from .run import Fuzz
 

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException, Producer
 from django.conf import settings
 
 from coupons.messages import ISSUE_REQUESTED
-from kafka_bridge.contracts import encode_body
+from kafka_bridge.cloudevents import encode_body
 from kafka_bridge.registry import prefixed
 
 from .findings import Findings

@@ -10,8 +10,8 @@ from typing import Any
 
 from django_redis import get_redis_connection
 
-from coupons.admission import gate_keys
-from coupons.worker import lists
+from coupons.admission.gate import redis_keys
+from coupons.redis_queue import queue
 from orders.ranking.days import last_days
 
 from .findings import Findings
@@ -50,8 +50,8 @@ class RedisLoad:
         keys: list[tuple[str, str]] = []
         for coupon in self._world.coupons:
             if coupon.admission == "gate":
-                keys += [("gate", key) for key in gate_keys.keys(coupon.pk)]
-        keys += [("list", lists.LIST), ("list", lists.WORKERS)]
+                keys += [("gate", key) for key in redis_keys.keys(coupon.pk)]
+        keys += [("list", queue.QUEUE), ("list", queue.WORKERS)]
         keys += [("ranking", "ranking:loaded")]
         keys += [("ranking", f"ranking:{kind}:{self._today}") for kind in ("quantities", "events")]
         request_ids = list(self._world.request_ids)

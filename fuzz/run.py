@@ -15,11 +15,11 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
 
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from common.processes.lifecycle import StopFlag, check_database, wait_for
+from common.processes.outages import ServiceUnavailable
+from demo.processes import procfile_process, wait_until_ready
 from devstack.ports import free_port
 from kafka_bridge.client import check_kafka, ensure_topics
-from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag, check_database, wait_for
 
 from .findings import Findings
 from .http_load import HttpLoad

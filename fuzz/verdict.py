@@ -13,14 +13,14 @@ from uuid import UUID
 
 from django.conf import settings
 
+from common.processes.outages import ServiceUnavailable
 from coupons.models import IssueRequest
-from couponsite.demo.ledger import Undecided
+from demo.verification import Undecided
 from devstack import ManagedProcess, wait_until
 from devstack.procinfo import Identity, group_members, identify, is_alive
 from kafka_bridge.client import group_lag
-from kafka_bridge.errors import ServiceUnavailable
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.outbox import anything_unpublished
+from kafka_bridge.outbox.writing import anything_unpublished
 from kafka_bridge.registry import groups
 from orders.models import Order
 

@@ -13,11 +13,11 @@ from uuid import UUID
 
 from waffle.models import Flag
 
+from common.processes.outages import ServiceUnavailable
 from coupons.admission import ADMISSIONS
 from coupons.models import Coupon
-from coupons.worker.share import FLAG
+from coupons.rollout import FLAG
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
-from kafka_bridge.errors import ServiceUnavailable
 from orders.models import Product
 
 # Users of hostile input, and where those of valid input begin: what the ones do is not the others' doing.

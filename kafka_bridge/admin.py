@@ -11,9 +11,11 @@ from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from .admin_base import ReadOnlyAdmin, code, exact_utc, number_in, utc, uuid_in
-from .contracts import cloud_event_headers, decode_headers, isoformat_z
-from .dead_letters import RELAY
+from common.admin_base import ReadOnlyAdmin, code, exact_utc, number_in, utc, uuid_in
+from common.postgres.clock import isoformat_z
+
+from .cloudevents import cloud_event_headers, decode_headers
+from .consuming.dead_letters import RELAY
 from .models import Alert, DeadLetter, OutboxMessage
 
 _SHOWN_IN_LISTS = 80

@@ -24,10 +24,12 @@ from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from django.conf import settings
 
-from .contracts import Route
-from .errors import BadClientOptions, ServiceUnavailable
-from .http_calls import BUDGET
+from common.http_calls import BUDGET
+from common.processes.outages import ServiceUnavailable
+
+from .errors import BadClientOptions
 from .registry import prefixed
+from .routes import Route
 from .topic_checks import (
     DEAD_LETTER_MAX_BYTES,
     EVENT_MAX_BYTES,

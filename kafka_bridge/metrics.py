@@ -26,7 +26,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from .lifecycle import first_line
+from common.processes.lifecycle import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,6 @@ PAUSED = Gauge("consumer_paused", "1 while a partition waits", ["group", "topic"
 DEAD_LETTERS = Counter("dead_letters_total", "Messages buried", ["group"])
 # Messages of groups whose failures are only logged.
 PASSED_OVER = Counter("consumer_passed_over_total", "Messages that failed and were only logged", ["group"])
-# How fast this process calls a provider at most, and how often the provider answered "slow down" (429, or 503 with
-# Retry-After).
-PACE = Gauge("provider_pace_calls_per_second", "Calls a second that a provider gets at most", ["provider"])
-THROTTLED = Counter("provider_throttled_total", "Calls that a provider throttled", ["provider"])
 
 
 class OutboxCollector(Collector):

@@ -11,9 +11,12 @@ from uuid import UUID, uuid5
 import msgspec
 from django.conf import settings
 
-from .contracts import Headers, Route
+from common.processes.lifecycle import StopFlag
+from common.trace_context import new_traceparent, read_traceparent
+
+from .cloudevents import Headers
 from .errors import PoisonMessage
-from .lifecycle import StopFlag
+from .routes import Route
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -140,7 +143,7 @@ def groups() -> dict[str, ConsumerGroup]:
     return dict(_groups)
 
 
-def register_refusal(event_type: str, end: Callable[[Sequence[Rejected]], None]) -> None:
+def on_broker_rejection(event_type: str, end: Callable[[Sequence[Rejected]], None]) -> None:
     """Make the relay call ``end`` for events of that type that the broker refuses for good.
 
     It runs in the transaction that writes the dead letter, like a group's ``on_dead_letters``.
@@ -148,18 +151,18 @@ def register_refusal(event_type: str, end: Callable[[Sequence[Rejected]], None])
     _refusals[event_type] = end
 
 
-def refused(event_type: str, rejected: Sequence[Rejected]) -> None:
+def broker_rejected(event_type: str, rejected: Sequence[Rejected]) -> None:
     """Do what was registered for refused events of that type."""
     if end := _refusals.get(event_type):
         end(rejected)
 
 
-def register_undecided(event_type: str, undecided: Callable[[Collection[UUID]], set[UUID]]) -> None:
+def register_retention_guard(event_type: str, undecided: Callable[[Collection[UUID]], set[UUID]]) -> None:
     """Make pruning ask ``undecided`` which of some event ids of ``event_type`` are still waited for."""
     _undecided[event_type] = undecided
 
 
-def undecided(event_type: str, event_ids: Collection[UUID]) -> set[UUID]:
+def retained_ids(event_type: str, event_ids: Collection[UUID]) -> set[UUID]:
     """Those of ``event_ids`` whose outbox rows must be kept."""
     check = _undecided.get(event_type)
     return check(event_ids) if check and event_ids else set()
@@ -212,3 +215,9 @@ def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:
     if message.unreadable:
         raise PoisonMessage(message.unreadable)
     return True
+
+
+def traceparent_of(message: ReceivedMessage) -> str:
+    """The W3C trace context of the message; a new one if it brings none that is valid."""
+    raw = (message.header("traceparent") or b"").decode("ascii", "replace")
+    return read_traceparent(raw) or new_traceparent()

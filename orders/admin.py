@@ -11,9 +11,7 @@ from django.http import HttpRequest
 from django.utils.dateparse import parse_datetime
 from django.utils.safestring import SafeString
 
-from coupons.models import UserCoupon
-from coupons.policy import name_refusal
-from kafka_bridge.admin_base import (
+from common.admin_base import (
     BigTableAdmin,
     ReadOnlyAdmin,
     ReadOnlyInline,
@@ -24,6 +22,8 @@ from kafka_bridge.admin_base import (
     search_link,
     utc,
 )
+from coupons.models import UserCoupon
+from coupons.policy import name_refusal
 from kafka_bridge.models import OutboxMessage
 
 from .models import Order, OrderLine, OrderMinute, Product, StoredOrder

@@ -9,8 +9,8 @@ from msgspec import Meta
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from coupons.errors import NotFound
-from coupons.http import APIView, Nothing, body_of, caller_of, idempotency_key, traceparent
+from common.api.errors import NotFound
+from common.api.requests import APIView, EmptyBody, body_of, caller_of, idempotency_key, traceparent
 
 from . import openapi
 from .events import Id
@@ -18,7 +18,7 @@ from .policy import MOST_LINES, MOST_PIECES
 from .selectors import order_of_user
 from .services.cancelling import order_cancel
 from .services.paying import order_pay
-from .services.placing import Wish, order_create
+from .services.placing import OrderItemInput, order_create
 
 
 class NewItem(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -40,7 +40,7 @@ class OrderListView(APIView):
         body = body_of(request, NewOrder)
         order = order_create(
             user_id=caller_of(request).user_id,
-            wishes=[Wish(item.product_id, item.quantity) for item in body.items],
+            wishes=[OrderItemInput(item.product_id, item.quantity) for item in body.items],
             user_coupon_id=body.user_coupon_id,
             idempotency_key=idempotency_key(request),
         )
@@ -63,7 +63,7 @@ class PayOrderView(APIView):
 
     @openapi.order_pay
     def post(self, request: Request, order_id: int) -> Response:
-        body_of(request, Nothing)
+        body_of(request, EmptyBody)
         paid = order_pay(
             order_id=order_id,
             user_id=caller_of(request).user_id,
@@ -78,7 +78,7 @@ class CancelOrderView(APIView):
 
     @openapi.order_cancel
     def post(self, request: Request, order_id: int) -> Response:
-        body_of(request, Nothing)
+        body_of(request, EmptyBody)
         user_id = caller_of(request).user_id
         cancelled = order_cancel(order_id=order_id, user_id=user_id, traceparent=traceparent(request))
         return Response(cancelled)

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from coupons import converters as converters
+from coupons.api import converters as converters
 
 from .api import CancelOrderView, OrderListView, OrderView, PayOrderView
 from .ranking.api import BestSellersView

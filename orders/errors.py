@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coupons.errors import DomainError
+from common.api.errors import DomainError
 
 
 class InvalidState(DomainError):

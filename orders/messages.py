@@ -7,10 +7,9 @@ from uuid import UUID
 
 import msgspec
 
-from coupons.messages import read_traceparent
 from kafka_bridge.errors import PoisonMessage
-from kafka_bridge.outbox import Message
-from kafka_bridge.registry import ReceivedMessage, decode_body, event_types_of
+from kafka_bridge.outbox.writing import Message
+from kafka_bridge.registry import ReceivedMessage, decode_body, event_types_of, traceparent_of
 
 from .events import OrderCancelled, OrderCompleted, OrderEvent
 from .policy import MOST_WON
@@ -50,4 +49,4 @@ def read_order_task(message: ReceivedMessage) -> OrderTask:
     if isinstance(event, OrderCompleted) and max(event.total_amount, event.pay_amount) > MOST_WON:
         raise PoisonMessage(f"an order is at most {MOST_WON} won")
     assert message.value is not None
-    return OrderTask(message.inbox_id, event, message.value, read_traceparent(message))
+    return OrderTask(message.inbox_id, event, message.value, traceparent_of(message))

@@ -1,4 +1,4 @@
-"""How the OpenAPI document describes the calls on orders; see ``coupons.openapi``."""
+"""How the OpenAPI document describes the calls on orders; see ``coupons.api.openapi``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from coupons.errors import CouponNotUsable, IdempotencyKeyReused, NotFound, Unavailable
-from coupons.http import Nothing
-from coupons.openapi import (
+from common.api.errors import IdempotencyKeyReused, NotFound, Unavailable
+from common.api.requests import EmptyBody
+from coupons.api.openapi import (
     EMPTY,
     EXAMPLE_USER_COUPON_ID,
     IDEMPOTENCY_KEY,
@@ -20,8 +20,9 @@ from coupons.openapi import (
     id_in_path,
     location,
 )
+from coupons.errors import CouponNotUsable
 
-from . import answers
+from . import schemas
 from .errors import InProgress, InvalidState
 
 # What the examples are about: two orders, as one that was cancelled cannot be paid.
@@ -73,7 +74,7 @@ def order_create(body: type[msgspec.Struct]) -> Callable[[Method], Method]:
     """The description of the call that places an order by ``body``."""
     return describe(
         "orderCreate",
-        {201: answer(answers.CreatedOrder, "The order waits for its payment until `expiresAt`.", _PLACED)},
+        {201: answer(schemas.CreatedOrder, "The order waits for its payment until `expiresAt`.", _PLACED)},
         body=body,
         bodies=_BODIES,
         parameters=[IDEMPOTENCY_KEY, _LOCATION],
@@ -90,22 +91,22 @@ def order_create(body: type[msgspec.Struct]) -> Callable[[Method], Method]:
 
 order = describe(
     "order",
-    {200: answer(answers.Order, "The order as it is now.", _ORDER)},
+    {200: answer(schemas.Order, "The order as it is now.", _ORDER)},
     parameters=[_ORDER_ID],
     refusals=[NotFound],
 )
 order_pay = describe(
     "orderPay",
-    {200: answer(answers.PaidOrder, "The order is paid, once.", _PAID)},
-    body=Nothing,
+    {200: answer(schemas.PaidOrder, "The order is paid, once.", _PAID)},
+    body=EmptyBody,
     bodies=EMPTY,
     parameters=[_ORDER_ID, IDEMPOTENCY_KEY, TRACEPARENT],
     refusals=[NotFound, InvalidState, InProgress, IdempotencyKeyReused, Unavailable],
 )
 order_cancel = describe(
     "orderCancel",
-    {200: answer(answers.CancelledOrder, "The order is cancelled; what was paid is given back.", _CANCELLED)},
-    body=Nothing,
+    {200: answer(schemas.CancelledOrder, "The order is cancelled; what was paid is given back.", _CANCELLED)},
+    body=EmptyBody,
     bodies=EMPTY,
     parameters=[_CANCELLED_ORDER_ID, TRACEPARENT],
     refusals=[NotFound, InvalidState, InProgress, Unavailable],

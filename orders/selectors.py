@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from . import answers
+from . import schemas
 from .models import Order
 from .services.lines import items_of
 
 
-def order_of_user(order_id: int, user_id: int) -> answers.Order | None:
+def order_of_user(order_id: int, user_id: int) -> schemas.Order | None:
     """An order of this user, None if there is none of that id."""
     order = Order.objects.filter(id=order_id, user_id=user_id).first()
     if order is None:
         return None
-    return answers.Order(
+    return schemas.Order(
         order_id=order.id,
         status=order.status,  # type: ignore[arg-type]
         items=items_of(order),

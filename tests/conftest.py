@@ -18,7 +18,7 @@ from django_redis import get_redis_connection
 from pytest_django import Settings
 from redis import Redis
 
-from coupons.catalogue import catalogue
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
 from couponsite.tokens import issue_access_token
 from kafka_bridge.client import ensure_topics
@@ -60,7 +60,7 @@ def _transactions_of_tests_may_wait() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_cached_coupons() -> None:
-    catalogue.clear()
+    coupon_cache.clear()
 
 
 @pytest.fixture

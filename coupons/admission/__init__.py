@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import Admission, Candidate, Ended, Outcome, ended_of
-from .gate import Gate
+from .base import Admission, AdmissionOutcome, AdmissionRequest, FinishedRequest, finished_requests
+from .gate.admission import Gate
 from .queue import Queue
 from .reserve import Reserve
 
-__all__ = ["ADMISSIONS", "Admission", "Candidate", "Ended", "Outcome", "ended_of", "revoke", "settle"]
+__all__ = [
+    "ADMISSIONS",
+    "Admission",
+    "AdmissionOutcome",
+    "AdmissionRequest",
+    "FinishedRequest",
+    "finished_requests",
+    "notify_finished",
+    "revoke",
+]
 
 ADMISSIONS: dict[str, Admission] = {
     "queue": Queue(),
@@ -21,7 +30,7 @@ ADMISSIONS: dict[str, Admission] = {
 }
 
 
-def settle(ended: Sequence[Ended]) -> None:
+def notify_finished(ended: Sequence[FinishedRequest]) -> None:
     """Tell every admission how requests ended. Call it once that is committed; again does no harm."""
     for admission in ADMISSIONS.values():
         admission.settle(ended)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 from uuid import UUID
 
-from ..errors import DomainError
+from common.api.errors import DomainError
+
 from ..events import IssueEnded
 
 
-class Candidate(NamedTuple):
+class AdmissionRequest(NamedTuple):
     """A request at the door of an open coupon. ``total_quantity`` is the coupon's, at most a second old.
 
     ``by_worker``: the issue worker carries it to the issuer, and not Kafka.
@@ -23,7 +24,7 @@ class Candidate(NamedTuple):
     by_worker: bool = False
 
 
-class Outcome(NamedTuple):
+class AdmissionOutcome(NamedTuple):
     """What became of a candidate. ``refusal`` None: it is let in.
 
     ``sequence`` is its place in line, None where nobody counts. ``fresh``: something was taken for it just now, which
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
     fresh: bool = False
 
 
-class Ended(NamedTuple):
+class FinishedRequest(NamedTuple):
     """How a request ended; ``reason`` None is success."""
 
     request_id: UUID
@@ -44,10 +45,10 @@ class Ended(NamedTuple):
     reason: str | None
 
 
-def ended_of(results: Iterable[IssueEnded]) -> list[Ended]:
+def finished_requests(results: Iterable[IssueEnded]) -> list[FinishedRequest]:
     """The ends that ``results`` tell; what nobody could read concerns no admission."""
     return [
-        Ended(one.request_id, one.coupon_id, one.user_id, one.reason)
+        FinishedRequest(one.request_id, one.coupon_id, one.user_id, one.reason)
         for one in results
         if one.coupon_id is not None and one.user_id is not None
     ]
@@ -65,25 +66,27 @@ class Admission:
     # for: all candidates of a call are of one coupon.
     selective: ClassVar[bool] = False
 
-    def admit(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+    def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         """One outcome per candidate, in order. The same request id again is let in again."""
-        return [Outcome()] * len(candidates)
+        return [AdmissionOutcome()] * len(candidates)
 
-    def record(self, candidates: Sequence[Candidate], admitted: Sequence[Outcome]) -> list[Outcome]:
+    def record(
+        self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
+    ) -> list[AdmissionOutcome]:
         """The last word on candidates that ``admit`` let in, within the caller's transaction."""
         return list(admitted)
 
-    def book(self, candidates: Sequence[Candidate]) -> list[Outcome]:
+    def book(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         """Take what there is for requests of one coupon that are accepted in any case, within the caller's transaction.
 
         Those it refuses have taken nothing; the issuer decides about them all the same.
         """
         return self.record(candidates, self.admit(candidates))
 
-    def withdraw(self, candidates: Sequence[Candidate]) -> None:
+    def withdraw(self, candidates: Sequence[AdmissionRequest]) -> None:
         """Give back what ``admit`` took. Does not raise what an outage raises."""
 
-    def settle(self, ended: Sequence[Ended]) -> None:
+    def settle(self, ended: Sequence[FinishedRequest]) -> None:
         """Take note of committed ends of requests, of this or any other admission. Does not raise for an outage."""
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:

@@ -14,10 +14,11 @@ from uuid import UUID
 
 from django.db import connection
 
-from kafka_bridge import arrays
+from common.api.errors import IdempotencyKeyReused
+from common.postgres import arrays
 
-from ..errors import AlreadyIssued, IdempotencyKeyReused
-from .base import Candidate, Outcome
+from ..errors import AlreadyIssued
+from .base import AdmissionOutcome, AdmissionRequest
 
 GATE = "gate"
 # The piece is counted in the coupon's ``reserved``.
@@ -42,7 +43,7 @@ _REMOVE = """
     DELETE FROM coupons_reservation WHERE request_id = ANY(%s::uuid[]) AND coupon_id = ANY(%s::bigint[])
     RETURNING request_id, coupon_id, user_id, admission
 """
-_LOOK = """
+_PREVIEW = """
     SELECT total_quantity - issued - reserved,
            ARRAY(SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigint[]) AND coupon_id = coupon.id)
     FROM coupons_coupon AS coupon WHERE id = %s
@@ -51,7 +52,7 @@ _UNDER_WAY = "SELECT count(*) FROM coupons_reservation WHERE coupon_id = %s AND 
 _COUPONS_OF = "SELECT DISTINCT coupon_id FROM coupons_reservation WHERE request_id = ANY(%s::uuid[])"
 _LOCK_COUPONS = "SELECT FROM coupons_coupon WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
 # A counter that is wrong must not keep requests from their end: it is counted again by the reconciler.
-_GIVE_BACK = """
+_RELEASE = """
     UPDATE coupons_coupon SET reserved = greatest(reserved - given.quantity, 0)
     FROM unnest(%s::bigint[], %s::bigint[]) AS given (id, quantity)
     WHERE coupons_coupon.id = given.id
@@ -70,7 +71,7 @@ class Reservation(NamedTuple):
         return self.admission == RESERVE
 
 
-def take(candidates: Sequence[Candidate], admission: str) -> list[Outcome]:
+def reserve(candidates: Sequence[AdmissionRequest], admission: str) -> list[AdmissionOutcome]:
     """Insert a row for each of the candidates, all of one coupon, within the caller's transaction.
 
     Fresh are those that got one. Another request of a user who has a row is refused; the same request is let in again.
@@ -79,33 +80,33 @@ def take(candidates: Sequence[Candidate], admission: str) -> list[Outcome]:
     inserted = _insert([candidates[index] for index in first], admission)
     fresh = {index for index in first if candidates[index].request_id in inserted}
     others = [index for index in range(len(candidates)) if index not in fresh]
-    told = dict(zip(others, collisions([candidates[index] for index in others]), strict=True))
+    told = dict(zip(others, conflicts([candidates[index] for index in others]), strict=True))
     # What it collided with is gone by now: its user has the coupon, or may ask once more.
     return [
-        Outcome(fresh=True) if index in fresh else told[index] or Outcome(AlreadyIssued)
+        AdmissionOutcome(fresh=True) if index in fresh else told[index] or AdmissionOutcome(AlreadyIssued)
         for index in range(len(candidates))
     ]
 
 
-def look(candidates: Sequence[Candidate]) -> tuple[list[Outcome | None], int]:
+def preview(candidates: Sequence[AdmissionRequest]) -> tuple[list[AdmissionOutcome | None], int]:
     """(outcomes, what is left) of candidates of one coupon; the outcome is None where nothing is known of the user.
 
     What is left is neither issued nor ``counted``. No lock is waited for, so who is refused costs nobody else anything.
     """
     # Requests under way come first: one that ends meanwhile is seen as one, or as the coupon that came of it.
-    known = collisions(candidates)
+    known = conflicts(candidates)
     with connection.cursor() as cursor:
-        cursor.execute(_LOOK, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
+        cursor.execute(_PREVIEW, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
         free, holders = cursor.fetchone() or (0, ())
     holding = set(holders)
     outcomes = [
-        Outcome(AlreadyIssued) if one.user_id in holding else outcome
+        AdmissionOutcome(AlreadyIssued) if one.user_id in holding else outcome
         for one, outcome in zip(candidates, known, strict=True)
     ]
     return outcomes, free
 
 
-def within(free: int, candidates: Sequence[Candidate], known: Sequence[Outcome | None]) -> list[int]:
+def fitting(free: int, candidates: Sequence[AdmissionRequest], known: Sequence[AdmissionOutcome | None]) -> list[int]:
     """The places of those candidates not known yet for whose users there is a piece."""
     users: set[int] = set()
     places = []
@@ -123,14 +124,14 @@ def number_uncounted(coupon_id: int) -> int:
         return int(cursor.fetchone()[0])
 
 
-def collisions(candidates: Sequence[Candidate]) -> list[Outcome | None]:
+def conflicts(candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome | None]:
     """What becomes of candidates of one coupon whose request or user has a row; None for the others."""
     if not candidates:
         return []
     rows = _find(candidates)
     requests = {row.request_id: (row.coupon_id, row.user_id) for row in rows}
     pairs = {(row.coupon_id, row.user_id) for row in rows}
-    return [_collision(one, requests, pairs) for one in candidates]
+    return [_conflict(one, requests, pairs) for one in candidates]
 
 
 def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reservation]:
@@ -143,7 +144,7 @@ def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reserv
         return [Reservation(*row) for row in cursor.fetchall()]
 
 
-def give_back(request_ids: Collection[UUID]) -> list[Reservation]:
+def release(request_ids: Collection[UUID]) -> list[Reservation]:
     """Delete the rows of requests that get nothing, and return their pieces to the stock, within a transaction.
 
     Returns what was deleted.
@@ -158,20 +159,20 @@ def give_back(request_ids: Collection[UUID]) -> list[Reservation]:
         removed = remove(request_ids, of=coupon_ids)
         given = Counter(row.coupon_id for row in removed if row.counted)
         if given:
-            cursor.execute(_GIVE_BACK, [list(given), list(given.values())])
+            cursor.execute(_RELEASE, [list(given), list(given.values())])
         return removed
 
 
-def _collision(
-    one: Candidate, requests: Mapping[UUID, tuple[int, int]], pairs: Collection[tuple[int, int]]
-) -> Outcome | None:
+def _conflict(
+    one: AdmissionRequest, requests: Mapping[UUID, tuple[int, int]], pairs: Collection[tuple[int, int]]
+) -> AdmissionOutcome | None:
     pair = (one.coupon_id, one.user_id)
     if one.request_id in requests:
-        return Outcome(None if requests[one.request_id] == pair else IdempotencyKeyReused)
-    return Outcome(AlreadyIssued) if pair in pairs else None
+        return AdmissionOutcome(None if requests[one.request_id] == pair else IdempotencyKeyReused)
+    return AdmissionOutcome(AlreadyIssued) if pair in pairs else None
 
 
-def _first_of_each(candidates: Sequence[Candidate]) -> list[int]:
+def _first_of_each(candidates: Sequence[AdmissionRequest]) -> list[int]:
     """The places of the candidates whose user and request are the first of their kind."""
     users: set[int] = set()
     requests: set[UUID] = set()
@@ -184,7 +185,7 @@ def _first_of_each(candidates: Sequence[Candidate]) -> list[int]:
     return places
 
 
-def _insert(candidates: Sequence[Candidate], admission: str) -> set[UUID]:
+def _insert(candidates: Sequence[AdmissionRequest], admission: str) -> set[UUID]:
     with connection.cursor() as cursor:
         cursor.execute(
             _INSERT,
@@ -199,7 +200,7 @@ def _insert(candidates: Sequence[Candidate], admission: str) -> set[UUID]:
         return {request_id for (request_id,) in cursor.fetchall()}
 
 
-def _find(candidates: Sequence[Candidate]) -> list[Reservation]:
+def _find(candidates: Sequence[AdmissionRequest]) -> list[Reservation]:
     with connection.cursor() as cursor:
         cursor.execute(
             _FIND,

@@ -13,7 +13,7 @@ from django.db import connection
 
 from ..errors import SoldOut
 from . import reservations
-from .base import Admission, Candidate, Outcome
+from .base import Admission, AdmissionOutcome, AdmissionRequest
 
 _TAKE = """
     UPDATE coupons_coupon SET reserved = reserved + %s, last_sequence = last_sequence + %s
@@ -28,24 +28,28 @@ class Reserve(Admission):
 
     selective = True
 
-    def record(self, candidates: Sequence[Candidate], admitted: Sequence[Outcome]) -> list[Outcome]:
+    def record(
+        self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
+    ) -> list[AdmissionOutcome]:
         """Take a piece for each candidate, first come, first served, until there is none."""
-        outcomes, free = reservations.look(candidates)
-        let_in = reservations.within(free, candidates, outcomes)
+        outcomes, free = reservations.preview(candidates)
+        let_in = reservations.fitting(free, candidates, outcomes)
         if let_in:
-            rows = reservations.take([candidates[place] for place in let_in], reservations.RESERVE)
+            rows = reservations.reserve([candidates[place] for place in let_in], reservations.RESERVE)
             for place, outcome in zip(let_in, rows, strict=True):
                 outcomes[place] = outcome
             _take(candidates, outcomes, [place for place, row in zip(let_in, rows, strict=True) if row.fresh])
-        return [outcome or Outcome(SoldOut) for outcome in outcomes]
+        return [outcome or AdmissionOutcome(SoldOut) for outcome in outcomes]
 
 
-def _take(candidates: Sequence[Candidate], outcomes: list[Outcome | None], fresh: Sequence[int]) -> None:
+def _take(
+    candidates: Sequence[AdmissionRequest], outcomes: list[AdmissionOutcome | None], fresh: Sequence[int]
+) -> None:
     """Give pieces and places in line to the candidates at the places ``fresh``, or to the first of them."""
     coupon_id = candidates[0].coupon_id
     quantity, sequence = _lock_and_take(coupon_id, len(fresh)) if fresh else (0, 0)
     for number, place in enumerate(fresh[:quantity], start=1):
-        outcomes[place] = Outcome(sequence=sequence + number, fresh=True)
+        outcomes[place] = AdmissionOutcome(sequence=sequence + number, fresh=True)
     if too_late := [candidates[place] for place in fresh[quantity:]]:
         # Others took the last pieces after the look.
         reservations.remove([one.request_id for one in too_late], of=[coupon_id])

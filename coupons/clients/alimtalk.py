@@ -9,8 +9,8 @@ from uuid import UUID
 import msgspec
 from django.conf import settings
 
-from kafka_bridge.http_calls import Endpoint, HttpCall, endpoint
-from kafka_bridge.lifecycle import StopFlag
+from common.http_calls import Endpoint, HttpCall, endpoint
+from common.processes.lifecycle import StopFlag
 
 from ..models import Notification
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from kafka_bridge.lifecycle import StopFlag
+from common.processes.lifecycle import StopFlag
 
-from .. import status_view
+from ..issuance import status_cache
+from ..issuance.status_cache import RequestStatus, Scan, Unreadable
 from ..models import IssueRequest
+from ..reconciliation.findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 from ..selectors import terminal_status
-from ..status_view import RequestStatus, Scan, Unreadable
-from .findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 
 _SCAN_CALLS = 50
 
@@ -38,9 +38,9 @@ class StatusCheck:
                 findings.add(STATUS_UNREADABLE, f"key {name!r}")
             if repair:
                 # Where there is no room for the right one, the wrong one is gone all the same.
-                status_view.remove(wrong)
-                status_view.remove_keys(foreign)
-                status_view.write(rows[request_id] for request_id in wrong if request_id in rows)
+                status_cache.remove(wrong)
+                status_cache.remove_keys(foreign)
+                status_cache.write(rows[request_id] for request_id in wrong if request_id in rows)
                 self._repaired += wrong
 
     def check_again(self, findings: Findings) -> None:
@@ -50,7 +50,7 @@ class StatusCheck:
 
 def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID], dict[UUID, RequestStatus]]:
     """(requests whose entries are wrong, the terminal statuses of all that have one)."""
-    entries = status_view.load_many(request_ids)
+    entries = status_cache.load_many(request_ids)
     rows = {row.request_id: terminal_status(row) for row in IssueRequest.objects.filter(request_id__in=list(entries))}
     wrong = []
     for request_id, entry in entries.items():

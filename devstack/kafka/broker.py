@@ -9,8 +9,8 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from devstack.atomic_folder import atomic_folder
 from devstack.errors import DevstackError
-from devstack.folders import appearing_whole
 from devstack.kafka.jars import fetched_jars
 from devstack.kafka.java import find_java
 from devstack.ports import LOOPBACK
@@ -100,7 +100,7 @@ class KafkaBroker(Server):
         return [str(java), *_JAVA_OPTIONS, logging_option, "-cp", f"{jars}/*"]
 
     def _format(self) -> None:
-        with appearing_whole(self._log_folder) as unfinished:
+        with atomic_folder(self._log_folder) as unfinished:
             configuration = unfinished.with_name("format.properties")
             self._write_configuration(configuration, unfinished)
             arguments = ["format", "--config", str(configuration), "--cluster-id", self.cluster_id]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from devstack.atomic_folder import atomic_folder
 from devstack.errors import DevstackError
-from devstack.folders import appearing_whole
 from devstack.state import exclusive
 
 POM = Path(__file__).with_name("pom.xml")
@@ -47,7 +47,7 @@ def _fetch(folder: Path, java: Path) -> None:
         )
     # Jars of another pom; a broker that still uses them has them open.
     shutil.rmtree(folder, ignore_errors=True)
-    with appearing_whole(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"]
         result = subprocess.run(
             [maven, "-q", "-B", "-f", str(POM), *goal],

@@ -9,10 +9,10 @@ import msgspec
 from django.conf import settings
 from django.db import connection
 
-from kafka_bridge import arrays
-from kafka_bridge.contracts import isoformat_z
-from kafka_bridge.http_calls import HttpCall, endpoint
-from kafka_bridge.lifecycle import StopFlag
+from common.http_calls import HttpCall, endpoint
+from common.postgres import arrays
+from common.postgres.clock import isoformat_z
+from common.processes.lifecycle import StopFlag
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
 from ..events import OrderCancelled, OrderEvent

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 from django.conf import settings
 from django.db import connection, transaction
 
-from kafka_bridge import arrays
-from kafka_bridge.alerts import end_alert, open_alert
-from kafka_bridge.contracts import isoformat_z
+from common.postgres import arrays
+from common.postgres.clock import isoformat_z
+from kafka_bridge.operating.alerts import end_alert, open_alert
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
 from .. import metrics
@@ -104,17 +104,17 @@ def count_orders(occurrences: Sequence[Occurrence]) -> None:
                 arrays.numbers([counted.amount for counted in minutes.values()]),
             ],
         )
-    transaction.on_commit(partial(_tell, list(minutes.values())), robust=True)
-    judge()
+    transaction.on_commit(partial(_log_alert, list(minutes.values())), robust=True)
+    evaluate_alerts()
 
 
-def _tell(minutes: Sequence[_Minute]) -> None:
+def _log_alert(minutes: Sequence[_Minute]) -> None:
     metrics.ORDERS_PAID.inc(sum(minute.completed for minute in minutes))
     metrics.ORDERS_CANCELLED.inc(sum(minute.cancelled for minute in minutes))
     metrics.WON_PAID.inc(sum(minute.amount for minute in minutes))
 
 
-def judge() -> None:
+def evaluate_alerts() -> None:
     """Open the alerts whose rule holds, end those whose rule does not; a threshold of 0 turns a rule off."""
     with connection.cursor() as cursor:
         cursor.execute(_LATELY)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from django.conf import settings
 
+from common.postgres.clock import isoformat_z
 from coupons.clients import alimtalk
 from coupons.clients.alimtalk import Notice
-from kafka_bridge.contracts import isoformat_z
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 from django.conf import settings
 
-from kafka_bridge.lifecycle import StopFlag
+from common.processes.lifecycle import StopFlag
 from kafka_bridge.registry import ConsumerGroup
 
-from ..ranking import view
-from ..ranking.rebuilding import ranking_rebuild
+from ..ranking import store
+from ..ranking.rebuild import ranking_rebuild
 from ..ranking.sales import EVENT_TYPES, Sale, read_sale
-from ..ranking.view import BeingRebuilt, NotLoaded, RebuildLost
+from ..ranking.store import BeingRebuilt, NotLoaded, RebuildLost
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def count_sales(sales: Sequence[Sale], stop: StopFlag) -> list[Exception | None]
 def _count_or_rebuild(sales: Sequence[Sale], stop: StopFlag) -> None:
     while True:
         try:
-            view.count(sales)
+            store.count(sales)
             return
         except NotLoaded:
             logger.warning("Redis has no complete ranking; it is rebuilt from PostgreSQL")

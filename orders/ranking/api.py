@@ -9,13 +9,13 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from coupons.errors import InvalidRequest
+from common.api.errors import InvalidRequest
+from common.api.requests import APIView
+from coupons.api.openapi import NextPage, answer, describe
 from coupons.events import Id
-from coupons.http import APIView
-from coupons.openapi import NextPage, answer, describe
 
 from .selectors import best_sellers
-from .view import MAX_DAYS
+from .store import MAX_DAYS
 
 _DAYS, _LIMIT = 3, 5
 _MAX_LIMIT = 200

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 
-from kafka_bridge.clock import database_time
+from common.postgres.clock import database_time
 
 
 def day_of(moment: datetime) -> date:

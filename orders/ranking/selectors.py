@@ -10,10 +10,10 @@ from datetime import date, timedelta
 from django.db.models import F, QuerySet, Sum
 from redis.exceptions import RedisError
 
-from kafka_bridge.log_limit import LogLimit
+from common.processes.log_limit import LogLimit
 
 from ..models import Order, OrderLine, Product
-from . import view
+from . import store
 from .days import last_days, start_of
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def best_sellers(*, days: int, limit: int) -> list[BestSeller]:
 
 def _from_redis(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
     try:
-        return view.best(days, limit)
+        return store.best(days, limit)
     except RedisError as error:
         if number := _limit.due("away"):
             logger.warning("ranking not read from Redis, %d times since the last line: %s", number, error)

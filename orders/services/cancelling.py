@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from django.db import transaction
 
-from coupons.services.spending import coupon_release
-from kafka_bridge.clock import database_time
+from common.postgres.clock import database_time
+from coupons.redemption import coupon_release
 
 from .. import policy
-from ..answers import CancelledOrder
 from ..errors import InProgress, InvalidState
 from ..models import Order
+from ..schemas import CancelledOrder
 from .locking import order_lock
-from .refunding import refund_settle, refund_want
+from .refunding import refund_request, refund_settle
 
 
 def order_cancel(*, order_id: int, user_id: int, traceparent: str = "") -> CancelledOrder:
@@ -29,7 +29,7 @@ def order_cancel(*, order_id: int, user_id: int, traceparent: str = "") -> Cance
             raise InvalidState("The order has expired: there is nothing to cancel.")
         if order.status == policy.PENDING:
             _cancel_unpaid(order)
-        refund = refund_want(order) if order.status == policy.PAID else None
+        refund = refund_request(order) if order.status == policy.PAID else None
     if refund is not None:
         order = refund_settle(refund, traceparent=traceparent)
     assert order.cancelled_at is not None

@@ -10,10 +10,10 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from coupons.errors import DomainError, Unavailable
-from coupons.services.spending import coupon_release
-from kafka_bridge.errors import is_transient
-from kafka_bridge.lifecycle import StopFlag, first_line
+from common.api.errors import DomainError, Unavailable
+from common.processes.lifecycle import StopFlag, first_line
+from common.processes.outages import is_transient
+from coupons.redemption import coupon_release
 
 from .. import policy
 from ..models import Order

@@ -9,8 +9,8 @@ from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from coupons.errors import IdempotencyKeyReused
-from kafka_bridge.lifecycle import StopFlag
+from common.api.errors import IdempotencyKeyReused
+from common.processes.lifecycle import StopFlag
 
 from ..errors import InProgress
 from ..models import IdempotencyKey
@@ -28,11 +28,11 @@ def fingerprint(asked: bytes) -> bytes:
     return hashlib.sha256(asked).digest()
 
 
-def key_claim(*, user_id: int, operation: str, key: str, asked: bytes) -> bytes | None:
+def claim_key(*, user_id: int, operation: str, key: str, asked: bytes) -> bytes | None:
     """Claim a key for the call that is about to be made, within its transaction; returns the answer it had already.
 
-    None: go on, and ``keys_answer`` when the answer is known. A transaction that is rolled back leaves no claim. Raises
-    IdempotencyKeyReused for a key that was given with another call, InProgress while the same call is under way.
+    None: go on, and ``store_response`` when the answer is known. A transaction that is rolled back leaves no claim.
+    Raises IdempotencyKeyReused for a key that was given with another call, InProgress while the same call is under way.
     """
     # A second INSERT of the key would wait for the first one's commit: who comes second is told instead.
     with connection.cursor() as cursor:
@@ -50,12 +50,12 @@ def key_claim(*, user_id: int, operation: str, key: str, asked: bytes) -> bytes 
     return None if row.response is None else bytes(row.response)
 
 
-def keys_answer(*, user_id: int, operation: str, asked: bytes, response: bytes) -> None:
+def store_response(*, user_id: int, operation: str, asked: bytes, response: bytes) -> None:
     """Keep ``response`` for every key under which this user asked for this and has no answer yet."""
     _unanswered(user_id, operation, asked).update(response=response)
 
 
-def keys_forget(*, user_id: int, operation: str, asked: bytes) -> None:
+def discard_keys(*, user_id: int, operation: str, asked: bytes) -> None:
     """The call was refused: its keys may try again, also with another call."""
     _unanswered(user_id, operation, asked).delete()
 

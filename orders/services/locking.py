@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coupons.errors import NotFound
+from common.api.errors import NotFound
 
 from ..models import Order
 

@@ -16,21 +16,21 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from coupons.errors import Unavailable
-from coupons.services.spending import coupon_use
-from kafka_bridge import slots
-from kafka_bridge.clock import database_time
-from kafka_bridge.lifecycle import first_line
+from common.api.errors import Unavailable
+from common.postgres.clock import database_time
+from common.processes import slots
+from common.processes.lifecycle import first_line
+from coupons.redemption import coupon_use
 
 from .. import policy
-from ..answers import PaidOrder
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InProgress, InvalidState
 from ..models import Order
-from .idempotency import key_claim, keys_answer, keys_forget
+from ..schemas import PaidOrder
+from .idempotency import claim_key, discard_keys, store_response
 from .locking import order_lock
-from .refunding import refund_settle, refund_want
-from .telling import order_tell_completed
+from .publish import order_publish_completed
+from .refunding import refund_request, refund_settle
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +51,18 @@ def order_pay(*, order_id: int, user_id: int, idempotency_key: str | None = None
     """Pay an order; of an order that is paid, tell the same again.
 
     Raises NotFound, InvalidState (cancelled, expired, or the payment was declined), InProgress while somebody else pays
-    it, Unavailable while the provider does not answer, and for an idempotency key what ``key_claim`` raises.
+    it, Unavailable while the provider does not answer, and for an idempotency key what ``claim_key`` raises.
     """
     asked = _asked(order_id)
     with transaction.atomic():
         order = order_lock(order_id, user_id=user_id)
         if idempotency_key is not None:
-            earlier = key_claim(user_id=user_id, operation=_OPERATION, key=idempotency_key, asked=asked)
+            earlier = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, asked=asked)
             if earlier is not None:
                 return msgspec.json.decode(earlier, type=PaidOrder)
         if order.status == policy.PAID:
             answer = _answer(order)
-            keys_answer(user_id=user_id, operation=_OPERATION, asked=asked, response=msgspec.json.encode(answer))
+            store_response(user_id=user_id, operation=_OPERATION, asked=asked, response=msgspec.json.encode(answer))
             return answer
         attempt = _begin(order)
     return payment_settle(attempt, traceparent=traceparent)
@@ -127,7 +127,7 @@ def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
         if order.status not in (policy.CANCELLED, policy.EXPIRED):
             return _finish(order, traceparent)
         # This attempt hung past its lease, another was told no, and the order ended without its money.
-        refund = refund_want(order)
+        refund = refund_request(order)
     refund_settle(refund)
     raise InvalidState(f"The payment came when the order was {order.status}: the money is given back.")
 
@@ -136,7 +136,7 @@ def _finish(order: Order, traceparent: str) -> PaidOrder:
     if order.status != policy.PAID:
         _mark_paid(order, traceparent)
     answer = _answer(order)
-    keys_answer(
+    store_response(
         user_id=order.user_id, operation=_OPERATION, asked=_asked(order.id), response=msgspec.json.encode(answer)
     )
     return answer
@@ -149,7 +149,7 @@ def _mark_paid(order: Order, traceparent: str) -> None:
     order.paying_until = None
     if order.user_coupon_id is not None:
         coupon_use(user_coupon_id=order.user_coupon_id, order_id=order.id)
-    order.completed_event_id = order_tell_completed(order, traceparent=traceparent)
+    order.completed_event_id = order_publish_completed(order, traceparent=traceparent)
     order.save(update_fields=["status", "paid_at", "paying_until", "completed_event_id"])
 
 
@@ -158,7 +158,7 @@ def _reopen(attempt: Attempt) -> None:
     with transaction.atomic():
         mine = Order.objects.filter(id=attempt.order_id, status=policy.PAYING, paying_until=attempt.until)
         if mine.update(status=policy.PENDING, paying_until=None):
-            keys_forget(user_id=attempt.user_id, operation=_OPERATION, asked=_asked(attempt.order_id))
+            discard_keys(user_id=attempt.user_id, operation=_OPERATION, asked=_asked(attempt.order_id))
 
 
 def _let_go(attempt: Attempt) -> None:

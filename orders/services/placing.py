@@ -10,20 +10,20 @@ import msgspec
 from django.conf import settings
 from django.db import transaction
 
-from coupons.errors import InvalidRequest, NotFound
-from coupons.services.spending import coupon_hold
-from kafka_bridge.clock import database_time
+from common.api.errors import InvalidRequest, NotFound
+from common.postgres.clock import database_time
+from coupons.redemption import coupon_hold
 
 from .. import policy
-from ..answers import CreatedOrder
 from ..events import Item
 from ..models import Order, OrderLine, Product
-from .idempotency import key_claim, keys_answer
+from ..schemas import CreatedOrder
+from .idempotency import claim_key, store_response
 
 _OPERATION = "create"
 
 
-class Wish(NamedTuple):
+class OrderItemInput(NamedTuple):
     """So many pieces of a product."""
 
     product_id: int
@@ -33,28 +33,28 @@ class Wish(NamedTuple):
 def order_create(
     *,
     user_id: int,
-    wishes: Sequence[Wish],
+    wishes: Sequence[OrderItemInput],
     user_coupon_id: int | None = None,
     idempotency_key: str | None = None,
 ) -> CreatedOrder:
     """Create an order that waits for its payment for ``ORDER_PAYMENT_MINUTES``.
 
     Raises NotFound for a product that there is not, CouponNotUsable, InvalidRequest for a sum past ``policy.MOST_WON``,
-    and for an idempotency key what ``key_claim`` raises.
+    and for an idempotency key what ``claim_key`` raises.
     """
     asked = msgspec.json.encode([list(wishes), user_coupon_id])
     with transaction.atomic():
         if idempotency_key is not None:
-            earlier = key_claim(user_id=user_id, operation=_OPERATION, key=idempotency_key, asked=asked)
+            earlier = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, asked=asked)
             if earlier is not None:
                 return msgspec.json.decode(earlier, type=CreatedOrder)
         answer = _place(user_id, wishes, user_coupon_id)
         if idempotency_key is not None:
-            keys_answer(user_id=user_id, operation=_OPERATION, asked=asked, response=msgspec.json.encode(answer))
+            store_response(user_id=user_id, operation=_OPERATION, asked=asked, response=msgspec.json.encode(answer))
     return answer
 
 
-def _place(user_id: int, wishes: Sequence[Wish], user_coupon_id: int | None) -> CreatedOrder:
+def _place(user_id: int, wishes: Sequence[OrderItemInput], user_coupon_id: int | None) -> CreatedOrder:
     products = _products(wishes)
     lines = [
         OrderLine(product=product, name=product.name, unit_price=product.price, quantity=wish.quantity)
@@ -93,7 +93,7 @@ def _place(user_id: int, wishes: Sequence[Wish], user_coupon_id: int | None) -> 
     )
 
 
-def _products(wishes: Sequence[Wish]) -> Mapping[int, Product]:
+def _products(wishes: Sequence[OrderItemInput]) -> Mapping[int, Product]:
     products = Product.objects.in_bulk({wish.product_id for wish in wishes})
     for wish in wishes:
         if wish.product_id not in products:

@@ -13,18 +13,18 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from coupons.errors import Unavailable
-from coupons.services.spending import coupon_refund
-from kafka_bridge import slots
-from kafka_bridge.clock import database_time
-from kafka_bridge.lifecycle import first_line
+from common.api.errors import Unavailable
+from common.postgres.clock import database_time
+from common.processes import slots
+from common.processes.lifecycle import first_line
+from coupons.redemption import coupon_refund
 
 from .. import policy
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InvalidState
 from ..models import Order
 from .locking import order_lock
-from .telling import order_tell_cancelled
+from .publish import order_publish_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Refund(NamedTuple):
     amount: int
 
 
-def refund_want(order: Order) -> Refund:
+def refund_request(order: Order) -> Refund:
     """Note that the order's money is to be given back. The caller holds the order's lock."""
     order.refund_requested_at = database_time()
     order.save(update_fields=["refund_requested_at"])
@@ -54,7 +54,7 @@ def refund_take_over(order_id: int) -> Refund | None:
     """Ask again for a refund in doubt; None if it is not, or if somebody has the order right now."""
     with transaction.atomic():
         order = refunds_in_doubt().filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
-        return None if order is None else refund_want(order)
+        return None if order is None else refund_request(order)
 
 
 def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
@@ -95,5 +95,5 @@ def _cancel(order: Order, traceparent: str) -> None:
     order.cancelled_at = database_time()
     if order.user_coupon_id is not None:
         coupon_refund(user_coupon_id=order.user_coupon_id, order_id=order.id)
-    order.cancelled_event_id = order_tell_cancelled(order, traceparent=traceparent)
+    order.cancelled_event_id = order_publish_cancelled(order, traceparent=traceparent)
     order.save(update_fields=["status", "cancelled_at", "cancelled_event_id"])

@@ -11,12 +11,12 @@ from django.contrib.admin.models import LogEntry
 from django.db import transaction
 from django.test import Client
 
+from common.admin_base import BigTableAdmin
 from coupons import admin
+from coupons.controls import coupon_pause, coupon_restock
+from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
 from coupons.models import Coupon
-from coupons.services.controlling import coupon_pause, coupon_restock
-from coupons.services.issuing import issue_many
-from kafka_bridge.admin_base import BigTableAdmin
 from tests.admin.pages import errors_of, form_of, html_of, messages_of
 from tests.support.messages import requests
 from tests.support.names import TAKEN_NAMES

@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.test import Client
 from waffle.models import Flag
 
-from coupons.catalogue import catalogue
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
 from tests.admin.pages import errors_of, form_of
 
@@ -18,8 +18,8 @@ ADD = "/admin/waffle/flag/add/"
 
 
 def share_of(coupon: Coupon) -> int:
-    catalogue.clear()
-    entry = catalogue.get(coupon.id)
+    coupon_cache.clear()
+    entry = coupon_cache.get(coupon.id)
     assert entry is not None
     return entry.worker_share
 

@@ -15,7 +15,7 @@ from kafka_bridge.models import Alert
 from orders.models import Order, OrderMinute, Product, StoredOrder
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.admin.pages import html_of, rows_of
 
 SCRIPT = "<script>alert(1)</script>"
@@ -30,7 +30,7 @@ def user_coupon(make_coupon: Callable[..., Coupon]) -> UserCoupon:
 @pytest.mark.django_db(transaction=True)
 def test_an_order_leads_to_its_coupon_and_its_events(superuser: Client, user_coupon: UserCoupon) -> None:
     product = Product.objects.create(name="Socks", price=5000)
-    placed = order_create(user_id=7, wishes=[Wish(product.id, 2)], user_coupon_id=user_coupon.id)
+    placed = order_create(user_id=7, wishes=[OrderItemInput(product.id, 2)], user_coupon_id=user_coupon.id)
     order_pay(order_id=placed.order_id, user_id=7)
     order_cancel(order_id=placed.order_id, user_id=7)
     order = Order.objects.get()

@@ -19,10 +19,10 @@ from django.test import Client
 from django.urls import reverse
 from waffle.models import Flag
 
+from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
-from coupons.services.issuing import issue_many
-from couponsite.viewers import VIEWERS
+from couponsite.admin_groups import VIEWERS
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
 from orders.models import Order, OrderLine, OrderMinute, Product, StoredOrder
 from tests.admin.pages import html_of, rows_of

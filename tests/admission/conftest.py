@@ -17,20 +17,21 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from coupons.admission import ADMISSIONS, gate_auditing, gate_keys
-from coupons.admission.gate_keys import MARK, keys
-from coupons.catalogue import CatalogueEntry
-from coupons.errors import DomainError
-from coupons.handlers import ISSUE
+from common.api.errors import DomainError
+from common.group_commit import GroupCommit
+from common.processes.lifecycle import StopFlag
+from coupons.admission import ADMISSIONS
+from coupons.admission.gate import redis_keys, store
+from coupons.admission.gate.redis_keys import SENTINEL, keys
+from coupons.consumer_groups import ISSUE
+from coupons.coupon_cache import CachedCoupon
 from coupons.invariants import violations
+from coupons.issuance import accept_group
+from coupons.issuance.accept import Accepted, request_accept
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, IssueRequest
-from coupons.services import letting_in
-from coupons.services.accepting import Accepted, request_accept
 from devstack.ports import free_port
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.group_commit import GroupCommit
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import message
@@ -46,8 +47,8 @@ def _empty_redis(redis_flushed: None) -> None:
 @pytest.fixture
 def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0), socket_timeout=1)
-    monkeypatch.setattr(gate_keys, "redis", lambda: away)
-    monkeypatch.setattr(gate_auditing, "redis", lambda: away)
+    monkeypatch.setattr(redis_keys, "redis", lambda: away)
+    monkeypatch.setattr(store, "redis", lambda: away)
     yield
     away.close()
 
@@ -56,10 +57,10 @@ def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def every_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests share nothing, as if each were in a process of its own."""
 
-    def of(lines: object, coupon: CatalogueEntry) -> GroupCommit[Any, Any]:
-        return GroupCommit(partial(letting_in.accept_together, ADMISSIONS[coupon.admission]))
+    def of(lines: object, coupon: CachedCoupon) -> GroupCommit[Any, Any]:
+        return GroupCommit(partial(accept_group.accept_group, ADMISSIONS[coupon.admission]))
 
-    monkeypatch.setattr(letting_in.Lines, "of", of)
+    monkeypatch.setattr(accept_group.GroupCommitters, "of", of)
 
 
 def accept(coupon: Coupon, user_id: int, key: str | None = None) -> Accepted:
@@ -127,4 +128,4 @@ def gate_of(coupon: Coupon) -> tuple[set[int], set[int]]:
     """(users with a piece, those of them whose requests are undecided), as the gate has it."""
     redis, names = get_redis_connection("default"), keys(coupon.id)
     takers = {int(field) for field in redis.hkeys(names.takers) if field != b"sequence"}
-    return takers, {int(user) for user in redis.zrange(names.open, 0, -1) if user != MARK}
+    return takers, {int(user) for user in redis.zrange(names.open, 0, -1) if user != SENTINEL}

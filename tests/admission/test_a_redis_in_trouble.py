@@ -17,13 +17,12 @@ from django_redis import get_redis_connection
 from pytest_django import Settings
 from redis.exceptions import RedisError
 
-from coupons import status_view
 from coupons.admission import ADMISSIONS
-from coupons.admission.gate_keys import keys
+from coupons.admission.gate.redis_keys import keys
+from coupons.issuance import accept_group, status_cache
+from coupons.issuance.status_cache import RequestStatus
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, IssueRequest
-from coupons.services import letting_in
-from coupons.status_view import RequestStatus
 from devstack import Part, Stack, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
@@ -150,7 +149,7 @@ def test_whether_a_key_was_used_is_read_once_per_batch_and_only_after_the_gate(
         assert len(queries) == 0
         group = [keyed(coupon, user_id, "k") for user_id in (10, 11, 12, 1)]
         with CaptureQueriesContext(connection) as queries:
-            answers = letting_in.accept_together(ADMISSIONS["gate"], group)
+            answers = accept_group.accept_group(ADMISSIONS["gate"], group)
         assert len(queries) == 1
         assert [answer.earlier and answer.earlier.request_id for answer in answers] == [None] * 3 + [first.request_id]
 
@@ -167,7 +166,7 @@ def memory_left(megabytes: int) -> Iterator[None]:
 
 def write_statuses(number: int) -> int:
     """How many of so many winners' statuses were cached."""
-    return status_view.write(
+    return status_cache.write(
         RequestStatus(uuid4(), "SUMMER", user_id, "SUCCESS", None, user_id, None, None) for user_id in range(number)
     )
 

@@ -16,20 +16,20 @@ from pytest_django import Settings
 from redis import Redis
 from redis.exceptions import RedisError
 
-from coupons import status_view
-from coupons.admission import gate_auditing
+from common.processes.lifecycle import StopFlag
+from common.redis_client import redis_connection
+from coupons.admission.gate import store
+from coupons.issuance import status_cache
+from coupons.issuance.status_cache import RequestStatus
 from coupons.models import Coupon
-from coupons.reconciling.comparison import Comparison
-from coupons.status_view import RequestStatus
-from coupons.worker import lists
+from coupons.reconciliation.reconciler import Reconciler
+from coupons.redis_queue import queue
 from devstack import Part, wait_until
 from devstack.ports import free_port
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.redis_client import redis_connection
+from kafka_bridge.consuming.batch import BatchHandler
 from orders.effects import ranking
 from orders.models import Order
-from orders.ranking import view as ranking_view
+from orders.ranking import store as ranking_view
 from orders.ranking.days import last_days
 from tests.support.orders import completed, make_paid_order, make_product
 from tests.support.redis_pair import Pair, replicate, replicated, two_servers
@@ -70,13 +70,13 @@ def use_gate(make_coupon: Callable[..., Coupon]) -> None:
 
 def use_statuses(make_coupon: Callable[..., Coupon] | None = None) -> None:
     request_id = uuid4()
-    status_view.write([status_of(request_id)])
-    assert status_view.load(request_id) == status_of(request_id)
+    status_cache.write([status_of(request_id)])
+    assert status_cache.load(request_id) == status_of(request_id)
 
 
 def use_worker_list(make_coupon: Callable[..., Coupon]) -> None:
-    worker, request_id = lists.WorkerList(), uuid4()
-    lists.append([request_id])
+    worker, request_id = queue.RedisQueue(), uuid4()
+    queue.append([request_id])
     taken, _ = worker.take(10)
     assert taken == [str(request_id).encode()]
     worker.finish(taken)
@@ -98,8 +98,8 @@ def use_login_counter(make_coupon: Callable[..., Coupon]) -> None:
 def use_reconciler(make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon(admission="gate")
     accept(coupon, 1)
-    gate_auditing.add(coupon.id, [(2, None, None)])
-    reconciled = Comparison(60.0, once=True, lag=lambda: 0).run(StopFlag(), repair=True)
+    store.add(coupon.id, [(2, None, None)])
+    reconciled = Reconciler(60.0, once=True, lag=lambda: 0).run(StopFlag(), repair=True)
     assert reconciled.outage is None
     assert (reconciled.found.counts, reconciled.remaining.counts) == ({"gate-extra": 1}, {})
 
@@ -117,13 +117,13 @@ def test_every_use_of_redis_goes_on_with_the_new_primary(
 
 def test_what_only_reads_leaves_a_demoted_server_that_hears_nothing_any_more(pair: Pair) -> None:
     request_id = uuid4()
-    assert status_view.load(request_id) is None
+    assert status_cache.load(request_id) is None
     pair.fail_over()
     replicate(pair.primary, free_port())
     # By another process, at the new primary.
     with closing(Redis(port=pair.replica)) as server:
-        server.set(f"status:{request_id}", status_view.encode(status_of(request_id)))
-    wait_until(lambda: status_view.load(request_id) is not None, RECOVERED_SECONDS, "reads stay where they were")
+        server.set(f"status:{request_id}", status_cache.encode(status_of(request_id)))
+    wait_until(lambda: status_cache.load(request_id) is not None, RECOVERED_SECONDS, "reads stay where they were")
 
 
 def test_a_server_that_answers_nothing_for_want_of_its_primary_is_left(pair: Pair) -> None:
@@ -134,8 +134,8 @@ def test_a_server_that_answers_nothing_for_want_of_its_primary_is_left(pair: Pai
         server.config_set("replica-serve-stale-data", "no")
         replicate(pair.primary, free_port())
         try:
-            status_view.write([status_of(request_id)])
-            assert status_view.load(request_id) == status_of(request_id)
+            status_cache.write([status_of(request_id)])
+            assert status_cache.load(request_id) == status_of(request_id)
         finally:
             server.config_set("replica-serve-stale-data", "yes")
 

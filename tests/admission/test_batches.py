@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 
-from coupons.admission import gate
-from coupons.admission.gate_keys import keys
+from coupons.admission.gate import admission
+from coupons.admission.gate.redis_keys import keys
+from coupons.issuance.accept_bulk import BulkIssue, bulk_accept
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from coupons.services.batching import Batch, batch_accept
 from kafka_bridge.models import Alert, OutboxMessage
 
 from .conftest import ask, assert_invariants, at_once, gate_of, issue, stock
@@ -24,7 +24,7 @@ both = pytest.mark.parametrize("admission", ["gate", "reserve"])
 
 
 def ask_for(coupon: Coupon, user_ids: Iterable[int]) -> int:
-    return batch_accept(batch=Batch(coupon.id, coupon.coupon_type, "spring"), user_ids=list(user_ids))
+    return bulk_accept(batch=BulkIssue(coupon.id, coupon.coupon_type, "spring"), user_ids=list(user_ids))
 
 
 def winners() -> set[int]:
@@ -80,7 +80,7 @@ def test_a_gate_hears_of_a_batch_also_when_it_was_not_there_or_not_told(
     assert ask(coupon, 2) == "accepted"
     assert gate_of(coupon) == ({1, 2}, {1, 2})
     with monkeypatch.context() as patched:
-        patched.setattr(gate, "_count", lambda *_: None)
+        patched.setattr(admission, "_count", lambda *_: None)
         ask_for(coupon, [3])
     assert mend() == {"gate-missing": 1}
     assert ask(coupon, 4) == "sold_out"
@@ -93,7 +93,7 @@ def test_a_request_that_is_decided_before_the_gate_hears_of_it_does_not_stay_ope
 ) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     ask(coupon, 1)
-    count = gate._count
+    count = admission._count
 
     def decide_first(*args: object) -> None:
         Coupon.objects.update(total_quantity=1)
@@ -101,7 +101,7 @@ def test_a_request_that_is_decided_before_the_gate_hears_of_it_does_not_stay_ope
         Coupon.objects.update(total_quantity=3)
         count(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gate, "_count", decide_first)
+    monkeypatch.setattr(admission, "_count", decide_first)
     ask_for(coupon, [2])
     assert IssueRequest.objects.get(user_id=2).reason == "SOLD_OUT"
     assert 2 not in gate_of(coupon)[0] | gate_of(coupon)[1]

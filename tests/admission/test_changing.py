@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from coupons.catalogue import catalogue
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon, IssueRequest, UserCoupon
 
 from .conftest import ask, assert_invariants, issue, stock
@@ -18,7 +18,7 @@ MakeCoupon = Callable[..., Coupon]
 
 def change(coupon: Coupon, admission: str) -> None:
     Coupon.objects.filter(id=coupon.id).update(admission=admission)
-    catalogue.clear()
+    coupon_cache.clear()
 
 
 @pytest.mark.parametrize(

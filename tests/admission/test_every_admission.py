@@ -13,13 +13,13 @@ from django.db import IntegrityError, connection
 from django.test import Client
 from django_redis import get_redis_connection
 
-from coupons.catalogue import catalogue
-from coupons.errors import IdempotencyKeyReused
+from common.api.errors import IdempotencyKeyReused
+from coupons.coupon_cache import coupon_cache
+from coupons.issuance import accept_group
+from coupons.issuance.accept import request_accept
+from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from coupons.services import letting_in
-from coupons.services.accepting import request_accept
-from coupons.services.issuing import issue_many
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message, request_body, request_id
 from tests.support.threads import OpenTransaction
@@ -163,7 +163,7 @@ def test_a_refusal_is_not_kept(admission: str, make_coupon: MakeCoupon) -> None:
 
 def restock(coupon: Coupon, total: int) -> None:
     Coupon.objects.filter(id=coupon.id).update(total_quantity=total)
-    catalogue.clear()  # as it does by itself within a second
+    coupon_cache.clear()  # as it does by itself within a second
 
 
 def test_a_restock_lets_more_in_and_a_smaller_stock_fewer(admission: str, make_coupon: MakeCoupon) -> None:
@@ -276,7 +276,7 @@ def test_each_request_ends_by_the_admission_that_let_it_in(admission: str, then:
     coupon = make_coupon(admission=admission, total_quantity=4)
     for way, users in [(admission, (1, 2)), (then, (3,)), (admission, (4,))]:
         Coupon.objects.filter(id=coupon.id).update(admission=way)
-        catalogue.clear()
+        coupon_cache.clear()
         assert [ask(coupon, user_id) for user_id in users] == ["accepted"] * len(users)
     issue()
     assert stock(coupon) == (0, 4)
@@ -293,7 +293,7 @@ def test_an_insert_that_is_refused_gives_back_what_was_taken(
         raise IntegrityError("the statement is refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(letting_in, "insert_new_rows", refuse)
+        patch.setattr(accept_group, "insert_new_rows", refuse)
         with pytest.raises(IntegrityError):
             accept(coupon, 1)
     assert ask(coupon, 2) == "accepted"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from coupons.admission.gate_keys import keys
+from common.redis_client import redis_connection
+from coupons.admission.gate.redis_keys import keys
 from coupons.models import Coupon, IssueRequest, Reservation
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.redis_client import redis_connection
 
 from .conftest import accept, answer, issue
 

@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from coupons.admission import ADMISSIONS, Admission, Candidate, Outcome
+from coupons.admission import ADMISSIONS, Admission, AdmissionOutcome, AdmissionRequest
 from coupons.errors import SoldOut
 from coupons.models import Coupon, UserCoupon
 from couponsite.tokens import issue_access_token
@@ -29,8 +29,11 @@ class Even(Admission):
 
     selective = True
 
-    def admit(self, candidates: Sequence[Candidate]) -> list[Outcome]:
-        return [Outcome(SoldOut) if one.user_id % 2 else Outcome(sequence=one.user_id // 2) for one in candidates]
+    def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
+        return [
+            AdmissionOutcome(SoldOut) if one.user_id % 2 else AdmissionOutcome(sequence=one.user_id // 2)
+            for one in candidates
+        ]
 
 
 @pytest.fixture

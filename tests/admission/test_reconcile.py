@@ -17,18 +17,19 @@ from django.db.models.functions import Now
 from django_redis import get_redis_connection
 from uuid_utils.compat import uuid7
 
-from coupons.admission import ADMISSIONS, Candidate, gate_auditing
-from coupons.admission.gate_keys import Keys, keys, lock_key
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
+from coupons.admission import ADMISSIONS, AdmissionRequest
+from coupons.admission.gate import store
+from coupons.admission.gate.redis_keys import Keys, keys, lock_key
+from coupons.issuance import accept_group, fail_orphaned
+from coupons.issuance.finish import GATE_ADMITTED_REFUSED
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from coupons.reconciling import gate as gate_check
-from coupons.reconciling import outbox as outbox_check
-from coupons.reconciling.comparison import NOT_RECONCILED, Comparison, Reconciled
-from coupons.services import abandoning, letting_in
-from coupons.services.refusing import GATE_ADMITTED_REFUSED
-from coupons.worker.lists import LIST, WORKERS
+from coupons.reconciliation import gate as gate_check
+from coupons.reconciliation import outbox as outbox_check
+from coupons.reconciliation.reconciler import NOT_RECONCILED, Reconciled, Reconciler
+from coupons.redis_queue.queue import QUEUE, WORKERS
 from devstack import wait_until
-from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import Alert, OutboxMessage
 from tests.support.messages import message
 from tests.support.threads import OpenTransaction
@@ -50,7 +51,7 @@ def nothing_left_to_read() -> int:
 
 
 def compare(*, repair: bool = False, patience: float = PATIENCE, lag: Callable[[], int] | None = None) -> Reconciled:
-    return Comparison(patience, once=True, lag=lag or nothing_left_to_read).run(StopFlag(), repair=repair)
+    return Reconciler(patience, once=True, lag=lag or nothing_left_to_read).run(StopFlag(), repair=repair)
 
 
 def found(**options: Any) -> dict[str, int]:
@@ -77,9 +78,9 @@ def make_old(coupon: Coupon) -> None:
         redis().zadd(keys(coupon.id).open, {user: at - 120_000})
 
 
-def leave_in_gate(coupon: Coupon, user_id: int) -> Candidate:
+def leave_in_gate(coupon: Coupon, user_id: int) -> AdmissionRequest:
     """A web process was killed between gate and insert."""
-    candidate = Candidate(uuid7(), user_id, coupon.id, coupon.total_quantity)
+    candidate = AdmissionRequest(uuid7(), user_id, coupon.id, coupon.total_quantity)
     assert ADMISSIONS["gate"].admit([candidate])[0].fresh
     return candidate
 
@@ -142,7 +143,7 @@ def test_a_reservation_is_not_released_before_its_request_has_ended(
     def fail(**_: Any) -> None:
         raise ServiceUnavailable("PostgreSQL went away")
 
-    monkeypatch.setattr(gate_check, "end_abandoned", fail)
+    monkeypatch.setattr(gate_check, "fail_orphaned_requests", fail)
     assert compare(repair=True).outage is not None
     assert gate_of(coupon) == ({1}, {1})
     assert not IssueRequest.objects.filter(request_id=leaked.request_id).exists()
@@ -154,7 +155,7 @@ def test_who_was_killed_between_end_and_release_is_released_the_next_time(
     leave_in_gate(coupon, 1)
     make_old(coupon)
     with monkeypatch.context() as patched:
-        patched.setattr("coupons.services.ending._settle", lambda rows: None)
+        patched.setattr("coupons.issuance.finish._settle", lambda rows: None)
         compare(repair=True)
     assert gate_of(coupon) == ({1}, {1})
     make_old(coupon)
@@ -181,7 +182,7 @@ def test_an_insert_that_comes_after_the_end_gives_nobody_a_coupon_and_leaves_not
 
 def late_insert(coupon: Coupon, user_id: int) -> Any:
     """A door that hangs between gate and insert until its request was ended."""
-    write = letting_in._write
+    write = accept_group._write
     request_ids: list[Any] = []
 
     def hang(admission: Any, asked: Any, admitted: Any) -> Any:
@@ -191,7 +192,7 @@ def late_insert(coupon: Coupon, user_id: int) -> Any:
         return write(admission, asked, admitted)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(letting_in, "_write", hang)
+        patched.setattr(accept_group, "_write", hang)
         accept(coupon, user_id)
     assert Reservation.objects.filter(user_id=user_id).exists()
     return request_ids[0]
@@ -218,7 +219,7 @@ def test_a_late_row_that_nobody_reads_is_given_back(coupon: Coupon) -> None:
 
 def open_past_patience(coupon_id: int) -> set[bytes]:
     """Who has been open for longer than ``Running`` is patient, by Redis's clock."""
-    return set(gate_auditing.open_for(coupon_id, Running.PATIENCE, limit=10_000))
+    return set(store.open_for(coupon_id, Running.PATIENCE, limit=10_000))
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def postgresql_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reverse order: what PostgreSQL knows of requests is read before the gate is."""
-    look, known = gate_auditing.look, gate_check._known
+    look, known = store.look, gate_check._known
     accepted: set[Any] = set()
 
     def look_late(coupon_id: int, users: Any) -> Any:
@@ -248,20 +249,20 @@ def postgresql_first(monkeypatch: pytest.MonkeyPatch) -> None:
         # In vain once the crowd is over.
         with suppress(TimeoutError):
             wait_until(lambda: len(open_past_patience(coupon_id) - before) > 100, 2, "nobody comes", 0.02)
-        return look(coupon_id, list({*users, *(field for some in gate_auditing.fields(coupon_id) for field in some)}))
+        return look(coupon_id, list({*users, *(field for some in store.fields(coupon_id) for field in some)}))
 
     def known_before(coupon_id: int, members: Any) -> Any:
         now = known(coupon_id, members)
         unknown = gate_check._Request(False, False, None, None)
         return now._replace(requests={id_: one if id_ in accepted else unknown for id_, one in now.requests.items()})
 
-    monkeypatch.setattr(gate_auditing, "look", look_late)
+    monkeypatch.setattr(store, "look", look_late)
     monkeypatch.setattr(gate_check, "_known", known_before)
 
 
 @pytest.fixture
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abandoning, "_unwritten", set)
+    monkeypatch.setattr(fail_orphaned, "_unwritten", set)
 
 
 class Running:
@@ -286,7 +287,7 @@ class Running:
     def _run(self) -> None:
         try:
             while not self._stop:
-                reconciled = Comparison(self.PATIENCE, once=True, lag=lambda: 1).run(StopFlag(), repair=True)
+                reconciled = Reconciler(self.PATIENCE, once=True, lag=lambda: 1).run(StopFlag(), repair=True)
                 for name, number in reconciled.found.counts.items():
                     self.found[name] = self.found.get(name, 0) + number
                 self.times += 1
@@ -416,7 +417,7 @@ def test_decisions_that_the_gate_did_not_hear_of_are_told_to_it(
     UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
     Coupon.objects.filter(id=coupon.id).update(issued=1)
     with monkeypatch.context() as patched:
-        patched.setattr("coupons.services.ending._settle", lambda rows: None)
+        patched.setattr("coupons.issuance.finish._settle", lambda rows: None)
         issue()
     assert found() == {}
     make_old(coupon)
@@ -745,30 +746,30 @@ def test_what_is_decided_while_the_lag_is_asked_for_is_not_lost(make_coupon: Cal
 def test_what_the_workers_list_lost_is_pushed_again(coupon: Coupon) -> None:
     set_share(100)
     lost = accept(coupon, 1)
-    redis().delete(LIST)
+    redis().delete(QUEUE)
     kept = accept(coupon, 2)
     make_old(coupon)
     assert mend() == {"worker-lost": 1}
-    assert {text.decode() for text in redis().lrange(LIST, 0, -1)} == {str(lost.request_id), str(kept.request_id)}
+    assert {text.decode() for text in redis().lrange(QUEUE, 0, -1)} == {str(lost.request_id), str(kept.request_id)}
 
 
 def test_garbage_in_the_workers_list_is_in_nobodys_way(coupon: Coupon) -> None:
     set_share(100)
     lost = accept(coupon, 1)
-    redis().delete(LIST)
-    redis().rpush(LIST, "garbage", b"\xff\xfe", "", str(uuid7()))
+    redis().delete(QUEUE)
+    redis().rpush(QUEUE, "garbage", b"\xff\xfe", "", str(uuid7()))
     redis().sadd(WORKERS, b"\xff\xfe", "")
     make_old(coupon)
     assert mend() == {"worker-lost": 1}
     work()
     assert answer(lost.request_id) == ("SUCCESS", None)
-    assert not redis().exists(LIST)
+    assert not redis().exists(QUEUE)
 
 
 def test_what_stands_in_place_of_the_workers_list_is_removed(coupon: Coupon) -> None:
     set_share(100)
     lost = accept(coupon, 1)
-    redis().set(LIST, "x")
+    redis().set(QUEUE, "x")
     redis().sadd(WORKERS, "w")
     redis().set("{issue-worker}:backup:w", "x")
     make_old(coupon)
@@ -790,7 +791,7 @@ def test_decided_rows_are_read_once(
         accept(coupon, user_id)
     issue()
     accept(coupon, 101)
-    comparison = Comparison(PATIENCE, once=False, lag=nothing_left_to_read)
+    comparison = Reconciler(PATIENCE, once=False, lag=nothing_left_to_read)
     assert comparison.run(StopFlag(), repair=False).found.waiting == 1
     comparison.run(StopFlag(), repair=False)
     with django_assert_max_num_queries(25):
@@ -802,7 +803,7 @@ def test_decided_rows_are_read_once(
 
 def test_a_row_that_is_committed_below_one_that_was_read_is_not_missed(make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon()
-    comparison = Comparison(PATIENCE, once=False, lag=nothing_left_to_read)
+    comparison = Reconciler(PATIENCE, once=False, lag=nothing_left_to_read)
     with OpenTransaction(partial(accept, coupon, 1)) as slow:
         accept(coupon, 2)
         for _ in range(3):

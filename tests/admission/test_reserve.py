@@ -12,11 +12,11 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from uuid_utils.compat import uuid7
 
-from coupons.admission import ADMISSIONS, Candidate, Outcome, reserve
+from common.processes.lifecycle import StopFlag
+from coupons.admission import ADMISSIONS, AdmissionOutcome, AdmissionRequest, reserve
 from coupons.models import Coupon, Reservation
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.pruning import prune
+from kafka_bridge.outbox.pruning import prune
 from tests.support.messages import message, request_body
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
 
@@ -79,9 +79,9 @@ def test_a_group_that_finds_fewer_pieces_than_it_looked_for_takes_what_is_left(m
     assert set(Reservation.objects.values_list("user_id", flat=True)) == {1, 2, 3}
 
 
-def record(coupon: Coupon, users: Iterable[tuple[UUID, int]]) -> list[Outcome]:
+def record(coupon: Coupon, users: Iterable[tuple[UUID, int]]) -> list[AdmissionOutcome]:
     """What becomes of a group of requests (id, user)."""
-    candidates = [Candidate(request_id, user_id, coupon.id, 3) for request_id, user_id in users]
+    candidates = [AdmissionRequest(request_id, user_id, coupon.id, 3) for request_id, user_id in users]
     with transaction.atomic():
         return ADMISSIONS["reserve"].record(candidates, ADMISSIONS["reserve"].admit(candidates))
 

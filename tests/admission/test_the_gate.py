@@ -20,24 +20,25 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 from uuid_utils.compat import uuid7
 
+from common.processes.lifecycle import StopFlag
 from coupons import metrics
-from coupons.admission import ADMISSIONS, Candidate, Ended, gate, gate_auditing, gate_keys, gate_loading, gate_releasing
-from coupons.admission.gate_keys import keys, lock_key
-from coupons.admission.gate_releasing import release
-from coupons.catalogue import catalogue
+from coupons.admission import ADMISSIONS, AdmissionRequest, FinishedRequest
+from coupons.admission.gate import admission, load, redis_keys, releasing, store
+from coupons.admission.gate.redis_keys import keys, lock_key
+from coupons.admission.gate.releasing import release
+from coupons.consumer_groups import RESULTS
+from coupons.coupon_cache import coupon_cache
 from coupons.errors import SoldOut
 from coupons.events import IssueRequested
-from coupons.handlers import RESULTS
+from coupons.issuance import accept_group, finish
+from coupons.issuance.accept import derived_request_id
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import ending, letting_in
-from coupons.services.accepting import derived_request_id
-from coupons.services.spending import coupon_hold, coupon_refund, coupon_use
+from coupons.redemption import coupon_hold, coupon_refund, coupon_use
 from devstack.ports import free_port
 from devstack.processes import wait_until
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import insert_new_rows
+from kafka_bridge.outbox.writing import insert_new_rows
 from tests.support.messages import message
 from tests.support.threads import in_another_session
 
@@ -68,8 +69,8 @@ def holders() -> set[int]:
     return set(UserCoupon.objects.values_list("user_id", flat=True))
 
 
-def candidate(coupon: Coupon, user_id: int) -> Candidate:
-    return Candidate(uuid7(), user_id, coupon.id, coupon.total_quantity)
+def candidate(coupon: Coupon, user_id: int) -> AdmissionRequest:
+    return AdmissionRequest(uuid7(), user_id, coupon.id, coupon.total_quantity)
 
 
 def flush() -> None:
@@ -100,22 +101,22 @@ def test_a_group_of_requests_is_one_call(make_gate: MakeGate, monkeypatch: pytes
 
     def run(name: str, *args: Any) -> Any:
         calls.append(name)
-        return gate_keys.run(name, *args)
+        return redis_keys.run(name, *args)
 
-    monkeypatch.setattr(gate, "run", run)
+    monkeypatch.setattr(admission, "run", run)
     outcomes = ADMISSIONS["gate"].admit([candidate(coupon, user_id) for user_id in range(1, 201)])
-    assert calls == ["gate.lua"]
+    assert calls == ["admit.lua"]
     assert [outcome.sequence for outcome in outcomes if outcome.fresh] == list(range(2, 101))
 
 
-def keyed(coupon: Coupon, user_id: int, key: str) -> letting_in.Asked:
+def keyed(coupon: Coupon, user_id: int, key: str) -> accept_group.IncomingRequest:
     """What a request under a key puts into its line."""
     request_id = derived_request_id(user_id, "issue", key)
     request = IssueRequested(
         request_id=request_id, user_id=user_id, coupon_id=coupon.id, coupon_type=coupon.coupon_type, admission="gate"
     )
-    one = Candidate(request_id, user_id, coupon.id, coupon.total_quantity)
-    return letting_in.asked(ADMISSIONS["gate"], one, request, "", may_be_repeat=True)
+    one = AdmissionRequest(request_id, user_id, coupon.id, coupon.total_quantity)
+    return accept_group.prepare(ADMISSIONS["gate"], one, request, "", may_be_repeat=True)
 
 
 def test_refusals_of_one_moment_cost_one_read_if_keys_have_to_be_looked_up(
@@ -125,7 +126,7 @@ def test_refusals_of_one_moment_cost_one_read_if_keys_have_to_be_looked_up(
     first = accept(coupon, 1, "k")
     group = [keyed(coupon, user_id, "k") for user_id in range(1, 101)]
     with django_assert_num_queries(1):
-        repeat, *others = letting_in.accept_together(ADMISSIONS["gate"], group)
+        repeat, *others = accept_group.accept_group(ADMISSIONS["gate"], group)
     assert repeat.earlier is not None
     assert repeat.earlier.request_id == first.request_id
     assert [(one.refusal, one.earlier) for one in others] == [(SoldOut, None)] * 99
@@ -156,11 +157,11 @@ def test_who_is_overtaken_by_a_repeat_takes_nothing_from_it(
 ) -> None:
     """The gate let in the first under a key, and the second is the one that writes the row."""
     coupon = make_gate(total_quantity=1)
-    write = letting_in._write
+    write = accept_group._write
     overtaking: list[Any] = []
 
     def be_overtaken(*args: Any) -> Any:
-        monkeypatch.setattr(letting_in, "_write", write)
+        monkeypatch.setattr(accept_group, "_write", write)
 
         def overtake() -> Any:
             accepted = accept(coupon, 1, "k")
@@ -171,7 +172,7 @@ def test_who_is_overtaken_by_a_repeat_takes_nothing_from_it(
         overtaking.append(in_another_session(overtake).result(30))
         return write(*args)
 
-    monkeypatch.setattr(letting_in, "_write", be_overtaken)
+    monkeypatch.setattr(accept_group, "_write", be_overtaken)
     assert [accept(coupon, 1, "k")] == overtaking
     assert gate_of(coupon) == ({1}, set() if decided else {1})
     assert ask(coupon, 2) == "sold_out"
@@ -208,7 +209,7 @@ def test_a_piece_that_others_gave_away_is_taken_in_the_gate_too(make_gate: MakeG
     coupon = make_gate(total_quantity=2)
     accept(coupon, 1)
     Coupon.objects.update(admission="queue")
-    catalogue.clear()
+    coupon_cache.clear()
     accept(coupon, 2)
     issue()
     assert gate_of(coupon) == ({1, 2}, set())
@@ -220,13 +221,13 @@ def test_a_process_killed_between_gate_and_insert_leaves_what_a_later_release_fi
     assert ADMISSIONS["gate"].admit([killed])[0].fresh
     assert ask(coupon, 2) == "sold_out"
 
-    assert gate_auditing.open_for(coupon.id, 60, limit=10) == []
-    [[found], _, _] = gate_auditing.look(coupon.id, gate_auditing.open_for(coupon.id, 0, limit=10))
+    assert store.open_for(coupon.id, 60, limit=10) == []
+    [[found], _, _] = store.look(coupon.id, store.open_for(coupon.id, 0, limit=10))
     assert (found.request_id, found.user_id) == (killed.request_id, 1)
     assert found.age_seconds is not None
     assert 0 <= found.age_seconds < 60
 
-    ended = [Ended(killed.request_id, coupon.id, 1, "ERROR")]
+    ended = [FinishedRequest(killed.request_id, coupon.id, 1, "ERROR")]
     release(ended)
     assert ask(coupon, 2) == "accepted"
     release(ended)
@@ -237,7 +238,7 @@ def test_a_late_release_leaves_the_users_next_request_alone(make_gate: MakeGate)
     coupon = make_gate()
     first = candidate(coupon, 1)
     ADMISSIONS["gate"].admit([first])
-    gone = [Ended(first.request_id, coupon.id, 1, "ERROR")]
+    gone = [FinishedRequest(first.request_id, coupon.id, 1, "ERROR")]
     release(gone)
     accept(coupon, 1)
     release(gone)
@@ -279,7 +280,7 @@ def test_what_an_issuer_that_died_did_not_tell_the_gate_the_result_event_does(
     accept(coupon, 1)
     Coupon.objects.update(total_quantity=0)
     with monkeypatch.context() as dead_after_the_commit:
-        dead_after_the_commit.setattr(ending, "settle", lambda ended: None)
+        dead_after_the_commit.setattr(finish, "notify_finished", lambda ended: None)
         issue()
     assert gate_of(coupon) == ({1}, {1})
     tell_results()
@@ -329,7 +330,7 @@ def test_a_session_that_ends_before_the_commit_gives_back_what_was_taken(
         return inserted
 
     with monkeypatch.context() as patch:
-        patch.setattr(letting_in, "insert_new_rows", insert_and_end_the_session)
+        patch.setattr(accept_group, "insert_new_rows", insert_and_end_the_session)
         with pytest.raises(OperationalError):
             accept(coupon, 1)
     connection.close()
@@ -392,14 +393,14 @@ def test_a_piece_that_comes_back_while_the_gate_is_loaded_is_not_missed(
     accept(coupon, 1)
     issue()
     flush()
-    store = gate_loading._store
+    store = load._store
 
     def store_and_refund(*args: Any) -> None:
         store(*args)
         use_and_refund(UserCoupon.objects.get())
 
     with monkeypatch.context() as patch:
-        patch.setattr(gate_loading, "_store", store_and_refund)
+        patch.setattr(load, "_store", store_and_refund)
         assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "accepted"]
 
 
@@ -433,10 +434,8 @@ def test_without_counting_what_is_under_way_more_would_be_promised_than_there_is
     coupon = make_gate(total_quantity=1)
     accept(coupon, 1)
     flush()
-    uncounting = gate_loading._READ.replace(
-        "FROM coupons_reservation WHERE", "FROM coupons_reservation WHERE false AND"
-    )
-    monkeypatch.setattr(gate_loading, "_READ", uncounting)
+    uncounting = load._READ.replace("FROM coupons_reservation WHERE", "FROM coupons_reservation WHERE false AND")
+    monkeypatch.setattr(load, "_READ", uncounting)
     broken_promise = accept(coupon, 2)
     issue()
     assert answer(broken_promise.request_id) == ("FAILED", "SOLD_OUT")
@@ -462,14 +461,14 @@ def test_without_the_lock_many_would_load_it(make_gate: MakeGate, monkeypatch: p
         return f"gate:{{{coupon_id}}}:lock:{threading.get_ident()}"
 
     together = threading.Barrier(20)
-    takers = gate_loading._takers
+    takers = load._takers
 
     def takers_at_once(coupon_id: int) -> Generator[list[Any]]:
         together.wait(10)
         return takers(coupon_id)
 
-    monkeypatch.setattr(gate_loading, "lock_key", own_lock)
-    monkeypatch.setattr(gate_loading, "_takers", takers_at_once)
+    monkeypatch.setattr(load, "lock_key", own_lock)
+    monkeypatch.setattr(load, "_takers", takers_at_once)
     before = loads()
     crowd(coupon, range(1, 21))
     assert loads() - before == 20
@@ -499,16 +498,16 @@ def test_while_its_own_process_loads_a_large_gate_requests_are_told_to_come_back
         accept(coupon, user_id)
     flush()
     before, lock = loads(), threading.Lock()
-    store = gate_loading._store
+    store = load._store
 
     def store_slowly(*args: Any) -> None:
         with lock:
             store(*args)
 
-    monkeypatch.setattr(gate_loading, "_CHUNK", 2)
-    monkeypatch.setattr(gate_loading, "_store", store_slowly)
+    monkeypatch.setattr(load, "_CHUNK", 2)
+    monkeypatch.setattr(load, "_store", store_slowly)
     with monkeypatch.context() as patch, lock:
-        patch.setattr(gate, "_WAIT_SECONDS", 0.1)
+        patch.setattr(admission, "_WAIT_SECONDS", 0.1)
         assert [ask(coupon, 1), ask(coupon, 4)] == ["unavailable"] * 2
     wait_until(lambda: loads() - before == 1, 30, "the gate is not loaded", 0.01)
     assert [ask(coupon, user_id) for user_id in (1, 4, 5)] == ["already_issued", "accepted", "sold_out"]
@@ -521,7 +520,7 @@ def test_a_large_gate_is_loaded_again_by_the_next_if_its_loader_fails(
     for user_id in (1, 2, 3):
         accept(coupon, user_id)
     flush()
-    monkeypatch.setattr(gate_loading, "_CHUNK", 2)
+    monkeypatch.setattr(load, "_CHUNK", 2)
     failed: list[int] = []
 
     def fail(*args: Any) -> None:
@@ -529,8 +528,8 @@ def test_a_large_gate_is_loaded_again_by_the_next_if_its_loader_fails(
         raise OperationalError("server closed the connection unexpectedly")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gate_loading, "_store", fail)
-        patch.setattr(gate, "_WAIT_SECONDS", 0.1)
+        patch.setattr(load, "_store", fail)
+        patch.setattr(admission, "_WAIT_SECONDS", 0.1)
         # More often than there may be loaders at once.
         wait_until(lambda: ask(coupon, 1) == "unavailable" and len(failed) > 4, 60, "nobody tries any more", 0.01)
     assert ask(coupon, 4) == "accepted"
@@ -543,14 +542,14 @@ def test_a_loader_that_lost_its_lock_leaves_the_gate_to_the_next(
     coupon = make_gate()
     accept(coupon, 1)
     flush()
-    store = gate_loading._store
+    store = load._store
 
     def store_and_lose_the_lock(*args: Any) -> None:
         store(*args)
         get_redis_connection("default").delete(lock_key(coupon.id))
 
     with monkeypatch.context() as patch:
-        patch.setattr(gate_loading, "_store", store_and_lose_the_lock)
+        patch.setattr(load, "_store", store_and_lose_the_lock)
         assert ask(coupon, 2) == "unavailable"
     assert gate_of(coupon) == (set(), set())
     assert ask(coupon, 2) == "accepted"
@@ -562,17 +561,17 @@ def test_what_ends_while_the_gate_is_loaded_is_not_missed(make_gate: MakeGate, m
     accept(coupon, 1)
     lost = accept(coupon, 2)
     flush()
-    run = gate_keys.run
+    run = redis_keys.run
     batch = messages_on_their_way()
 
     def issue_and_run(name: str, *args: Any) -> Any:
-        if name == "gate_open.lua":
+        if name == "activate.lua":
             UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
             Coupon.objects.update(issued=1)
             issue(batch)
         return run(name, *args)
 
-    monkeypatch.setattr(gate_loading, "run", issue_and_run)
+    monkeypatch.setattr(load, "run", issue_and_run)
     accept(coupon, 3)
     assert answer(lost.request_id) == ("FAILED", "ALREADY_ISSUED")
     assert gate_of(coupon) == ({1, 2, 3}, {3})
@@ -618,7 +617,7 @@ def test_while_redis_is_away_requests_are_told_to_come_back(
     path = f"/api/v1/coupons/{coupon.id}/issue-async"
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        for module in (gate_keys, gate_loading, gate_releasing):
+        for module in (redis_keys, load, releasing):
             patch.setattr(module, "redis", lambda: away)
         refused = client.post(path, content_type="application/json", headers=token(1))
     assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
@@ -633,11 +632,11 @@ def test_what_redis_was_not_told_keeps_nobody_from_their_answer(
     accepted = accept(coupon, 1)
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        patch.setattr(gate_releasing, "redis", lambda: away)
+        patch.setattr(releasing, "redis", lambda: away)
         issue()
     assert answer(accepted.request_id) == ("SUCCESS", None)
     assert gate_of(coupon) == ({1}, {1})
-    release([Ended(accepted.request_id, coupon.id, 1, None)])
+    release([FinishedRequest(accepted.request_id, coupon.id, 1, None)])
     assert gate_of(coupon) == ({1}, set())
 
 

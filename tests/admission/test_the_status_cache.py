@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from django.test import Client
 
-from coupons import invariants, status_view
+from common.processes.lifecycle import StopFlag
+from common.redis_client import redis_connection
+from coupons import invariants
+from coupons.issuance import status_cache
 from coupons.models import Coupon, IssueRequest
-from coupons.reconciling.comparison import Comparison, Reconciled
+from coupons.reconciliation.reconciler import Reconciled, Reconciler
 from coupons.selectors import ended_request
-from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.redis_client import redis_connection
 
 from .conftest import accept, issue
 
@@ -81,7 +82,7 @@ def key(request_id: UUID) -> str:
 
 
 def compare(*, repair: bool = False) -> Reconciled:
-    return Comparison(60.0, once=True, lag=lambda: 0).run(StopFlag(), repair=repair)
+    return Reconciler(60.0, once=True, lag=lambda: 0).run(StopFlag(), repair=repair)
 
 
 @pytest.mark.parametrize("spoil", UNREADABLE.values(), ids=UNREADABLE)
@@ -96,7 +97,7 @@ def test_what_cannot_be_read_is_answered_by_postgresql_found_and_repaired(
     assert right is not None
     spoil(key(request_id))
     started_at = time.monotonic()
-    with caplog.at_level(logging.WARNING, "coupons.status_view"):
+    with caplog.at_level(logging.WARNING, "coupons.issuance.status_cache"):
         for _ in range(20):
             answer = client.get(f"/api/v1/issue-requests/{request_id}", headers=token(1))
             assert (answer.status_code, answer.json()["status"]) == (200, "SUCCESS")
@@ -106,14 +107,14 @@ def test_what_cannot_be_read_is_answered_by_postgresql_found_and_repaired(
     assert compare().found.counts == {"status-unreadable": 1}
     repaired = compare(repair=True)
     assert (repaired.outage, repaired.remaining.counts) == (None, {})
-    assert status_view.load(request_id) == right
+    assert status_cache.load(request_id) == right
     assert invariants.wrong_views() == []
     assert compare().found.counts == {}
 
 
 def test_an_entry_with_fields_that_a_newer_version_added_is_read(request_id: UUID) -> None:
     change(shard=3)(key(request_id))
-    assert status_view.load(request_id) == ended_request(request_id)
+    assert status_cache.load(request_id) == ended_request(request_id)
     assert compare().found.counts == {}
 
 
@@ -121,7 +122,7 @@ def test_an_entry_with_fields_that_a_newer_version_added_is_read(request_id: UUI
 def test_an_entry_that_is_not_what_postgresql_says_is_written_anew(request_id: UUID, field: dict[str, Any]) -> None:
     change(**field)(key(request_id))
     assert compare(repair=True).found.counts == {"status-wrong": 1}
-    assert status_view.load(request_id) == ended_request(request_id)
+    assert status_cache.load(request_id) == ended_request(request_id)
 
 
 def test_entries_of_no_request_are_removed(request_id: UUID) -> None:
@@ -139,9 +140,9 @@ def test_one_warning_tells_of_it_and_of_how_many(request_id: UUID, caplog: pytes
     put("x")(key(request_id))
     # Whatever the tests before have logged is more than a second ago then.
     time_of_next_line = time.monotonic() + 10
-    with caplog.at_level(logging.WARNING, "coupons.status_view"):
+    with caplog.at_level(logging.WARNING, "coupons.issuance.status_cache"):
         while not caplog.records and time.monotonic() < time_of_next_line:
-            status_view.load(request_id)
+            status_cache.load(request_id)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(request_id) in caplog.text
     assert "reconcile --repair" in caplog.text

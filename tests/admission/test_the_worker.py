@@ -19,21 +19,22 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from waffle.models import Flag
 
-from coupons.admission.gate_keys import keys
-from coupons.catalogue import catalogue
+from common.processes.lifecycle import StopFlag
+from coupons import issue_worker
+from coupons.admission.gate.redis_keys import keys
+from coupons.coupon_cache import coupon_cache
+from coupons.issuance.accept import Accepted
+from coupons.issue_worker import IssueWorker
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from coupons.services.accepting import Accepted
-from coupons.worker import lists, loop, pushing
-from coupons.worker.lists import LIST, WorkerList
-from coupons.worker.loop import IssueWorker
-from coupons.worker.pushing import push_again
-from coupons.worker.share import is_for_worker
+from coupons.redis_queue import enqueue, queue
+from coupons.redis_queue.enqueue import enqueue_again
+from coupons.redis_queue.queue import QUEUE, RedisQueue
+from coupons.rollout import uses_redis_queue
 from devstack import wait_until
 from devstack.ports import free_port
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import DeadLetter, OutboxMessage
-from kafka_bridge.outbox import anything_unpublished
-from kafka_bridge.pruning import prune
+from kafka_bridge.outbox.pruning import prune
+from kafka_bridge.outbox.writing import anything_unpublished
 from tests.support.messages import message
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
 
@@ -56,13 +57,13 @@ def everybody(db: None) -> None:
 
 @pytest.fixture
 def nothing_is_pushed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "push_again", lambda older_than_seconds, limit: 0)
+    monkeypatch.setattr(issue_worker, "enqueue_again", lambda older_than_seconds, limit: 0)
 
 
 @pytest.fixture
 def looks_around_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_LOOK_AROUND_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "_LOST_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(issue_worker, "_LOOK_AROUND_SECONDS", 0.0)
+    monkeypatch.setattr(issue_worker, "_LOST_AFTER_SECONDS", 0.0)
 
 
 def set_share(percent: float, coupon: Coupon | None = None) -> None:
@@ -71,11 +72,11 @@ def set_share(percent: float, coupon: Coupon | None = None) -> None:
     everyone = {0: False, 100: True}.get(int(percent))
     values = {"everyone": everyone, "percent": percent if everyone is None else None}
     Flag.objects.update_or_create(name=name, defaults=values)
-    catalogue.clear()  # as it does by itself within a second
+    coupon_cache.clear()  # as it does by itself within a second
 
 
 def in_list() -> list[str]:
-    return [text.decode() for text in get_redis_connection("default").lrange(LIST, 0, -1)]
+    return [text.decode() for text in get_redis_connection("default").lrange(QUEUE, 0, -1)]
 
 
 def by_worker() -> set[int]:
@@ -108,7 +109,7 @@ def nobody() -> Redis:
 
 def kill(worker: IssueWorker) -> None:
     """Let the time run out after which a worker that says nothing counts as dead."""
-    get_redis_connection("default").delete(lists._alive(worker._list._id))
+    get_redis_connection("default").delete(queue._alive(worker._list._id))
 
 
 def killed_with(batch: int) -> IssueWorker:
@@ -148,16 +149,16 @@ def test_a_third_of_the_users_goes_to_the_worker_and_always_the_same_ones(make_g
     chosen = by_worker()
     assert 40 <= len(chosen) <= 80
     Reservation.objects.all().delete()
-    catalogue.clear()
+    coupon_cache.clear()
     crowd(second, range(1, 201))
     assert by_worker() == chosen
 
 
 def test_shares_are_met_and_a_larger_one_keeps_the_users_of_a_smaller_one() -> None:
-    users = {share: {user for user in range(1, 20_001) if is_for_worker(user, share)} for share in (0, 5, 300, 999)}
+    users = {share: {user for user in range(1, 20_001) if uses_redis_queue(user, share)} for share in (0, 5, 300, 999)}
     assert users[0] < users[5] < users[300] < users[999]
     assert [round(len(chosen) / 20_000, 2) for chosen in users.values()] == [0, 0.01, 0.3, 1]
-    assert all(is_for_worker(user, 1000) for user in (1, 2**63 - 1))
+    assert all(uses_redis_queue(user, 1000) for user in (1, 2**63 - 1))
 
 
 def test_the_flag_of_a_coupon_wins_over_the_general_one(make_gate: MakeGate) -> None:
@@ -305,14 +306,14 @@ def test_entries_that_are_no_request_of_the_workers_are_dropped(make_gate: MakeG
     set_share(0)
     of_kafka = accept(coupon, 2)
     junk = ["", "\0", "no id", str(of_kafka.request_id), "0190a5b0-0000-7000-8000-000000000000"]
-    get_redis_connection("default").lpush(LIST, *junk, b"\xff")
+    get_redis_connection("default").lpush(QUEUE, *junk, b"\xff")
     work()
     assert set(IssueRequest.objects.values_list("request_id", flat=True)) == {accepted.request_id}
     assert in_list() == []
 
 
 @pytest.mark.usefixtures("everybody", "looks_around_at_once")
-@pytest.mark.parametrize("name", [lists.LIST, lists.WORKERS])
+@pytest.mark.parametrize("name", [queue.QUEUE, queue.WORKERS])
 def test_a_key_of_another_kind_in_place_of_the_list_is_dropped(name: str, make_gate: MakeGate) -> None:
     coupon = make_gate()
     get_redis_connection("default").set(name, "garbage")
@@ -325,12 +326,12 @@ def test_a_key_of_another_kind_in_place_of_the_list_is_dropped(name: str, make_g
 def test_workers_that_never_were_keep_nobody_from_work(make_gate: MakeGate) -> None:
     coupon = make_gate()
     redis = get_redis_connection("default")
-    redis.sadd(lists.WORKERS, b"\xff\x00")
-    redis.rpush(lists._backup(b"\xff\x00"), "garbage")
+    redis.sadd(queue.WORKERS, b"\xff\x00")
+    redis.rpush(queue._backup(b"\xff\x00"), "garbage")
     accepted = accept(coupon, 1)
-    assert lists.everything() == {b"garbage", str(accepted.request_id).encode()}
-    redis.sadd(lists.WORKERS, "of another kind")
-    redis.set(lists._backup(b"of another kind"), "garbage")
+    assert queue.all_ids() == {b"garbage", str(accepted.request_id).encode()}
+    redis.sadd(queue.WORKERS, "of another kind")
+    redis.set(queue._backup(b"of another kind"), "garbage")
     work()
     assert stock(coupon) == (0, 1)
     assert redis.keys("{issue-worker}:backup:*") == []
@@ -340,7 +341,7 @@ def test_workers_that_never_were_keep_nobody_from_work(make_gate: MakeGate) -> N
 def test_what_is_pushed_twice_is_decided_once(make_gate: MakeGate) -> None:
     coupon = make_gate()
     accept(coupon, 1)
-    assert [push_again(0, 10), push_again(0, 10)] == [1, 1]
+    assert [enqueue_again(0, 10), enqueue_again(0, 10)] == [1, 1]
     work(IssueWorker(batch_size=1))
     assert stock(coupon) == (0, 1)
     assert OutboxMessage.objects.filter(event_type="coupon.issue.succeeded.v1").count() == 1
@@ -437,7 +438,7 @@ def test_what_a_killed_worker_had_in_hand_is_taken_over(make_gate: MakeGate) -> 
 def test_without_the_backup_list_a_killed_worker_would_lose_its_requests(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "_TAKE", lists._TAKE.replace("redis.call('RPUSH', KEYS[2], request)", ""))
+    monkeypatch.setattr(queue, "_TAKE", queue._TAKE.replace("redis.call('RPUSH', KEYS[2], request)", ""))
     coupon = make_gate()
     for user_id in range(1, 8):
         accept(coupon, user_id)
@@ -449,7 +450,7 @@ def test_without_the_backup_list_a_killed_worker_would_lose_its_requests(
 @pytest.mark.usefixtures("everybody", "nothing_is_pushed_again", "looks_around_at_once")
 def test_what_a_living_worker_has_in_hand_is_left_to_it(make_gate: MakeGate) -> None:
     accept(make_gate(), 1)
-    living = WorkerList()
+    living = RedisQueue()
     taken, _ = living.take(10)
     work()
     assert not IssueRequest.objects.exists()
@@ -480,7 +481,7 @@ def test_a_worker_that_was_taken_for_dead_gives_nobody_a_second_coupon(make_gate
 def test_finishing_late_removes_nothing_that_was_taken_since(make_gate: MakeGate) -> None:
     coupon = make_gate()
     accept(coupon, 1)
-    worker = WorkerList()
+    worker = RedisQueue()
     first, _ = worker.take(10)
     worker.finish(first)
     accept(coupon, 2)
@@ -536,7 +537,7 @@ def test_a_request_is_accepted_though_redis_is_away_at_the_push(
     coupon = make_gate()
     with monkeypatch.context() as patch:
         away = nobody()
-        patch.setattr(lists, "redis", lambda: away)
+        patch.setattr(queue, "redis", lambda: away)
         accepted = accept(coupon, 1)
     assert in_list() == []
     work()
@@ -550,16 +551,16 @@ def test_young_requests_are_not_pushed_again_and_only_so_many_are(make_gate: Mak
     set_share(0)
     accept(coupon, 4)  # through Kafka, which is none of the worker's business
     flush()
-    assert push_again(60, 10) == 0
-    assert push_again(0, 2) == 2
+    assert enqueue_again(60, 10) == 0
+    assert enqueue_again(0, 2) == 2
     assert in_list() == [str(one.request_id) for one in accepted[:2]]
-    assert push_again(0, 10) == 3
+    assert enqueue_again(0, 10) == 3
 
 
 def test_the_search_for_what_was_lost_reads_an_index_of_the_workers_own_requests(make_gate: MakeGate) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
-        cursor.execute(f"EXPLAIN {pushing._UNDECIDED}", [5, 10])
+        cursor.execute(f"EXPLAIN {enqueue._UNDECIDED}", [5, 10])
         plan = "\n".join(line for (line,) in cursor.fetchall())
         cursor.execute("RESET enable_seqscan")
     assert "Index Scan using reservation_by_worker" in plan
@@ -613,7 +614,7 @@ def test_a_batch_that_fails_for_a_service_waits_in_hand_and_is_put_back_at_the_s
         raise OperationalError("server closed the connection unexpectedly")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "decided_requests", away)
+        patch.setattr(issue_worker, "find_decided", away)
         patch.setattr(settings, "CONSUMER_BACKOFF_SECONDS", 0.02)
         with Running():
             wait_until(lambda: len(tries) >= 3, 10, "not tried again")
@@ -636,7 +637,7 @@ def test_a_worker_outlives_a_redis_that_is_away(make_gate: MakeGate, monkeypatch
     monkeypatch.setattr(settings, "CONSUMER_BACKOFF_SECONDS", 0.02)
     with Running():
         with monkeypatch.context() as patch:
-            patch.setattr(lists, "redis", away)
+            patch.setattr(queue, "redis", away)
             accepted = accept(coupon, 1)
             wait_until(lambda: len(calls) >= 5, 10, "Redis was not asked")
         wait_until(lambda: succeeded() == 1, 10, "not decided")

@@ -8,15 +8,15 @@ import pytest
 from confluent_kafka import KafkaError, Message, Producer
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
 from devstack import Stack
 from devstack.processes import wait_until
 from devstack.stack import Part
 from kafka_bridge import client
 from kafka_bridge.client import make_producer
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import prefixed
-from kafka_bridge.relay import Relay
+from kafka_bridge.relaying.relay import Relay
 from tests.support.kafka import read_topic
 from tests.support.outbox import TOPIC, publish_numbers
 from tests.support.threads import in_another_session

@@ -10,13 +10,13 @@ from confluent_kafka.admin._acl import AclBinding, AclBindingFilter, AclOperatio
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
 from devstack import Stack, wait_until
 from devstack.kafka.broker import KafkaBroker
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import Alert, OutboxMessage
 from kafka_bridge.registry import prefixed
-from kafka_bridge.relay import Relay
+from kafka_bridge.relaying.relay import Relay
 from tests.support.kafka import read_topic
 from tests.support.outbox import TOPIC, publish_numbers
 from tests.support.threads import in_another_session

@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from common.group_commit import GroupCommit, WaitedTooLong
 from devstack.processes import wait_until
-from kafka_bridge.errors import WaitedTooLong
-from kafka_bridge.group_commit import GroupCommit
 
 
 class Work:

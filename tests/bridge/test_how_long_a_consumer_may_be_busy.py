@@ -6,7 +6,7 @@ librdkafka takes no session that is longer than that, which shows how long it is
 import pytest
 from pytest_django import Settings
 
-from coupons.handlers import ISSUE, RESULTS
+from coupons.consumer_groups import ISSUE, RESULTS
 from kafka_bridge.client import check_client_options
 from kafka_bridge.errors import BadClientOptions
 from tests.support.kafka import consume_everything

@@ -16,15 +16,15 @@ from confluent_kafka.admin._resource import ResourceType
 from pytest_django import Settings
 from uuid_utils.compat import uuid7
 
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from devstack import wait_until
-from kafka_bridge.batch import HANDLER_FAILURES_IN_A_ROW, BatchHandler
 from kafka_bridge.client import group_lag
-from kafka_bridge.contracts import decode_headers
-from kafka_bridge.errors import PoisonFlood
-from kafka_bridge.history import read_history
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.cloudevents import decode_headers
+from kafka_bridge.consuming.batch import HANDLER_FAILURES_IN_A_ROW, BatchHandler
+from kafka_bridge.consuming.topic_reader import read_history
+from kafka_bridge.errors import PoisonLimitExceeded
 from kafka_bridge.models import DeadLetter, OutboxMessage
 from kafka_bridge.registry import ReceivedMessage, prefixed
 from tests.support.kafka import consume_everything, header, produce, read_to_end, relay_everything
@@ -236,6 +236,6 @@ def test_a_decoder_that_trips_over_every_message_holds_the_partition_back(make_c
 
     batch = requests(make_coupon(total_quantity=100), range(1, 51))
     for runs in (1, 2):
-        with pytest.raises(PoisonFlood, match="a fault of ours"):
+        with pytest.raises(PoisonLimitExceeded, match="a fault of ours"):
             BatchHandler(replace(ISSUE, decode=decode)).handle(batch, StopFlag())
         assert DeadLetter.objects.count() == runs * HANDLER_FAILURES_IN_A_ROW

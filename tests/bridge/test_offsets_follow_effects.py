@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, OperationalError
 
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
+from coupons.issuance import issue
 from coupons.messages import IssueTask
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import issuing
 from devstack.processes import wait_until
 from kafka_bridge.client import group_lag
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.registry import ConsumerGroup
 from tests.support.kafka import consume_everything, header, produce, read_topic, relay_everything
@@ -76,14 +76,14 @@ def test_no_offset_moves_while_the_database_is_away(make_coupon: MakeCoupon) -> 
     tries: list[int] = []
     away = True
 
-    def issue(tasks: Sequence[IssueTask]) -> None:
+    def handle(tasks: Sequence[IssueTask]) -> None:
         tries.append(len(tasks))
         if away:
             raise OperationalError("the server is away")
-        issuing.issue_many(tasks)
+        issue.issue_many(tasks)
 
     stop = StopFlag()
-    running = consume_in_background(replace(ISSUE, handle=issue), stop)
+    running = consume_in_background(replace(ISSUE, handle=handle), stop)
     wait_until(lambda: len(tries) >= 3, 20, "the batch is not tried again")
     assert (lag(), winners(), DeadLetter.objects.count()) == (2, [], 0)
     away = False
@@ -97,17 +97,17 @@ def test_a_partition_that_waits_does_not_hold_up_the_others(make_coupon: MakeCou
     stuck, other = make_coupon(), make_coupon()
     tries: list[int] = []
 
-    def issue(tasks: Sequence[IssueTask]) -> None:
+    def handle(tasks: Sequence[IssueTask]) -> None:
         if any(task.request.coupon_id == stuck.id for task in tasks):
             tries.append(len(tasks))
             raise OperationalError("a lock that nobody gives up")
-        issuing.issue_many(tasks)
+        issue.issue_many(tasks)
 
     for coupon, partition_key in ((stuck, b"A"), (other, b"B")):
         produce(TOPIC, [json.dumps(request_body(coupon, 1)).encode()], key=partition_key)
     assert len({message.partition() for message in read_topic(TOPIC, 2)}) == 2
     stop = StopFlag()
-    running = consume_in_background(replace(ISSUE, handle=issue), stop)
+    running = consume_in_background(replace(ISSUE, handle=handle), stop)
     wait_until(lambda: len(tries) >= 2, 20, "the batch is not tried again")
     wait_until(lambda: lag() == 1, 20, "the other partition is held up")
     stop.request()
@@ -141,13 +141,13 @@ class Rebalance:
             self.hanging.set()
             self.wake.wait(60)
             try:
-                issuing.issue_many(tasks)
+                issue.issue_many(tasks)
                 self.second_try.append(None)
             except BaseException as error:
                 self.second_try.append(error)
                 raise
         else:
-            issuing.issue_many(tasks)
+            issue.issue_many(tasks)
 
     def run(self) -> None:
         """Returns when the hanging one has woken up and everything is committed."""
@@ -187,8 +187,8 @@ def test_a_rebalance_in_mid_batch_gives_nobody_two_and_moves_no_offset_back(make
 def test_without_the_inbox_the_zombie_of_a_rebalance_would_issue_again(
     make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(issuing, "decided_requests", lambda request_ids: set())
-    monkeypatch.setattr(issuing, "_holders", lambda claims: set())
+    monkeypatch.setattr(issue, "find_decided", lambda request_ids: set())
+    monkeypatch.setattr(issue, "_holders", lambda claims: set())
     ask(make_coupon(total_quantity=20), [1, 2, 3])
     rebalance = Rebalance()
     rebalance.run()

@@ -6,17 +6,17 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
+from coupons.issuance.accept import request_accept
+from coupons.issuance.idempotency import find_existing_requests
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon
 from coupons.selectors import request_status
-from coupons.services.accepting import request_accept
-from coupons.services.earlier import earlier_requests
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import stored_payload
-from kafka_bridge.pruning import prune
+from kafka_bridge.outbox.pruning import prune
+from kafka_bridge.outbox.writing import stored_payload
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import message, request_body
 from tests.support.outbox import publish_orders
@@ -93,5 +93,5 @@ def test_the_copy_of_a_dead_request_is_no_request(make_coupon: Callable[..., Cou
     BatchHandler(ISSUE).handle([poison(make_coupon(), 1)], StopFlag())
     (copy,) = OutboxMessage.objects.exclude(headers=None)
     assert request_status(copy.event_id) is None
-    assert earlier_requests([copy.event_id]) == {}
+    assert find_existing_requests([copy.event_id]) == {}
     assert stored_payload(ISSUE_REQUESTED, copy.event_id) is None

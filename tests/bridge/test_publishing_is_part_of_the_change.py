@@ -7,7 +7,7 @@ from django.db import transaction
 
 from kafka_bridge.errors import PayloadTooLarge, PublishOutsideTransaction
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import Message, insert_new_rows, outbox_row, publish
+from kafka_bridge.outbox.writing import Message, insert_new_rows, outbox_row, publish
 from tests.support.outbox import EVENT, publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)

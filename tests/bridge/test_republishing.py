@@ -12,17 +12,17 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import transaction
 
-from coupons.handlers import ISSUE
+from common.postgres.clock import database_time
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
+from coupons.issuance.accept import request_accept
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services.accepting import request_accept
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.clock import database_time
-from kafka_bridge.dead_letters import bury
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.dead_letters import write_dead_letters
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import Message, publish
+from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import Rejected, prefixed
-from kafka_bridge.republishing import Republisher, Selection
+from kafka_bridge.relaying.republish import Republisher, Selection
 from tests.support.kafka import (
     consume_everything,
     header,
@@ -70,7 +70,9 @@ def content(messages: list[KafkaMessage]) -> list[tuple[Any, ...]]:
 def dead_letter() -> None:
     with transaction.atomic():
         headers = (("ce_type", EVENT.encode()), ("ce_id", b"none"))
-        bury("ranking", "group", [Rejected(message(b"poison", topic=TOPIC, headers=headers), ValueError("bad"))])
+        write_dead_letters(
+            "ranking", "group", [Rejected(message(b"poison", topic=TOPIC, headers=headers), ValueError("bad"))]
+        )
 
 
 def test_events_and_copies_are_sent_again_each_to_their_own_topic() -> None:

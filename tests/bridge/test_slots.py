@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from common.group_commit import GroupCommit
+from common.processes import slots
+from common.processes.slots import Slots
 from devstack.processes import wait_until
-from kafka_bridge import slots
-from kafka_bridge.group_commit import GroupCommit
-from kafka_bridge.slots import Slots
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

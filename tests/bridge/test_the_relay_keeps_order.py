@@ -7,13 +7,14 @@ import confluent_kafka
 import pytest
 from django.db import connection, transaction
 
+from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
-from kafka_bridge import floor, relay
-from kafka_bridge.leases import Leases
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import SHARDS, OutboxMessage
-from kafka_bridge.outbox import Message, publish
-from kafka_bridge.relay import Relay
+from kafka_bridge.outbox import settled_mark
+from kafka_bridge.outbox.writing import Message, publish
+from kafka_bridge.relaying import relay
+from kafka_bridge.relaying.leases import Leases
+from kafka_bridge.relaying.relay import Relay
 from tests.support.kafka import header, read_topic, relay_everything
 from tests.support.outbox import EVENT, TOPIC, publish_numbers, publish_orders
 from tests.support.threads import OpenTransaction, in_another_session
@@ -109,7 +110,7 @@ def settle(some_relay: Relay) -> None:
 
 @pytest.fixture
 def observing_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floor, "_OBSERVE_SECONDS", 0.0)
+    monkeypatch.setattr(settled_mark, "_OBSERVE_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("observing_always")
@@ -122,7 +123,7 @@ def test_a_row_that_is_committed_late_is_not_skipped() -> None:
 
 @pytest.mark.usefixtures("observing_always")
 def test_a_floor_that_did_not_wait_for_open_transactions_would_skip_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floor, "_INSERTERS", "SELECT NULL WHERE false")
+    monkeypatch.setattr(settled_mark, "_INSERTERS", "SELECT NULL WHERE false")
     some_relay = Relay()
     publish_late_and_early(some_relay)
     some_relay.close()
@@ -144,7 +145,7 @@ def test_the_floor_rises_to_the_last_published_row_and_falls_with_the_connection
 
 @pytest.fixture
 def renewing_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kafka_bridge.leases._RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("kafka_bridge.relaying.leases._RENEW_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("renewing_always")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from kafka_bridge import relay
+from kafka_bridge.relaying import relay
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

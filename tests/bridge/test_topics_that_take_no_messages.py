@@ -8,15 +8,15 @@ import pytest
 from django.db import transaction
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
 from devstack import wait_until
-from kafka_bridge.alerts import open_alert
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.contracts import encode_headers
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.cloudevents import encode_headers
 from kafka_bridge.models import Alert, OutboxMessage
-from kafka_bridge.outbox import OutboxRow, insert_rows, new_event_id
+from kafka_bridge.operating.alerts import open_alert
+from kafka_bridge.outbox.writing import OutboxRow, insert_rows, new_event_id
 from kafka_bridge.registry import prefixed
-from kafka_bridge.relay import Relay
+from kafka_bridge.relaying.relay import Relay
 from tests.support.kafka import lose_topics, read_topic
 from tests.support.outbox import EVENT, TOPIC, publish_numbers
 from tests.support.threads import in_another_session

@@ -17,16 +17,16 @@ from django.db.models.functions import Now
 from prometheus_client import REGISTRY
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from coupons import invariants
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
+from coupons.issuance.accept import request_accept
 from coupons.messages import IssueTask
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services.accepting import request_accept
 from devstack import wait_until
 from kafka_bridge.client import group_lag
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import ConsumerGroup, prefixed
 from tests.support.kafka import (

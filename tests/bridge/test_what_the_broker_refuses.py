@@ -15,7 +15,7 @@ from django.db import transaction
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import IssueRequest
 from kafka_bridge.models import DeadLetter, OutboxMessage
-from kafka_bridge.outbox import Message, publish
+from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import prefixed
 from tests.support.kafka import header, read_topic, relay_everything
 from tests.support.messages import request_body

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pytest_django import Settings
 
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from demo.processes import procfile_process, wait_until_ready
 from devstack import Stack
 from devstack.ports import free_port
 from tests.cluster.brokers import Cluster

@@ -13,8 +13,8 @@ from itertools import count
 from uuid import UUID
 
 from coupons.models import Coupon
-from couponsite.demo.crowd import Answer, Ask, Connection, encode_request
 from couponsite.tokens import issue_access_token
+from demo.load_client import Answer, Ask, Connection, encode_request
 
 _CLIENTS = 4
 _ANSWER_SECONDS = 180.0

@@ -8,7 +8,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet
 
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, IssueRequest
 from devstack import wait_until
 from kafka_bridge.models import OutboxMessage

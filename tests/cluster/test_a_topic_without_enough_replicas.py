@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
 from devstack import wait_until
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.lifecycle import StopFlag
 from kafka_bridge.models import Alert, OutboxMessage
 from kafka_bridge.registry import prefixed
-from kafka_bridge.relay import Relay
+from kafka_bridge.relaying.relay import Relay
 from tests.cluster.brokers import Cluster
 from tests.support.kafka import read_topic, set_topic_config
 from tests.support.outbox import TOPIC, publish_numbers

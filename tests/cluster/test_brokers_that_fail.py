@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
 from kafka_bridge.models import OutboxMessage
 from tests.cluster.brokers import Cluster
 from tests.cluster.sale import REQUESTS, Sale

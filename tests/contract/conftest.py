@@ -9,14 +9,14 @@ from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.test import Client
 
-from coupons.models import Coupon, IssueRequest
-from coupons.openapi import (
+from coupons.api.openapi import (
     EXAMPLE_COUPON_ID,
     EXAMPLE_COUPON_TYPE,
     EXAMPLE_REQUEST_ID,
     EXAMPLE_USER_COUPON_ID,
     EXAMPLE_USER_ID,
 )
+from coupons.models import Coupon, IssueRequest
 from couponsite.auth_api import EXAMPLE_LOGIN
 from orders.models import Order, Product
 from orders.openapi import (

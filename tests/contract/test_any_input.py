@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from coupons.openapi import EXAMPLE_USER_ID
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from coupons.api.openapi import EXAMPLE_USER_ID
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from demo.processes import procfile_process, wait_until_ready
 from devstack.ports import free_port
 from tests.support.service import environment
 

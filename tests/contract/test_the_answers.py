@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from coupons.api.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_USER_COUPON_ID, EXAMPLE_USER_ID
 from coupons.models import Coupon
-from coupons.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_USER_COUPON_ID, EXAMPLE_USER_ID
 from couponsite.auth_api import EXAMPLE_LOGIN
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
-from kafka_bridge.pressure import outbox_pressure
+from kafka_bridge.outbox.backpressure import outbox_backpressure
 from orders.models import Order
 from orders.openapi import EXAMPLE_CANCELLED_ORDER_ID, EXAMPLE_PRODUCT_ID
 from tests.support.gateway import memory, time_out
@@ -168,7 +168,7 @@ def test_too_many_logins_are_refused_as_described(cast: None, send: Callable[...
 def test_an_outbox_far_behind_is_told_as_described(
     cast: None, send: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_pressure, "_refusal", "The outbox is far behind.")
+    monkeypatch.setattr(outbox_backpressure, "_refusal", "The outbox is far behind.")
     assert send("issueById", {}).json()["code"] == "unavailable"
 
 

@@ -11,10 +11,10 @@ from django.core.management import call_command
 from drf_spectacular.management.commands.spectacular import SchemaGenerationError
 from rest_framework.schemas.generators import EndpointEnumerator
 
-from coupons.api import IssueRequestView
-from coupons.errors import DomainError
+from common.api.errors import DomainError
+from common.api.problems import KINDS, Kind
+from coupons.api.views import IssueRequestView
 from couponsite.health import PROBES
-from couponsite.problems import KINDS, Kind
 
 from .document import Document, assert_fits, calls, resolved
 

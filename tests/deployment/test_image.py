@@ -104,8 +104,8 @@ def test_what_is_copied_exists_and_reaches_the_builder(path: str) -> None:
         "fuzz/run.py",
         "staticfiles/staticfiles.json",
         "couponsite/__pycache__/settings.cpython-311.pyc",
-        "couponsite/demo/sale.py",
-        "couponsite/management/commands/demo.py",
+        "demo/sale.py",
+        "demo/management/commands/demo.py",
     ],
 )
 def test_what_is_no_part_of_the_service_stays_outside(path: str) -> None:

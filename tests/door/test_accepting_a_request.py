@@ -9,7 +9,7 @@ import pytest
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
-from coupons.catalogue import catalogue
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
 from kafka_bridge.models import OutboxMessage
 
@@ -81,7 +81,7 @@ def test_an_accepted_request_costs_one_insert_and_nothing_for_authentication(
 ) -> None:
     coupon = make_coupon()
     path, body = DOORS["by type"](coupon)
-    catalogue.get(coupon.coupon_type)
+    coupon_cache.get(coupon.coupon_type)
     with django_assert_num_queries(3) as captured:
         assert post(client, path, body, token(7)).status_code == 202
     statements = [query["sql"].split()[0] for query in captured.captured_queries]
@@ -150,5 +150,5 @@ def test_a_change_takes_effect_once_the_catalogue_has_aged(
     path = f"/api/v1/coupons/{coupon.id}/issue-async"
     assert post(client, path, {}, token(7)).status_code == 202
     Coupon.objects.update(paused=True)
-    monkeypatch.setattr("coupons.catalogue._MAX_AGE", 0.0)
+    monkeypatch.setattr("coupons.coupon_cache._MAX_AGE", 0.0)
     assert post(client, path, {}, token(7)).json()["code"] == "not_open"

@@ -8,12 +8,12 @@ from uuid import UUID
 import pytest
 from django.test import Client
 
-from coupons.catalogue import catalogue
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
+from coupons.coupon_cache import coupon_cache
+from coupons.issuance.idempotency import find_existing_requests
 from coupons.models import Coupon
-from coupons.services.earlier import earlier_requests
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
@@ -70,7 +70,7 @@ def test_a_repeat_is_answered_even_when_the_coupon_has_closed(ask: Ask, make_cou
     coupon = make_coupon()
     first = ask(coupon, "k")
     Coupon.objects.update(closes_at="2020-01-02T00:00:00Z")
-    catalogue.clear()
+    coupon_cache.clear()
     assert ask(coupon, "k").json() == first.json()
     assert ask(coupon, "l").status_code == 409
 
@@ -80,7 +80,7 @@ def test_a_refusal_is_not_kept(ask: Ask, make_coupon: MakeCoupon) -> None:
     coupon = make_coupon(paused=True)
     assert ask(coupon, "k").status_code == 409
     Coupon.objects.update(paused=False)
-    catalogue.clear()
+    coupon_cache.clear()
     assert ask(coupon, "k").status_code == 202
 
 
@@ -102,16 +102,16 @@ def test_an_outbox_row_that_cannot_be_read_fails_its_own_key_only(ask: Ask, make
     bad, good = (UUID(ask(coupon, key, user_id=user_id).json()["requestId"]) for key, user_id in (("k", 7), ("l", 8)))
     OutboxMessage.objects.filter(event_id=bad).update(payload=b"{}")
     # Both are repeated at the same moment, and so read together.
-    assert list(earlier_requests([bad, good])) == [good]
+    assert list(find_existing_requests([bad, good])) == [good]
     assert ask(coupon, "l", user_id=8).status_code == 202
 
 
 @pytest.mark.django_db(transaction=True)
 def test_two_under_one_key_at_once_are_one_request(make_coupon: MakeCoupon) -> None:
-    from coupons.services.accepting import request_accept
+    from coupons.issuance.accept import request_accept
 
     coupon = make_coupon()
-    catalogue.get(coupon.id)
+    coupon_cache.get(coupon.id)
 
     def accept() -> Any:
         return request_accept(id_or_type=coupon.id, user_id=7, caller_id=7, idempotency_key="k")

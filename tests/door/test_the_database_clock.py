@@ -11,9 +11,9 @@ import pytest
 from django.db import connection
 from django.db.backends.signals import connection_created
 
-from coupons.catalogue import catalogue
+from common.postgres.clock import database_time
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
-from kafka_bridge.clock import database_time
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,8 +39,8 @@ def test_the_time_is_not_ahead_by_what_the_connection_took(
     coupon = make_coupon()
     if not is_connected:
         connection.close()
-    catalogue.clear()
-    assert catalogue.get(coupon.id) is not None
-    ours, theirs = catalogue.clock.now(), database_time()
+    coupon_cache.clear()
+    assert coupon_cache.get(coupon.id) is not None
+    ours, theirs = coupon_cache.clock.now(), database_time()
     assert ours <= theirs
     assert theirs - ours < timedelta(seconds=CONNECT_SECONDS)

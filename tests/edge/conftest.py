@@ -8,7 +8,7 @@ import pytest
 from django.core.cache import caches
 from django.test import Client
 
-from coupons.catalogue import catalogue
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
 from couponsite.tokens import issue_access_token
 
@@ -22,12 +22,12 @@ Call = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def fresh_counters() -> Iterator[None]:
     """No login counted yet, no coupon remembered from another test."""
-    catalogue.clear()
+    coupon_cache.clear()
     redis: Any = caches["default"]
     redis.delete_pattern("login:*")
     caches["process"].clear()
     yield
-    catalogue.clear()
+    coupon_cache.clear()
 
 
 @pytest.fixture

@@ -240,7 +240,7 @@ def test_no_setting_is_read_beside_the_table_of_limits() -> None:
         if name not in settings_module.env.limits
     }
     # The demo stands beside the service.
-    assert asked == {"couponsite/demo/processes.py PATH", "couponsite/management/commands/demo.py DEMO_EXIT"}
+    assert asked == {"demo/processes.py PATH", "demo/management/commands/demo.py DEMO_EXIT"}
 
 
 LIMITS = [

@@ -13,10 +13,10 @@ from django.db import connection
 from django.test import Client
 
 from coupons import selectors
+from coupons.issuance import accept_group
 from coupons.models import Coupon
-from coupons.services import letting_in
 from devstack import wait_until
-from kafka_bridge.outbox import OutboxRow, insert_new_rows
+from kafka_bridge.outbox.writing import OutboxRow, insert_new_rows
 
 from .conftest import Call, assert_problem
 
@@ -154,7 +154,7 @@ def test_a_request_that_hung_for_too_long_in_its_transaction_is_answered_503(
         return insert_new_rows(rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(letting_in, "insert_new_rows", hang)
+        patch.setattr(accept_group, "insert_new_rows", hang)
         assert_problem(call("POST", "/api/v1/coupons/issue-async", {"couponType": "SUMMER"}), 503, "unavailable")
     assert call("POST", "/api/v1/coupons/issue-async", {"couponType": "SUMMER"}).status_code == 202
 

@@ -10,8 +10,8 @@ import pytest
 from django.db import connection
 from psycopg2 import sql
 
+from common.processes.outages import is_over_limit, is_rolled_back, is_transient
 from couponsite.database import STATEMENT_LIMITS
-from kafka_bridge.errors import is_over_limit, is_rolled_back, is_transient
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

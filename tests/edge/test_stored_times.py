@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
 from django.test import Client
 
-from coupons.catalogue import catalogue
+from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon, UserCoupon
 from orders.models import Product, StoredOrder
 from tests.support.factories import CouponFactory
@@ -58,9 +58,9 @@ def test_a_coupon_takes_no_list_with_it(opens_at: str, closes_at: str, unchecked
     listed = Client().get("/api/v1/coupons", headers=token(7)).json()["results"]
     assert {coupon["couponId"] for coupon in listed} == {bad.id, good.id}
     # It is as open as it was: the nearest time decides alike.
-    entry = catalogue.get(bad.id)
+    entry = coupon_cache.get(bad.id)
     assert entry is not None
-    assert entry.window.refusal(catalogue.clock.now()) is None
+    assert entry.window.refusal(coupon_cache.clock.now()) is None
 
 
 @pytest.mark.parametrize("time", [*LATE, *EARLY])

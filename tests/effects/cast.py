@@ -8,7 +8,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from kafka_bridge.contracts import Headers
+from kafka_bridge.cloudevents import Headers
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import message
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kafka_bridge import http_calls
+from common import http_calls
 from tests.support.provider import Provider
 
 

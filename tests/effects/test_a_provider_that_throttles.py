@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
+from common import http_calls, throttling
+from common.http_calls import PARALLEL, Endpoint, HttpCall, endpoint
+from common.processes.lifecycle import StopFlag
+from common.throttling import CallPostponed, CallThrottled
 from devstack import wait_until
-from kafka_bridge import http_calls, throttling
-from kafka_bridge.batch import BatchHandler, BatchPostponed
 from kafka_bridge.client import group_lag
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.errors import CallPostponed, CallThrottled
-from kafka_bridge.http_calls import PARALLEL, Endpoint, HttpCall, endpoint
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler, BatchPostponed
+from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import data_platform as data_platform_effect
@@ -147,7 +147,7 @@ def test_the_pace_is_logged_when_it_falls_and_when_the_provider_is_open_again_an
     provider.answer = lambda call: (429, {"Retry-After": "0"}) if call.number % 2 else 200
     for call in some_calls(6):
         service.post_all([call], StopFlag())
-    assert [record.getMessage() for record in caplog.records if record.name == "kafka_bridge.http_calls"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "common.http_calls"] == [
         "the service asks to slow down (answered 429): no call for 0 s, then at most 0.5 calls a second",
         "the service takes calls again, at most 2.5 a second",
     ]

@@ -10,13 +10,13 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from common.processes.lifecycle import StopFlag
+from common.redis_client import redis_connection
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.redis_client import redis_connection
 from orders.effects import ranking
 from orders.models import Product
-from orders.ranking import view as ranking_view
+from orders.ranking import store as ranking_view
 from orders.ranking.days import last_days
 from tests.support.orders import completed, make_paid_order, make_product
 

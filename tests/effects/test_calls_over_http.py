@@ -11,11 +11,11 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
+from common import http_calls
+from common.http_calls import PARALLEL, CallFailed, CallRefused, Endpoint, HttpCall
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from devstack import wait_until
-from kafka_bridge import http_calls
-from kafka_bridge.errors import CallFailed, CallRefused, ServiceUnavailable
-from kafka_bridge.http_calls import PARALLEL, Endpoint, HttpCall
-from kafka_bridge.lifecycle import StopFlag
 from tests.effects.cast import TRACEPARENT
 from tests.support.provider import DRIP_BODY, DRIP_HEADERS, ENDLESS, HANG, HANG_UP, Answer, Call, Provider
 

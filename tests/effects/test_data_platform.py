@@ -11,13 +11,13 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from common.processes.lifecycle import StopFlag
 from kafka_bridge import registry
-from kafka_bridge.batch import BatchHandler
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.contracts import overlay_routes
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.registry import ReceivedMessage
+from kafka_bridge.routes import overlay_routes
 from orders.effects import data_platform as effect
 from orders.models import StoredOrder
 from tests.effects.cast import ITEMS, TRACEPARENT, cancelled, cancelled_body, completed, completed_body, headers

@@ -9,11 +9,13 @@ import redis.exceptions
 from django.db import OperationalError
 from prometheus_client import REGISTRY
 
+from common.http_calls import CallFailed, CallRefused
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from coupons.models import Notification
-from kafka_bridge import batch as batches
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.errors import CallFailed, CallRefused, PoisonFlood, ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming import batch as batches
+from kafka_bridge.consuming.batch import BatchHandler
+from kafka_bridge.errors import PoisonLimitExceeded
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from orders.effects import data_platform, monitoring, notification, ranking
@@ -191,7 +193,7 @@ def test_a_service_that_refuses_everybody_without_end_pauses(monkeypatch: pytest
 
     handler = BatchHandler(group_with(refuse))
     handler.handle(many_completed(range(3)), StopFlag())
-    with pytest.raises(PoisonFlood):
+    with pytest.raises(PoisonLimitExceeded):
         handler.handle(many_completed(range(3)), StopFlag())
     assert DeadLetter.objects.count() == 5
 
@@ -200,7 +202,7 @@ def test_many_calls_that_fail_in_a_row_pause_instead_of_being_buried() -> None:
     def fail(messages: Sequence[Any], stop: StopFlag) -> Outcomes:
         return [CallFailed("answered 500") for _ in messages]
 
-    with pytest.raises(PoisonFlood, match="answered 500"):
+    with pytest.raises(PoisonLimitExceeded, match="answered 500"):
         handle(group_with(fail), many_completed(range(30)))
     assert DeadLetter.objects.count() == batches.HANDLER_FAILURES_IN_A_ROW
 

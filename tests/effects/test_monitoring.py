@@ -12,10 +12,10 @@ from django.db.models import Sum
 from prometheus_client import REGISTRY
 from pytest_django import Settings
 
-from kafka_bridge.alerts import end_alert, open_alert
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from common.processes.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import Alert, DeadLetter, ProcessedEvent
+from kafka_bridge.operating.alerts import end_alert, open_alert
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import monitoring
 from orders.management.commands.expire_orders import sweep
@@ -101,7 +101,7 @@ def test_a_batch_that_is_rolled_back_counts_nothing(tea: Product, monkeypatch: p
     def away() -> None:
         raise IntegrityError("the commit fails")
 
-    monkeypatch.setattr(monitoring, "judge", away)
+    monkeypatch.setattr(monitoring, "evaluate_alerts", away)
     with transaction.atomic(), pytest.raises(IntegrityError), transaction.atomic():
         monitoring.count_orders([monitoring.read_occurrence(item) for item in batch])
     monkeypatch.undo()

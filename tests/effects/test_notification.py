@@ -12,15 +12,15 @@ import pytest
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 
+from common.processes.lifecycle import StopFlag
+from common.trace_context import read_traceparent
 from coupons.clients.alimtalk import Notice
 from coupons.models import Notification
 from devstack import wait_until
 from kafka_bridge import metrics, registry
-from kafka_bridge.batch import BatchAbandoned, BatchHandler
 from kafka_bridge.client import group_lag
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.contracts import read_traceparent
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler, BatchInterrupted
+from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from orders.effects import notification
@@ -161,7 +161,7 @@ def test_a_stop_while_alimtalk_hangs_leaves_the_batch_to_the_next_consumer(
     wait_until(lambda: bool(alimtalk.calls), 10, "nobody calls")
     stop.request()
     stopped_at = time.monotonic()
-    with pytest.raises(BatchAbandoned):
+    with pytest.raises(BatchInterrupted):
         handling.result(10)
     assert time.monotonic() - stopped_at < 2.5
     assert not DeadLetter.objects.exists()
@@ -182,7 +182,7 @@ def test_what_got_through_before_a_stop_is_not_sent_again(alimtalk: Provider) ->
         return 503
 
     alimtalk.answer = answer
-    with pytest.raises(BatchAbandoned):
+    with pytest.raises(BatchInterrupted):
         BatchHandler(notification.group()).handle(batch, stop)
     alimtalk.answer = lambda call: 200
     handle(batch)

@@ -6,11 +6,11 @@ from concurrent.futures import Future
 
 import pytest
 
+from common.processes.lifecycle import StopFlag
 from devstack import wait_until
-from kafka_bridge import waiting
 from kafka_bridge.client import group_lag
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming import retrying_partitions
+from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import Alert, DeadLetter
 from orders.effects import notification
 from tests.effects.cast import completed_body
@@ -88,7 +88,7 @@ def test_a_partition_that_waits_takes_in_no_more_than_a_batch(alimtalk: Provider
 def test_an_operator_is_told_of_a_wait_that_is_long_and_of_its_end(
     alimtalk: Provider, consuming: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "ALERT_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.5)
     alimtalk.answer = lambda call: 500
     pay(1)
     consuming()
@@ -108,7 +108,7 @@ def test_an_operator_is_told_of_a_wait_that_is_long_and_of_its_end(
 
 
 def test_the_alert_of_a_consumer_that_died_is_ended_by_the_next(alimtalk: Provider) -> None:
-    left = waiting.WaitingPartitions("notification")
+    left = retrying_partitions.RetryingPartitions("notification")
     left._alert("the group waits, and its consumer is killed")
     pay(1)
     consume_everything(notification.group())
@@ -116,11 +116,14 @@ def test_the_alert_of_a_consumer_that_died_is_ended_by_the_next(alimtalk: Provid
 
 
 def test_a_short_wait_does_not_end_the_alert_of_another_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = waiting.WaitingPartitions("notification"), waiting.WaitingPartitions("notification")
+    one, other = (
+        retrying_partitions.RetryingPartitions("notification"),
+        retrying_partitions.RetryingPartitions("notification"),
+    )
     mine, others = ("order-completed", 0), ("order-completed", 1)
     one.go_on(mine)
     with monkeypatch.context() as patched:
-        patched.setattr(waiting, "ALERT_AFTER_SECONDS", 0.0)
+        patched.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.0)
         other.hold(others, "here", "AlimTalk is away")
     one.hold(mine, "there", "a deadlock")
     assert one.go_on(mine) is True
@@ -128,8 +131,8 @@ def test_a_short_wait_does_not_end_the_alert_of_another_consumer(monkeypatch: py
 
 
 def test_one_partition_that_goes_on_does_not_end_the_alert_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "ALERT_AFTER_SECONDS", 0.0)
-    partitions = waiting.WaitingPartitions("notification")
+    monkeypatch.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.0)
+    partitions = retrying_partitions.RetryingPartitions("notification")
     first, second = ("order-completed", 0), ("order-completed", 1)
     for partition in (first, second):
         partitions.hold(partition, "here", "AlimTalk is away")

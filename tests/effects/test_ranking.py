@@ -16,19 +16,19 @@ from pytest_django import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from devstack import wait_until
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import ranking
 from orders.models import Order, Product
 from orders.ranking import selectors as ranking_selectors
-from orders.ranking import view as ranking_view
+from orders.ranking import store as ranking_view
 from orders.ranking.days import day_of, last_days, start_of
-from orders.ranking.rebuilding import ranking_rebuild as rebuild
-from orders.ranking.rebuilding import ranking_rebuild_from
+from orders.ranking.rebuild import ranking_rebuild as rebuild
+from orders.ranking.rebuild import ranking_rebuild_from
 from orders.ranking.sales import Sale
 from orders.ranking.selectors import best_sellers
 from tests.support.messages import message

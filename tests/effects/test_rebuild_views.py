@@ -15,18 +15,19 @@ from django.db import connection, transaction
 from django_redis import get_redis_connection
 from pytest_django import Settings
 
-from coupons import selectors, status_view
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons import selectors
+from coupons.consumer_groups import ISSUE
+from coupons.issuance import status_cache
 from coupons.models import Coupon, IssueRequest
-from kafka_bridge.batch import BatchHandler
 from kafka_bridge.client import delete_topics, ensure_topics
-from kafka_bridge.contracts import overlay_routes
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import publish
+from kafka_bridge.outbox.writing import publish
+from kafka_bridge.routes import overlay_routes
 from orders.effects import ranking
 from orders.models import Order, Product
-from orders.ranking import view as ranking_view
+from orders.ranking import store as ranking_view
 from orders.ranking.days import last_days
 from tests.support.kafka import consume_everything, produce, relay_everything
 from tests.support.messages import requests
@@ -76,7 +77,7 @@ def sold() -> list[tuple[int, int]] | None:
 
 def statuses() -> dict[str, Any]:
     return {
-        str(request_id): status_view.load(request_id)
+        str(request_id): status_cache.load(request_id)
         for request_id in IssueRequest.objects.values_list("request_id", flat=True)
     }
 
@@ -111,7 +112,7 @@ def test_answers_that_are_older_than_redis_keeps_them_stay_out(summer: Coupon) -
     IssueRequest.objects.filter(pk=old.pk).update(processed_at=old.processed_at - timedelta(hours=25))
     redis().flushdb()
     assert report()[1] == "status views: 3 answers of the last day"
-    assert status_view.load(old.request_id) is None
+    assert status_cache.load(old.request_id) is None
 
 
 def test_many_rows_come_in_batches(summer: Coupon) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from coupons.handlers import ISSUE, RESULTS
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE, RESULTS
 from coupons.messages import read_result_task
 from coupons.models import Coupon, Notification
 from kafka_bridge import registry
-from kafka_bridge.batch import BatchHandler
 from kafka_bridge.client import ensure_topics, group_lag
-from kafka_bridge.contracts import overlay_groups, overlay_routes
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage, register_group
+from kafka_bridge.routes import overlay_groups, overlay_routes
 from tests.effects.cast import TRACEPARENT, result, result_body
 from tests.support.kafka import consume_everything, header, produce, read_to_end, relay_everything
 from tests.support.messages import message, request_body

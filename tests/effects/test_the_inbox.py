@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 from django.db import OperationalError, connection
 
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from common.processes.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from orders.messages import ORDER_COMPLETED

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kafka_bridge.throttling import (
+from common.throttling import (
     ALONE_SECONDS,
     HIGHEST_PACE,
     LONGEST_WAIT,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 from django_redis import get_redis_connection
 
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.selectors import request_status
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import message, request_body, request_id, requests

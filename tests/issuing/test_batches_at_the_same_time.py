@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import pytest
 from django.db import IntegrityError, transaction
 
+from coupons.issuance import issue
+from coupons.issuance.finish import find_decided
 from coupons.messages import IssueTask, read_issue_task
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import issuing
-from coupons.services.ending import decided_requests
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import requests
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
@@ -20,36 +20,36 @@ MakeCoupon = Callable[..., Coupon]
 
 @pytest.fixture
 def without_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(issuing, "_LOCK_COUPONS", issuing._LOCK_COUPONS.replace("FOR NO KEY UPDATE", ""))
+    monkeypatch.setattr(issue, "_LOCK_COUPONS", issue._LOCK_COUPONS.replace("FOR NO KEY UPDATE", ""))
 
 
 @pytest.fixture
 def reading_before_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decision that reads first and locks then: what it read is old by the time it has the lock."""
-    lock = issuing._lock_coupons
+    lock = issue._lock_coupons
 
     def read_then_lock(tasks: Sequence[IssueTask]) -> object:
-        decided = decided_requests([task.request_id for task in tasks])
-        monkeypatch.setattr(issuing, "decided_requests", lambda request_ids: decided)
-        monkeypatch.setattr(issuing, "_holders", lambda claims: set())
+        decided = find_decided([task.request_id for task in tasks])
+        monkeypatch.setattr(issue, "find_decided", lambda request_ids: decided)
+        monkeypatch.setattr(issue, "_holders", lambda claims: set())
         return lock(tasks)
 
-    monkeypatch.setattr(issuing, "_lock_coupons", read_then_lock)
+    monkeypatch.setattr(issue, "_lock_coupons", read_then_lock)
 
 
 def tasks(messages: Sequence[ReceivedMessage]) -> list[IssueTask]:
     return [read_issue_task(item) for item in messages]
 
 
-def issue(messages: Sequence[ReceivedMessage]) -> None:
+def issue_batch(messages: Sequence[ReceivedMessage]) -> None:
     with transaction.atomic():
-        issuing.issue_many(tasks(messages))
+        issue.issue_many(tasks(messages))
 
 
 def issue_beside(holding: Sequence[ReceivedMessage], waiting: Sequence[ReceivedMessage]) -> None:
     """Issues ``waiting`` while another session has issued ``holding`` and not committed yet."""
-    with OpenTransaction(lambda: issuing.issue_many(tasks(holding))) as other:
-        mine = in_another_session(lambda: issue(waiting))
+    with OpenTransaction(lambda: issue.issue_many(tasks(holding))) as other:
+        mine = in_another_session(lambda: issue_batch(waiting))
         wait_until_blocked(beside=mine)
         other.commit()
         mine.result(10)
@@ -108,8 +108,8 @@ def test_reading_before_the_lock_would_decide_the_zombies_half_again(make_coupon
 def test_a_zombie_that_dies_with_half_of_the_batch_leaves_it_to_the_next(make_coupon: MakeCoupon) -> None:
     coupon = make_coupon(total_quantity=10)
     batch = requests(coupon, range(1, 11))
-    with OpenTransaction(lambda: issuing.issue_many(tasks(batch[:5]))) as zombie:
-        mine = in_another_session(lambda: issue(batch))
+    with OpenTransaction(lambda: issue.issue_many(tasks(batch[:5]))) as zombie:
+        mine = in_another_session(lambda: issue_batch(batch))
         wait_until_blocked()
         zombie.rollback()
         mine.result(10)
@@ -118,9 +118,9 @@ def test_a_zombie_that_dies_with_half_of_the_batch_leaves_it_to_the_next(make_co
 
 def test_batches_of_many_coupons_in_any_order_do_not_deadlock(make_coupon: MakeCoupon) -> None:
     one, two = make_coupon(), make_coupon()
-    with OpenTransaction(lambda: issuing.issue_many(tasks(requests(one, [1])))) as other:
-        first = in_another_session(lambda: issue([*requests(two, [1, 2]), *requests(one, [2])]))
-        second = in_another_session(lambda: issue([*requests(one, [3]), *requests(two, [3])]))
+    with OpenTransaction(lambda: issue.issue_many(tasks(requests(one, [1])))) as other:
+        first = in_another_session(lambda: issue_batch([*requests(two, [1, 2]), *requests(one, [2])]))
+        second = in_another_session(lambda: issue_batch([*requests(one, [3]), *requests(two, [3])]))
         wait_until_blocked(2)
         other.commit()
         first.result(10)

@@ -9,15 +9,15 @@ from uuid import UUID
 import pytest
 from django.db import OperationalError
 
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
+from coupons.issuance import issue
 from coupons.messages import IssueTask
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import issuing
-from kafka_bridge import batch as batches
-from kafka_bridge.batch import BatchAbandoned, BatchHandler
-from kafka_bridge.contracts import decode_headers
-from kafka_bridge.errors import PoisonFlood
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.cloudevents import decode_headers
+from kafka_bridge.consuming import batch as batches
+from kafka_bridge.consuming.batch import BatchHandler, BatchInterrupted
+from kafka_bridge.errors import PoisonLimitExceeded
 from kafka_bridge.models import DeadLetter, OutboxMessage
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import message, request_body, request_id, requests
@@ -44,12 +44,12 @@ def answer(received: ReceivedMessage) -> tuple[str, str | None]:
 def failing_for(user_id: int, error: Exception) -> Callable[[Sequence[IssueTask]], None]:
     """An issuer with a fault that one user's requests bring out."""
 
-    def issue(tasks: Sequence[IssueTask]) -> None:
+    def handle(tasks: Sequence[IssueTask]) -> None:
         if any(task.request.user_id == user_id for task in tasks):
             raise error
-        issuing.issue_many(tasks)
+        issue.issue_many(tasks)
 
-    return issue
+    return handle
 
 
 CEILING = 2**63
@@ -164,11 +164,11 @@ def test_an_unknown_error_is_tried_three_times_and_then_only_its_message_is_buri
     batch = requests(make_coupon(), [1, 2, 3])
     tries: list[int] = []
 
-    def issue(tasks: Sequence[IssueTask]) -> None:
+    def handle(tasks: Sequence[IssueTask]) -> None:
         tries.append(len(tasks))
         failing_for(2, RuntimeError("a fault"))(tasks)
 
-    BatchHandler(replace(ISSUE, handle=issue)).handle(batch, StopFlag())
+    BatchHandler(replace(ISSUE, handle=handle)).handle(batch, StopFlag())
 
     assert tries[:4] == [3, 3, 3, 3]
     assert [answer(item) for item in batch] == [("SUCCESS", None), ("FAILED", "ERROR"), ("SUCCESS", None)]
@@ -187,7 +187,7 @@ def test_a_fault_that_hits_everybody_pauses_instead_of_burying_everybody(make_co
     batch = requests(make_coupon(total_quantity=100), [1] * 50)
 
     issuer = BatchHandler(replace(ISSUE, handle=failing_for(1, RuntimeError("a fault of ours"))))
-    with pytest.raises(PoisonFlood, match="a fault of ours"):
+    with pytest.raises(PoisonLimitExceeded, match="a fault of ours"):
         issuer.handle(batch, StopFlag())
 
     assert DeadLetter.objects.count() == batches.HANDLER_FAILURES_IN_A_ROW
@@ -197,7 +197,7 @@ def test_starting_again_goes_on_past_what_is_buried_already(make_coupon: MakeCou
     batch = requests(make_coupon(total_quantity=100), [1] * 50)
     faulty = replace(ISSUE, handle=failing_for(1, RuntimeError("a fault of ours")))
     for buried in (20, 40):
-        with pytest.raises(PoisonFlood):
+        with pytest.raises(PoisonLimitExceeded):
             BatchHandler(faulty).handle(batch, StopFlag())
         assert DeadLetter.objects.count() == buried
     BatchHandler(faulty).handle(batch, StopFlag())
@@ -214,7 +214,7 @@ def test_garbage_without_end_pauses_too(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(batches, "BAD_MESSAGES_IN_A_ROW", 5)
     issuer = BatchHandler(ISSUE)
     issuer.handle([message(b"{") for _ in range(3)], StopFlag())
-    with pytest.raises(PoisonFlood):
+    with pytest.raises(PoisonLimitExceeded):
         issuer.handle([message(b"{") for _ in range(3)], StopFlag())
     assert DeadLetter.objects.count() == 3
 
@@ -243,7 +243,7 @@ def test_a_dead_letter_that_cannot_be_written_holds_the_batch_back(
 
     batch = [*requests(make_coupon(), [1]), message(b"{")]
     with monkeypatch.context() as patched:
-        patched.setattr(batches, "bury", full)
+        patched.setattr(batches, "write_dead_letters", full)
         with pytest.raises(OperationalError):
             handle(batch)
     assert IssueRequest.objects.count() == 0
@@ -257,6 +257,6 @@ def test_a_stop_between_two_tries_leaves_the_batch_for_the_next_consumer(make_co
     stop = StopFlag()
     stop.request()
     issuer = BatchHandler(replace(ISSUE, handle=failing_for(1, RuntimeError("a fault"))))
-    with pytest.raises(BatchAbandoned):
+    with pytest.raises(BatchInterrupted):
         issuer.handle(batch, stop)
     assert DeadLetter.objects.count() == 0

@@ -10,23 +10,24 @@ from django.db import connection, transaction
 from django_redis import get_redis_connection
 from waffle.models import Flag
 
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from coupons import invariants
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
+from coupons.issuance.accept import request_accept
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services.accepting import request_accept
 from devstack import wait_until
-from kafka_bridge import inbox
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.dead_letters import bury
-from kafka_bridge.errors import PoisonMessage, ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming import inbox
+from kafka_bridge.consuming.batch import BatchHandler
+from kafka_bridge.consuming.dead_letters import write_dead_letters
+from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.models import OutboxMessage, ProcessedEvent
 from kafka_bridge.registry import Rejected
 from orders import invariants as order_invariants
 from orders.models import Order, Product
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.support.kafka import produce
 from tests.support.messages import requests
 from tests.support.orders import completed
@@ -50,7 +51,9 @@ def _an_event_that_went_well(make_coupon: MakeCoupon, redis_flushed: None) -> No
     tea = Product.objects.create(name="tea", price=1000)
     coupons = dict(UserCoupon.objects.filter(coupon=for_orders).values_list("user_id", "id"))
     orders = {
-        user_id: order_create(user_id=user_id, wishes=[Wish(tea.id, 1)], user_coupon_id=coupons[user_id]).order_id
+        user_id: order_create(
+            user_id=user_id, wishes=[OrderItemInput(tea.id, 1)], user_coupon_id=coupons[user_id]
+        ).order_id
         for user_id in BUYERS
     }
     pending, paid, unpaid, refunded = BUYERS
@@ -225,7 +228,7 @@ def test_a_paid_order_that_misses_an_effect_is_a_violation_until_it_is_handled_o
     assert order_invariants.missed_effects(nothing_to_consume) == [missed]
     with transaction.atomic():
         event = replace(completed(order), headers=(("ce_id", str(order.completed_event_id).encode()),))
-        bury("ranking", "order-ranking-group", [Rejected(event, PoisonMessage("spoiled"))], tell=False)
+        write_dead_letters("ranking", "order-ranking-group", [Rejected(event, PoisonMessage("spoiled"))], tell=False)
     assert order_invariants.missed_effects(nothing_to_consume) == []
 
 

@@ -18,14 +18,14 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
 
-from coupons.errors import InvalidRequest
-from coupons.handlers import ISSUE
+from common.api.errors import InvalidRequest
+from common.processes.lifecycle import StopFlag
+from coupons import controls
+from coupons.consumer_groups import ISSUE
+from coupons.controls import coupon_close, coupon_open, coupon_pause, coupon_restock, coupon_resume
 from coupons.models import Coupon, CouponControl, IssueRequest
-from coupons.services import controlling
-from coupons.services.controlling import coupon_close, coupon_open, coupon_pause, coupon_restock, coupon_resume
 from devstack.processes import wait_until
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from tests.processes.conftest import when_waiting_for_a_lock
 from tests.support.messages import message
@@ -247,7 +247,7 @@ def test_the_same_restock_twice_at_the_same_moment_counts_once(make_coupon: Make
 def test_without_the_written_control_the_same_restock_would_count_twice(
     make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controlling, "_is_new", lambda *_: True)
+    monkeypatch.setattr(controls, "_is_new", lambda *_: True)
     its_id = uuid4()
     assert restock_twice_at_once(make_coupon(total_quantity=10), its_id, its_id) == 20
 
@@ -261,7 +261,7 @@ def test_two_restocks_at_the_same_moment_both_count(make_coupon: MakeCoupon) -> 
 def test_without_the_lock_one_of_two_restocks_would_be_lost(
     make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controlling, "_locked", lambda coupon_id: Coupon.objects.get(id=coupon_id))
+    monkeypatch.setattr(controls, "_locked", lambda coupon_id: Coupon.objects.get(id=coupon_id))
     assert restock_twice_at_once(make_coupon(total_quantity=10), uuid4(), uuid4()) == 15
 
 

@@ -4,8 +4,8 @@ import pytest
 from django.db import connection
 
 from devstack.processes import wait_until
-from kafka_bridge.heartbeat import Heartbeat
 from kafka_bridge.models import ProcessHeartbeat
+from kafka_bridge.operating.heartbeat import Heartbeat
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -22,17 +22,17 @@ def test_a_process_beats_until_it_ends() -> None:
 
 def test_a_loop_that_hangs_is_told_apart_from_a_process_that_is_gone() -> None:
     heartbeat = Heartbeat("issuer")
-    turned = [heartbeat.loop(), heartbeat.loop()]
+    tick = [heartbeat.loop(), heartbeat.loop()]
     heartbeat.beat()
     first = ProcessHeartbeat.objects.get()
     heartbeat.beat()
     hanging = ProcessHeartbeat.objects.get()
     assert hanging.seen_at > first.seen_at
     assert (hanging.turned_at - first.turned_at).total_seconds() < 0.01
-    turned[0]()
+    tick[0]()
     heartbeat.beat()
     assert (ProcessHeartbeat.objects.get().turned_at - first.turned_at).total_seconds() < 0.01
-    turned[1]()
+    tick[1]()
     heartbeat.beat()
     assert ProcessHeartbeat.objects.get().turned_at > hanging.turned_at
 

@@ -24,21 +24,21 @@ from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.processes.lifecycle import StopFlag
 from coupons import invariants
-from coupons.bulk import run as bulk_run
-from coupons.bulk.run import BatchRun
-from coupons.bulk.users import BadUserFile, UserFile
-from coupons.catalogue import catalogue
-from coupons.handlers import ISSUE
+from coupons.bulk_issue import run as bulk_run
+from coupons.bulk_issue.input_file import BadUserFile, UserFile
+from coupons.bulk_issue.run import BatchRun
+from coupons.consumer_groups import ISSUE
+from coupons.controls import coupon_close, coupon_open, coupon_restock
+from coupons.coupon_cache import coupon_cache
+from coupons.issuance import accept_bulk
+from coupons.issuance.accept_bulk import BulkIssue
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from coupons.services import batching
-from coupons.services.batching import Batch
-from coupons.services.controlling import coupon_close, coupon_open, coupon_restock
 from devstack import ManagedProcess, wait_until
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox import OutboxRow, insert_new_rows
+from kafka_bridge.outbox.writing import OutboxRow, insert_new_rows
 from tests.processes.conftest import when_waiting_for_a_lock
 from tests.support.messages import message
 from tests.support.service import Service, environment, run_command
@@ -104,11 +104,11 @@ def decide_everything() -> None:
 def close(coupon: Coupon) -> None:
     coupon_close(id_or_type=coupon.id, actor="olga")
     # Otherwise it takes up to a second.
-    catalogue.clear()
+    coupon_cache.clear()
 
 
-def batch_of(coupon: Coupon, batch_id: str = BATCH_ID) -> Batch:
-    return Batch(coupon.id, coupon.coupon_type, batch_id)
+def batch_of(coupon: Coupon, batch_id: str = BATCH_ID) -> BulkIssue:
+    return BulkIssue(coupon.id, coupon.coupon_type, batch_id)
 
 
 # What is asked for.
@@ -146,7 +146,7 @@ def test_the_same_file_again_asks_for_nobody(users: Users, make_coupon: MakeCoup
 def test_without_ids_of_the_batch_the_same_file_again_would_ask_for_everybody(
     users: Users, make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching.Batch, "request_id", lambda *_: uuid4())
+    monkeypatch.setattr(accept_bulk.BulkIssue, "request_id", lambda *_: uuid4())
     coupon = make_coupon()
     users.write(1, 2)
     assert (users.accept(coupon), users.accept(coupon)) == (2, 2)
@@ -178,11 +178,11 @@ def test_two_coupons_and_two_batches_of_one_file_do_not_share_requests(users: Us
     batch_id=st.text(min_size=1),
 )
 def test_every_user_of_a_batch_has_an_id(user_ids: list[int], batch_id: str) -> None:
-    batch = Batch(1, "SPRING", batch_id.encode("utf-8", "replace").decode())
+    batch = BulkIssue(1, "SPRING", batch_id.encode("utf-8", "replace").decode())
     ids = [batch.request_id(user_id) for user_id in user_ids]
     assert len(set(ids)) == len(user_ids)
     assert all((one.version, one.variant) == (8, UUID(int=2 << 62).variant) for one in ids)
-    assert not {Batch(2, "SPRING", batch.batch_id).request_id(user_id) for user_id in user_ids} & set(ids)
+    assert not {BulkIssue(2, "SPRING", batch.batch_id).request_id(user_id) for user_id in user_ids} & set(ids)
 
 
 # The results.
@@ -396,7 +396,7 @@ def test_a_batch_that_is_shut_out_midway_says_where_and_goes_on_when_the_coupon_
     with pytest.raises(CommandError, match=r"closed\. The batch is at line 10 of 25: run the same again"):
         users.accept(coupon, "--id", BATCH_ID)
     coupon_open(id_or_type=coupon.id, actor="olga")
-    catalogue.clear()
+    coupon_cache.clear()
     assert users.accept(coupon, "--id", BATCH_ID) == 1
     assert requested_users() == list(range(1, 26))
 

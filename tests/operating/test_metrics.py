@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from coupons.handlers import ISSUE
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from tests.support.messages import message, requests
 from tests.support.outbox import publish_orders
 

@@ -29,20 +29,20 @@ from hypothesis.stateful import (
 )
 from pytest_django import Settings
 
+from common.api.errors import DomainError
+from common.processes.lifecycle import StopFlag
 from coupons import invariants as coupon_invariants
 from coupons import policy as coupon_policy
-from coupons.errors import DomainError
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, UserCoupon
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from orders import invariants as order_invariants
 from orders.management.commands.expire_orders import sweep
 from orders.models import Order, Product
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.support.factories import CouponFactory
 from tests.support.gateway import (
     Answer,
@@ -151,7 +151,7 @@ class Shop(RuleBasedStateMachine):
         order = self.try_to(
             lambda: order_create(
                 user_id=user_id,
-                wishes=[Wish(self.product.id, quantity)],
+                wishes=[OrderItemInput(self.product.id, quantity)],
                 user_coupon_id=coupon_id,
             )
         )
@@ -160,7 +160,7 @@ class Shop(RuleBasedStateMachine):
 
     @rule(target=orders, user_id=st.sampled_from(USERS))
     def place_without(self, user_id: int) -> int:
-        return order_create(user_id=user_id, wishes=[Wish(self.product.id, 1)]).order_id
+        return order_create(user_id=user_id, wishes=[OrderItemInput(self.product.id, 1)]).order_id
 
     @rule(order_id=orders, answer=ANSWERS, key=st.sampled_from([None, "a", "b"]))
     def pay(self, order_id: int, answer: Answer, key: str | None = None) -> None:

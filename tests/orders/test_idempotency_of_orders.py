@@ -17,7 +17,7 @@ from kafka_bridge.models import OutboxMessage
 from orders.models import IdempotencyKey, Order, Product
 from orders.services import idempotency
 from orders.services.idempotency import KEPT
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.edge.conftest import assert_problem
 from tests.support.gateway import Memory, approve, decline, move_and_time_out
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
@@ -128,7 +128,7 @@ def test_a_refusal_is_not_kept(ask: Ask, call: Call, give_coupon: GiveCoupon) ->
 
 def test_a_key_under_way_is_told_so_at_once_and_then_gets_the_answer(ask: Ask, socks: Product) -> None:
     answers: list[Any] = []
-    wishes = [Wish(socks.id, 1)]
+    wishes = [OrderItemInput(socks.id, 1)]
     with OpenTransaction(
         lambda: answers.append(order_create(user_id=ALICE, wishes=wishes, idempotency_key="k"))
     ) as first:
@@ -145,7 +145,7 @@ def test_without_its_lock_a_key_under_way_would_keep_the_client_waiting(
     ask: Ask, socks: Product, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotency, "_TRY_LOCK", "SELECT %s <> ''")
-    wishes = [Wish(socks.id, 1)]
+    wishes = [OrderItemInput(socks.id, 1)]
     with OpenTransaction(lambda: order_create(user_id=ALICE, wishes=wishes, idempotency_key="k")) as first:
         second = in_another_session(lambda: ask("k"))
         wait_until_blocked(beside=second)
@@ -158,7 +158,7 @@ def test_without_its_lock_a_key_under_way_would_keep_the_client_waiting(
 
 
 def test_a_key_whose_call_died_may_be_used_again(ask: Ask, socks: Product) -> None:
-    wishes = [Wish(socks.id, 1)]
+    wishes = [OrderItemInput(socks.id, 1)]
     with OpenTransaction(lambda: order_create(user_id=ALICE, wishes=wishes, idempotency_key="k")) as first:
         first.rollback()
     assert ask("k", quantity=2).status_code == 201

@@ -12,14 +12,14 @@ import pytest
 from django.db.models import QuerySet
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
+from coupons.consumer_groups import ISSUE
 from coupons.errors import CouponNotUsable
-from coupons.handlers import ISSUE
+from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, UserCoupon
-from coupons.services.issuing import issue_many
 from devstack import wait_until
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from orders import policy
 from orders.errors import InProgress
@@ -28,7 +28,7 @@ from orders.services import paying, refunding
 from orders.services.cancelling import order_cancel
 from orders.services.expiring import expire_unpaid
 from orders.services.paying import order_pay
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.support.gateway import Call, MemoryBooks, Move, memory
 from tests.support.messages import requests
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
@@ -68,7 +68,7 @@ def issue_to_minji(coupon: Coupon) -> UserCoupon:
 
 def place(tea: Product, user_coupon: UserCoupon | None = None) -> int:
     coupon_id = None if user_coupon is None else user_coupon.id
-    return order_create(user_id=MINJI, wishes=[Wish(tea.id, 1)], user_coupon_id=coupon_id).order_id
+    return order_create(user_id=MINJI, wishes=[OrderItemInput(tea.id, 1)], user_coupon_id=coupon_id).order_id
 
 
 def pay(order_id: int) -> Any:
@@ -266,7 +266,7 @@ def test_without_the_lock_on_the_order_a_cancelled_one_would_be_charged(
 def test_two_who_cancel_at_once_give_the_money_back_once_and_tell_it_once(
     tea: Product, user_coupon: UserCoupon, books: MemoryBooks
 ) -> None:
-    order_id = order_create(user_id=MINJI, wishes=[Wish(tea.id, 2)], user_coupon_id=user_coupon.id).order_id
+    order_id = order_create(user_id=MINJI, wishes=[OrderItemInput(tea.id, 2)], user_coupon_id=user_coupon.id).order_id
     pay(order_id)
     with provider_on_the_line(3) as answer:
         both = [in_another_session(lambda: cancel(order_id)) for _ in range(2)]

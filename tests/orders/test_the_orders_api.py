@@ -19,7 +19,7 @@ from couponsite import settings as settings_module
 from kafka_bridge.models import OutboxMessage
 from orders.models import Order, Product
 from orders.services import placing
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.edge.conftest import assert_problem
 from tests.support.gateway import Memory, approve, decline, move_and_time_out
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
@@ -248,7 +248,7 @@ def test_of_two_orders_at_once_one_holds_the_coupon(
     mine = give_coupon()
     body = {"items": [{"productId": socks.id, "quantity": 1}], "userCouponId": mine.id}
     with OpenTransaction(
-        lambda: order_create(user_id=ALICE, wishes=[Wish(socks.id, 1)], user_coupon_id=mine.id)
+        lambda: order_create(user_id=ALICE, wishes=[OrderItemInput(socks.id, 1)], user_coupon_id=mine.id)
     ) as first:
         second = in_another_session(lambda: call("POST", ORDERS, body))
         wait_until_blocked(beside=second)
@@ -273,7 +273,7 @@ def test_a_coupon_that_is_looked_at_before_it_is_held_would_be_in_two_orders(
     monkeypatch.setattr(placing, "coupon_hold", look_then_hold)
 
     def place() -> Any:
-        return order_create(user_id=ALICE, wishes=[Wish(socks.id, 1)], user_coupon_id=mine.id)
+        return order_create(user_id=ALICE, wishes=[OrderItemInput(socks.id, 1)], user_coupon_id=mine.id)
 
     with OpenTransaction(place) as first:
         second = in_another_session(place)

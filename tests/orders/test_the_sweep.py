@@ -8,19 +8,19 @@ import pytest
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from coupons.errors import Unavailable
-from coupons.handlers import ISSUE
+from common.api.errors import Unavailable
+from common.processes.lifecycle import StopFlag
+from common.trace_context import read_traceparent
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, CouponLedgerEntry, UserCoupon
-from kafka_bridge.batch import BatchHandler
-from kafka_bridge.contracts import read_traceparent
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from orders.management.commands.expire_orders import sweep
 from orders.models import IdempotencyKey, Order, Product
 from orders.services import expiring
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.support.factories import CouponFactory
 from tests.support.gateway import Call, MemoryBooks, Move, approve, memory, time_out
 from tests.support.messages import requests
@@ -46,7 +46,7 @@ def tea() -> Product:
 
 def place(tea: Product, *, user_id: int = MINJI, user_coupon: UserCoupon | None = None) -> int:
     coupon_id = None if user_coupon is None else user_coupon.id
-    return order_create(user_id=user_id, wishes=[Wish(tea.id, 2)], user_coupon_id=coupon_id).order_id
+    return order_create(user_id=user_id, wishes=[OrderItemInput(tea.id, 2)], user_coupon_id=coupon_id).order_id
 
 
 def issue_to(user_id: int) -> UserCoupon:
@@ -238,7 +238,7 @@ def test_a_sweep_that_is_stopped_begins_nothing_new(tea: Product, books: MemoryB
 
 def test_idempotency_keys_are_forgotten_after_two_days_and_not_after_one(tea: Product) -> None:
     for key in ("old", "young"):
-        order_create(user_id=MINJI, wishes=[Wish(tea.id, 1)], idempotency_key=key)
+        order_create(user_id=MINJI, wishes=[OrderItemInput(tea.id, 1)], idempotency_key=key)
     for key, hours in (("old", 49), ("young", 47)):
         IdempotencyKey.objects.filter(key=key).update(created_at=Now() - timedelta(hours=hours))
     assert sweep(StopFlag())["idempotency keys forgotten"] == 1

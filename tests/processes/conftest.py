@@ -11,7 +11,7 @@ from django.db import connection
 from django.db.models import Sum
 
 from coupons.models import Coupon, IssueRequest
-from couponsite.demo.processes import is_ready, procfile_process, wait_until_ready
+from demo.processes import is_ready, procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage, RelayLease

@@ -14,7 +14,7 @@ from django_redis import get_redis_connection
 
 from coupons import invariants
 from coupons.models import Coupon, IssueRequest, UserCoupon
-from couponsite.demo.processes import wait_until_ready
+from demo.processes import wait_until_ready
 from devstack import wait_until
 from kafka_bridge.models import DeadLetter
 from tests.processes.conftest import Web

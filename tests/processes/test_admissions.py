@@ -10,7 +10,7 @@ from django_redis import get_redis_connection
 
 from coupons import invariants
 from coupons.models import Coupon, IssueRequest, Reservation
-from couponsite.demo.crowd import Answer
+from demo.load_client import Answer
 from devstack import wait_until
 from tests.processes.conftest import STOCK, Web, when_accepted, when_issued
 from tests.support.burst import Burst

@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from coupons.models import Coupon
-from couponsite.demo.processes import wait_until_ready
+from demo.processes import wait_until_ready
 from devstack.ports import free_port
 from orders.models import Product
 from tests.processes.conftest import STOCK

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from demo.processes import procfile_process, wait_until_ready
 from devstack.ports import free_port
 from tests.support.service import environment
 

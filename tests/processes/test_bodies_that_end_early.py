@@ -13,8 +13,8 @@ import pytest
 from django.contrib.auth.models import User
 
 from coupons.models import Coupon
-from couponsite.demo.processes import procfile_process, wait_until_ready
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from demo.processes import procfile_process, wait_until_ready
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
 from orders.models import Order

@@ -10,7 +10,7 @@ import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
 
-from couponsite.demo.processes import procfile_process
+from demo.processes import procfile_process
 from tests.support.service import environment, run_command
 
 pytestmark = pytest.mark.django_db

@@ -12,8 +12,8 @@ from confluent_kafka.admin import AdminClient
 
 from coupons.models import Coupon, Notification
 from devstack import wait_until
-from kafka_bridge.contracts import overlay_routes
 from kafka_bridge.models import DeadLetter, OutboxMessage
+from kafka_bridge.routes import overlay_routes
 from tests.support.factories import CouponFactory
 from tests.support.kafka import header, produce, read_to_end
 from tests.support.service import Service, environment

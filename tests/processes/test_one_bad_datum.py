@@ -29,13 +29,14 @@ from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 from waffle.models import Flag
 
-from coupons.admission import ADMISSIONS, gate_keys
+from coupons.admission import ADMISSIONS
+from coupons.admission.gate import redis_keys
 from coupons.models import Coupon
-from coupons.worker import lists
-from coupons.worker.share import FLAG
-from couponsite.demo.crowd import Answer, Ask, Connection, Crowd, encode_request
-from couponsite.demo.processes import wait_until_ready
-from couponsite.demo.sale import bearer_tokens
+from coupons.redis_queue import queue
+from coupons.rollout import FLAG
+from demo.load_client import Answer, Ask, Connection, Crowd, encode_request
+from demo.processes import wait_until_ready
+from demo.sale import bearer_tokens
 from devstack import wait_until
 from fuzz.raw_producer import RawProducer
 from kafka_bridge.client import delete_topics, ensure_topics
@@ -457,9 +458,9 @@ DATA = {
     "an order of more won than can be added up": Bad(order_event_that(4, payAmount=2**63 - 1), EFFECTS),
     "an order paid at the end of the calendar": Bad(order_event_that(4, paidAt="9999-12-31T23:59:59-05:00"), EFFECTS),
     "a cached status": Bad(cached_status),
-    "the holders of a gate": Bad(redis_key(lambda shop: gate_keys.keys(shop.gate.pk).takers)),
-    "the open requests of a gate": Bad(redis_key(lambda shop: gate_keys.keys(shop.gate.pk).open)),
-    "the Redis queue": Bad(redis_key(lambda shop: lists.LIST)),
+    "the holders of a gate": Bad(redis_key(lambda shop: redis_keys.keys(shop.gate.pk).takers)),
+    "the open requests of a gate": Bad(redis_key(lambda shop: redis_keys.keys(shop.gate.pk).open)),
+    "the Redis queue": Bad(redis_key(lambda shop: queue.QUEUE)),
     "the quantities of the ranking": Bad(ranking_key),
     "a coupon that closes after the calendar": Bad(coupon_row(closes_at="9999-12-31 23:59:59-05")),
     "a coupon that opens before the calendar": Bad(coupon_row(opens_at="0001-01-01 00:00:00+09")),

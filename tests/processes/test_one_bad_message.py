@@ -11,8 +11,8 @@ from django.db import transaction
 
 from coupons.models import Coupon, IssueRequest
 from kafka_bridge.models import DeadLetter, ProcessedEvent
-from kafka_bridge.outbox import publish
-from orders.ranking import view as ranking_view
+from kafka_bridge.outbox.writing import publish
+from orders.ranking import store as ranking_view
 from orders.ranking.days import last_days
 from tests.effects.cast import completed_body, result_body
 from tests.support.kafka import relay_everything

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pytest_django import Settings
 
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from demo.processes import procfile_process, wait_until_ready
 from devstack import Part, Stack
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage

@@ -17,14 +17,14 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 
-from couponsite.demo.crowd import encode_request
-from couponsite.demo.processes import procfile_process, wait_until_ready
 from couponsite.tokens import issue_access_token
+from demo.load_client import encode_request
+from demo.processes import procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
 from orders.models import Order, Product
-from orders.services.placing import Wish, order_create
+from orders.services.placing import OrderItemInput, order_create
 from tests.processes.conftest import Web, when_waiting_for_a_lock
 from tests.processes.test_commands_that_cannot_start import assert_one_line, plain_lines
 from tests.support.calls import assert_prompt, call
@@ -88,7 +88,7 @@ def web(provider: PaymentProvider, tmp_path: Path) -> Iterator[Web]:
 
 def place() -> int:
     product = Product.objects.create(name="tea", price=1000)
-    return order_create(user_id=MINJI, wishes=[Wish(product.id, 2)]).order_id
+    return order_create(user_id=MINJI, wishes=[OrderItemInput(product.id, 2)]).order_id
 
 
 def let_time_to_pay_end(order_id: int) -> None:

@@ -19,9 +19,9 @@ from django.db import connection, transaction
 from django_redis import get_redis_connection
 from pytest_django import Settings
 
-from coupons.admission.gate_keys import keys
+from coupons.admission.gate.redis_keys import keys
+from coupons.issuance.accept import request_accept
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from coupons.services.accepting import request_accept
 from devstack import Part, Stack, wait_until
 from kafka_bridge.models import OutboxMessage, ProcessHeartbeat
 from tests.processes.conftest import MOMENT_SECONDS, Web, when_waiting_for_a_lock

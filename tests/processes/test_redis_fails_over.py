@@ -13,8 +13,8 @@ from waffle.models import Flag
 
 from coupons import invariants
 from coupons.models import Coupon
-from coupons.worker.share import FLAG
-from couponsite.demo.processes import procfile_process, wait_until_ready
+from coupons.rollout import FLAG
+from demo.processes import procfile_process, wait_until_ready
 from devstack import wait_until
 from devstack.ports import free_port
 from tests.processes.conftest import STOCK, Web, when_accepted

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from coupons.issuance.accept import request_accept
 from coupons.models import Coupon, IssueRequest
-from coupons.services.accepting import request_accept
 from kafka_bridge.models import OutboxMessage
 from tests.support.service import environment, run_command
 

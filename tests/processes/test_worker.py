@@ -11,7 +11,7 @@ from django_redis import get_redis_connection
 from waffle.models import Flag
 
 from coupons.models import Coupon, IssueRequest, Reservation
-from coupons.worker.lists import LIST
+from coupons.redis_queue.queue import QUEUE
 from devstack import wait_until
 from kafka_bridge.models import ProcessHeartbeat
 from tests.processes.conftest import (
@@ -119,6 +119,6 @@ def test_a_worker_that_is_asked_to_stop_ends_well_and_leaves_nothing_in_its_hand
     redis = get_redis_connection("default")
     assert redis.keys("{issue-worker}:backup:*") == []
     crowd.finish()
-    assert redis.llen(LIST) == USERS - decided_by_worker()
+    assert redis.llen(QUEUE) == USERS - decided_by_worker()
     worker.start()
     assert_guarantees_hold(crowd, coupons)

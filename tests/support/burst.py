@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from coupons.models import Coupon
-from couponsite.demo.crowd import Answer, Crowd
-from couponsite.demo.sale import bearer_tokens, make_asks
+from demo.load_client import Answer, Crowd
+from demo.sale import bearer_tokens, make_asks
 
 _ANSWER_SECONDS = 180.0
 

@@ -12,12 +12,12 @@ from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, Config
 from confluent_kafka.admin._resource import ResourceType
 from django.conf import settings
 
+from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
 from kafka_bridge.client import delete_topics, existing_topics
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.lifecycle import StopFlag
+from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.registry import ConsumerGroup, prefixed
-from kafka_bridge.relay import Relay
+from kafka_bridge.relaying.relay import Relay
 
 
 def produce(

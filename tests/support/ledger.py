@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from coupons import invariants
-from coupons.handlers import ISSUE
+from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon
-from couponsite.demo.crowd import Answer, Ask
-from couponsite.demo.ledger import Undecided, violations
+from demo.load_client import Answer, Ask
+from demo.verification import Undecided, violations
 from devstack import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.outbox import anything_unpublished
+from kafka_bridge.outbox.writing import anything_unpublished
 
 RESULT_SECONDS = 120.0
 

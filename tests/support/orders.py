@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from itertools import count
 from uuid import uuid4
 
-from kafka_bridge.contracts import encode_body
-from kafka_bridge.outbox import Message
+from kafka_bridge.cloudevents import encode_body
+from kafka_bridge.outbox.writing import Message
 from kafka_bridge.registry import ReceivedMessage
 from orders.events import Item, OrderCancelled, OrderCompleted
 from orders.messages import ORDER_CANCELLED, ORDER_COMPLETED, message_of
@@ -59,7 +59,7 @@ def cancelled(order: Order) -> ReceivedMessage:
 
 
 def completed_event(order: Order) -> Message:
-    """For ``kafka_bridge.outbox.publish``."""
+    """For ``kafka_bridge.outbox.writing.publish``."""
     assert order.paid_at is not None
     assert order.completed_event_id is not None
     event = OrderCompleted(
@@ -76,7 +76,7 @@ def completed_event(order: Order) -> Message:
 
 
 def cancelled_event(order: Order) -> Message:
-    """For ``kafka_bridge.outbox.publish``."""
+    """For ``kafka_bridge.outbox.writing.publish``."""
     assert order.paid_at is not None
     assert order.cancelled_at is not None
     assert order.cancelled_event_id is not None

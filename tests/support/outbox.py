@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db import transaction
 
-from kafka_bridge.outbox import Message, publish
+from kafka_bridge.outbox.writing import Message, publish
 
 EVENT = "order.completed.v1"
 TOPIC = "order-completed"

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from django.conf import settings
 from django.db import connection
 
-from couponsite.demo.processes import procfile_process
+from demo.processes import procfile_process
 from devstack import ManagedProcess
 
 _COMMAND_SECONDS = 120.0

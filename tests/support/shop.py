@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from couponsite.demo.crowd import Connection, encode_request
-from couponsite.demo.sale import bearer_tokens
-from orders.answers import CreatedOrder, PaidOrder
+from demo.load_client import Connection, encode_request
+from demo.sale import bearer_tokens
 from orders.models import Product
+from orders.schemas import CreatedOrder, PaidOrder
 
 _SECONDS = 240.0
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from kafka_bridge.consumer import GroupConsumer
-from kafka_bridge.lifecycle import StopFlag
-from kafka_bridge.management.worker import MOST_AT_ONCE, WorkerCommand, whole
+from common.processes.lifecycle import StopFlag
+from kafka_bridge.consuming.consumer import GroupConsumer
+from kafka_bridge.operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
 from kafka_bridge.registry import ConsumerGroup, groups
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Command(WorkerCommand):
     def work(self, stop: StopFlag, **options: Any) -> None:
         threads = [
             ConsumerThread(
-                GroupConsumer(group, batch_size=options["batch_size"], turned=self.heartbeat.loop()),
+                GroupConsumer(group, batch_size=options["batch_size"], tick=self.heartbeat.loop()),
                 f"{group.name}-{number}",
                 stop,
                 until_idle=options["until_idle"],

@@ -11,24 +11,23 @@ from uuid import UUID
 
 from django.core.management.base import CommandError
 
-from kafka_bridge.errors import is_transient
-from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
-from kafka_bridge.management.worker import WorkerCommand
-from kafka_bridge.outbox import new_event_id
+from common.api.errors import DomainError
+from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line
+from common.processes.outages import is_transient
+from kafka_bridge.operating.worker_command import WorkerCommand
+from kafka_bridge.outbox.writing import new_event_id
 
-from ... import selectors
-from ...errors import DomainError
+from ... import controls, selectors
 from ...models import Coupon
 from ...policy import is_coupon_type
 from ...selectors import CouponView
-from ...services import controlling
 
 _ACTIONS: dict[str, Callable[..., Coupon]] = {
-    "open": controlling.coupon_open,
-    "pause": controlling.coupon_pause,
-    "resume": controlling.coupon_resume,
-    "close": controlling.coupon_close,
-    "restock": controlling.coupon_restock,
+    "open": controls.coupon_open,
+    "pause": controls.coupon_pause,
+    "resume": controls.coupon_resume,
+    "close": controls.coupon_close,
+    "restock": controls.coupon_restock,
 }
 _PAUSE = 0.5
 

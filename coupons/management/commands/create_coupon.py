@@ -8,15 +8,15 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.utils.dateparse import parse_datetime
 
-from kafka_bridge.errors import is_transient
-from kafka_bridge.lifecycle import StopFlag, check_database, first_line
-from kafka_bridge.management.worker import WorkerCommand, whole
+from common.api.errors import InvalidRequest
+from common.processes.lifecycle import StopFlag, check_database, first_line
+from common.processes.outages import is_transient
+from kafka_bridge.operating.worker_command import WorkerCommand, whole
 
 from ...admission import ADMISSIONS
-from ...errors import InvalidRequest
+from ...controls import coupon_create
 from ...models import Coupon
 from ...policy import MOST_DISCOUNT_WON, MOST_UNITS, MOST_VALID_DAYS, is_coupon_type, name_refusal, time_refusal
-from ...services.creating import coupon_create
 
 
 class Command(WorkerCommand):

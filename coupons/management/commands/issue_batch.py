@@ -9,17 +9,17 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from kafka_bridge.lifecycle import StopFlag, check_database
-from kafka_bridge.management.worker import WorkerCommand
+from common.api.errors import DomainError
+from common.processes.lifecycle import StopFlag, check_database
+from kafka_bridge.operating.worker_command import WorkerCommand
 
-from ...bulk.progress import progress
-from ...bulk.results import BadResultsFile, ResultsFile
-from ...bulk.run import BatchRun, Stopped
-from ...bulk.users import BadUserFile, UserFile
-from ...errors import DomainError
+from ...bulk_issue.input_file import BadUserFile, UserFile
+from ...bulk_issue.progress import progress
+from ...bulk_issue.results_file import BadResultsFile, ResultsFile
+from ...bulk_issue.run import BatchRun, Interrupted
+from ...issuance.accept_bulk import BulkIssue
 from ...models import Coupon
 from ...policy import name_refusal
-from ...services.batching import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ class Command(WorkerCommand):
                 # Before anything is accepted: a result that cannot be written is no reason to begin.
                 results = None if options["no_wait"] else stack.enter_context(ResultsFile(results_path))
                 total, digest = users.count_lines(stop)
-                batch = Batch(coupon.id, coupon.coupon_type, _batch_id(options["id"], coupon.coupon_type, digest))
-                run = BatchRun(batch, stop=stop, turned=self.heartbeat.loop())
+                batch = BulkIssue(coupon.id, coupon.coupon_type, _batch_id(options["id"], coupon.coupon_type, digest))
+                run = BatchRun(batch, stop=stop, tick=self.heartbeat.loop())
                 try:
                     _carry_out(run, users, total, results)
-                except Stopped:
+                except Interrupted:
                     logger.info("stopped at line %d of %d: run the same again to go on", run.lines_done, total)
                     return
                 except DomainError as error:
@@ -98,7 +98,7 @@ def _refusal(error: DomainError, run: BatchRun, total: int) -> str:
     return f"{error.detail} The batch is at line {run.lines_done} of {total}: run the same again to go on."
 
 
-def _summary(batch: Batch, run: BatchRun, results: Path | None) -> dict[str, Any]:
+def _summary(batch: BulkIssue, run: BatchRun, results: Path | None) -> dict[str, Any]:
     return {
         "couponId": batch.coupon_id,
         "couponType": batch.coupon_type,

@@ -3,10 +3,10 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from kafka_bridge.lifecycle import StopFlag, check_database, check_redis
-from kafka_bridge.management.worker import MOST_AT_ONCE, WorkerCommand, whole
+from common.processes.lifecycle import StopFlag, check_database, check_redis
+from kafka_bridge.operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
 
-from ...worker.loop import IssueWorker
+from ...issue_worker import IssueWorker
 
 
 class Command(WorkerCommand):
@@ -23,4 +23,4 @@ class Command(WorkerCommand):
         )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        IssueWorker(batch_size=options["batch_size"], turned=self.heartbeat.loop()).run(stop)
+        IssueWorker(batch_size=options["batch_size"], tick=self.heartbeat.loop()).run(stop)

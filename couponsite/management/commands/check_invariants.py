@@ -5,10 +5,10 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from common.processes.lifecycle import StopFlag, check_database
+from common.processes.outages import ServiceUnavailable
 from coupons import invariants as coupon_invariants
-from kafka_bridge.errors import ServiceUnavailable
-from kafka_bridge.lifecycle import StopFlag, check_database
-from kafka_bridge.management.worker import WorkerCommand
+from kafka_bridge.operating.worker_command import WorkerCommand
 from orders import invariants as order_invariants
 
 

@@ -8,15 +8,15 @@ from django.conf import settings
 from django.core.management.base import CommandError
 from redis.exceptions import RedisError
 
-from couponsite import coupon_audit
-from couponsite.coupon_audit import Trail, Trails
-from couponsite.status_rebuild import RESULT_TYPES, statuses_rebuild, statuses_rebuild_from
+from common.processes.lifecycle import StopFlag, check_database, check_redis, first_line
+from common.processes.outages import is_transient
+from coupons import coupon_audit
+from coupons.coupon_audit import Trail, Trails
+from coupons.status_rebuild import RESULT_TYPES, statuses_rebuild, statuses_rebuild_from
 from kafka_bridge.client import check_kafka
-from kafka_bridge.errors import is_transient
-from kafka_bridge.history import read_history
-from kafka_bridge.lifecycle import StopFlag, check_database, check_redis, first_line
-from kafka_bridge.management.worker import WorkerCommand
-from orders.ranking.rebuilding import Rebuilt, ranking_rebuild, ranking_rebuild_from
+from kafka_bridge.consuming.topic_reader import read_history
+from kafka_bridge.operating.worker_command import WorkerCommand
+from orders.ranking.rebuild import Rebuilt, ranking_rebuild, ranking_rebuild_from
 from orders.ranking.sales import EVENT_TYPES as ORDER_TYPES
 
 

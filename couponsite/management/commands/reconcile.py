@@ -8,13 +8,13 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from coupons.reconciling.comparison import Comparison, Reconciled, is_outage
-from kafka_bridge.errors import ServiceUnavailable, is_database_outage
-from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
-from kafka_bridge.management.worker import DAY_SECONDS, WorkerCommand, whole
-from orders.ranking import view
+from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line
+from common.processes.outages import ServiceUnavailable, is_database_outage
+from coupons.reconciliation.reconciler import Reconciled, Reconciler, is_outage
+from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, whole
+from orders.ranking import store
 from orders.ranking.days import last_days
-from orders.ranking.rebuilding import ranking_rebuild
+from orders.ranking.rebuild import ranking_rebuild
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Command(WorkerCommand):
             self._once(patience, options["repair"], stop)
 
     def _once(self, patience: float, repair: bool, stop: StopFlag) -> None:
-        reconciled = Comparison(patience, once=True).run(stop, repair=repair)
+        reconciled = Reconciler(patience, once=True).run(stop, repair=repair)
         for line in reconciled.found.lines(repaired=repair):
             self.stdout.write(line)
         if error := reconciled.outage:
@@ -69,12 +69,12 @@ class Command(WorkerCommand):
             raise CommandError(f"could not be mended: {told}" if repair else f"wrong, --repair mends: {told}")
 
     def _every(self, seconds: int, patience: float, repair: bool, stop: StopFlag) -> None:
-        turned = self.heartbeat.loop()
-        comparison: Comparison | None = None
+        tick = self.heartbeat.loop()
+        comparison: Reconciler | None = None
         while not stop:
-            turned()
+            tick()
             try:
-                comparison = comparison or Comparison(patience, once=False)
+                comparison = comparison or Reconciler(patience, once=False)
                 reconciled = comparison.run(stop, repair=repair)
                 _log(reconciled, repair=repair)
                 if reconciled.outage:
@@ -104,7 +104,7 @@ def _log(reconciled: Reconciled, *, repair: bool) -> None:
 
 def _ranking(stop: StopFlag, *, repair: bool) -> Iterator[str]:
     """The ranking is read from PostgreSQL while Redis has none: nothing is wrong, it only costs more."""
-    if view.best(last_days(view.MAX_DAYS), _MOST_ROWS) is None:
+    if store.best(last_days(store.MAX_DAYS), _MOST_ROWS) is None:
         yield f"ranking: not loaded, or unreadable: {'rebuilt' if repair else '--repair: rebuilt'}"
         if repair:
             try:

@@ -5,10 +5,11 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import CommandError
 
+from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
+
 from ...client import check_kafka, ensure_topics
-from ...errors import ServiceUnavailable
-from ...lifecycle import StopFlag
-from ..worker import WorkerCommand
+from ...operating.worker_command import WorkerCommand
 
 
 class Command(WorkerCommand):

@@ -5,9 +5,10 @@ from typing import Any
 
 from django.conf import settings
 
-from ...lifecycle import StopFlag, check_database
-from ...pruning import prune
-from ..worker import WorkerCommand
+from common.processes.lifecycle import StopFlag, check_database
+
+from ...operating.worker_command import WorkerCommand
+from ...outbox.pruning import prune
 
 
 class Command(WorkerCommand):

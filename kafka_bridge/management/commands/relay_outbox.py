@@ -5,9 +5,10 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from ...lifecycle import StopFlag, check_database, is_behind_pooler
-from ...relay import BATCH_SIZE, Relay
-from ..worker import MOST_AT_ONCE, WorkerCommand, whole
+from common.processes.lifecycle import StopFlag, check_database, is_behind_pooler
+
+from ...operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
+from ...relaying.relay import BATCH_SIZE, Relay
 
 
 class Command(WorkerCommand):
@@ -28,5 +29,5 @@ class Command(WorkerCommand):
             raise CommandError(
                 "DATABASE_URL leads through a connection pooler: give the relay PostgreSQL's own address"
             )
-        relay = Relay(batch_size=options["batch_size"], turned=self.heartbeat.loop())
+        relay = Relay(batch_size=options["batch_size"], tick=self.heartbeat.loop())
         relay.run(stop, until_idle=options["until_idle"])

@@ -10,15 +10,16 @@ from django.conf import settings
 from django.core.management.base import CommandError
 from django.utils.dateparse import parse_datetime
 
+from common.postgres.clock import database_time
+from common.processes.lifecycle import StopFlag, check_database, first_line
+from common.processes.outages import is_transient
+
 from ...client import check_kafka, existing_topics
-from ...clock import database_time
-from ...contracts import topics_of
-from ...errors import is_transient
-from ...lifecycle import StopFlag, check_database, first_line
-from ...publisher import PublishInterrupted
+from ...operating.worker_command import WorkerCommand
 from ...registry import prefixed, unprefixed
-from ...republishing import Republisher, Selection
-from ..worker import WorkerCommand
+from ...relaying.publisher import PublishInterrupted
+from ...relaying.republish import Republisher, Selection
+from ...routes import topics_of
 
 logger = logging.getLogger(__name__)
 

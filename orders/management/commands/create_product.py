@@ -6,9 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from common.processes.lifecycle import StopFlag, check_database
 from coupons.policy import LONGEST_NAME, name_refusal
-from kafka_bridge.lifecycle import StopFlag, check_database
-from kafka_bridge.management.worker import WorkerCommand, whole
+from kafka_bridge.operating.worker_command import WorkerCommand, whole
 
 from ...models import Product
 from ...policy import MOST_WON

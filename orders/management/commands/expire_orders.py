@@ -6,9 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from kafka_bridge.errors import is_transient
-from kafka_bridge.lifecycle import StopFlag, check_database, drop_connection, first_line
-from kafka_bridge.management.worker import DAY_SECONDS, WorkerCommand, whole
+from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line
+from common.processes.outages import is_transient
+from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, whole
 
 from ...effects import monitoring
 from ...services.expiring import expire_unpaid, settle_payments, settle_refunds
@@ -32,12 +32,12 @@ class Command(WorkerCommand):
         parser.add_argument("--every", type=whole(1, DAY_SECONDS), metavar="S", help="seconds between two sweeps")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        turned = self.heartbeat.loop()
+        tick = self.heartbeat.loop()
         if options["every"] is None:
             self._sweep_once(stop)
             return
         while not stop:
-            turned()
+            tick()
             try:
                 if any((done := sweep(stop)).values()):
                     logger.info(_report(done))
@@ -63,7 +63,7 @@ def sweep(stop: StopFlag) -> dict[str, int]:
     What needs the payment provider comes last: while that is slow, coupons are released all the same.
     """
     # After the last order nobody judges any more, and its alert would stay open until somebody buys again.
-    monitoring.judge()
+    monitoring.evaluate_alerts()
     return {
         "orders expired": expire_unpaid(stop),
         "idempotency keys forgotten": keys_prune(stop),

@@ -1,0 +1,61 @@
+"""Lists in pages, by cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db.models import QuerySet
+from rest_framework.exceptions import NotFound as NotAPage
+from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from common.api.errors import InvalidRequest
+from common.api.requests import APIView
+
+MOST_ROWS = 200
+
+
+USUAL_ROWS = 50
+
+
+class CursorPage(CursorPagination):
+    """Pages by id, newest first; ``limit`` 1 to 200."""
+
+    ordering = "-id"
+    page_size = USUAL_ROWS
+    page_size_query_param = "limit"
+    max_page_size = MOST_ROWS
+    invalid_cursor_message = "The cursor is not one that this list gave out."
+
+    def decode_cursor(self, request: Request) -> Any:
+        try:
+            cursor = super().decode_cursor(request)
+        except NotAPage as error:
+            raise InvalidRequest(self.invalid_cursor_message) from error
+        # The position goes into the query as it is, and any client can make a cursor up.
+        if cursor is not None and cursor.position is not None and not _is_id(str(cursor.position)):
+            raise InvalidRequest(self.invalid_cursor_message)
+        return cursor
+
+    def get_page_size(self, request: Request) -> int:
+        raw = request.query_params.get("limit", str(self.page_size))
+        if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and 1 <= int(raw) <= MOST_ROWS):
+            raise InvalidRequest(
+                f"limit must be a number from 1 to {MOST_ROWS}.",
+                errors=[{"field": "limit", "message": f"must be a number from 1 to {MOST_ROWS}"}],
+            )
+        return int(raw)
+
+
+def _is_id(text: str) -> bool:
+    # Length first: int() refuses thousands of digits with an error of its own, zeros in front included.
+    return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63
+
+
+def paginated(request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[Any], Any]) -> Response:
+    """A page of ``rows``, each told by ``body``. Raises InvalidRequest for a limit or cursor that is none."""
+    cursor = CursorPage()
+    found: list[Any] = cursor.paginate_queryset(rows, request, view=view) or []
+    return Response({"results": [body(row) for row in found], "next": cursor.get_next_link()})

@@ -1,0 +1,168 @@
+"""Every refusal of the API as an RFC 9457 problem, from an app, DRF, Django or a dead server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.core.signals import got_request_exception
+from django.http import Http404, HttpRequest, HttpResponse
+from django_redis.exceptions import ConnectionInterrupted
+from redis.exceptions import RedisError
+from rest_framework import exceptions as drf
+
+from common.api.errors import DomainError, InvalidRequest, NotFound, NotYourself, Unavailable
+from common.postgres.connections import drop_connections
+from common.processes.outages import is_outcome_unknown, is_over_limit, is_transient
+
+logger = structlog.get_logger(__name__)
+
+
+class Kind(NamedTuple):
+    status: int
+    title: str
+
+
+KINDS = {
+    # What the domain refuses with too is called as there.
+    **{error.code: Kind(error.status, error.title) for error in (InvalidRequest, NotYourself, NotFound, Unavailable)},
+    "unauthenticated": Kind(401, "Authentication is missing or not valid"),
+    "method_not_allowed": Kind(405, "Method not allowed"),
+    "too_large": Kind(413, "The body is too large"),
+    "unsupported_media_type": Kind(415, "Unsupported media type"),
+    "throttled": Kind(429, "Too many requests"),
+    "error": Kind(500, "Internal error"),
+}
+
+
+class BodyTooLarge(drf.APIException):
+    """The body is larger than the API takes."""
+
+    status_code = 413
+    default_code = "too_large"
+    default_detail = "The body is too large."
+
+
+def problem(
+    request: HttpRequest,
+    code: str,
+    detail: str,
+    *,
+    kind: Kind | None = None,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponse:
+    """An ``application/problem+json`` answer; ``kind`` is for codes that are not in KINDS."""
+    status, title = kind or KINDS[code]
+    body: dict[str, Any] = {
+        "type": f"urn:coupon-service:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.path,
+        "code": code,
+    }
+    if errors:
+        body["errors"] = errors
+    response = HttpResponse(
+        msgspec.json.encode(body), status=status, content_type="application/problem+json", headers=headers
+    )
+    # Django would log each refusal once more; what deserves a line has had it.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    return response
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpResponse:
+    """DRF's ``EXCEPTION_HANDLER``: the problem that tells the client about ``error``."""
+    request: HttpRequest = context["request"]._request
+    match error:
+        case DomainError():
+            headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+            kind = Kind(error.status, error.title)
+            return problem(request, error.code, error.detail, kind=kind, errors=error.errors, headers=headers)
+        case drf.NotAuthenticated() | drf.AuthenticationFailed():
+            return problem(request, "unauthenticated", str(error.detail), headers={"WWW-Authenticate": "Bearer"})
+        case drf.MethodNotAllowed():
+            return problem(request, "method_not_allowed", str(error.detail))
+        case drf.Throttled():
+            wait: float | None = getattr(error, "wait", None)
+            headers = {} if wait is None else {"Retry-After": str(max(1, round(wait)))}
+            return problem(request, "throttled", "Try again later.", headers=headers)
+        case drf.UnsupportedMediaType():
+            return problem(request, "unsupported_media_type", "Send the body as application/json.")
+        case BodyTooLarge():
+            return problem(request, "too_large", str(error.detail))
+        case drf.ValidationError():
+            return problem(request, "invalid", "The request is invalid.", errors=_flatten(error.detail))
+        case drf.ParseError():
+            return problem(request, "invalid", str(error.detail))
+        case drf.PermissionDenied():
+            return problem(request, "forbidden", str(error.detail))
+        case drf.NotFound() | Http404():
+            return problem(request, "not_found", "There is nothing here for you.")
+        case PermissionDenied():
+            return problem(request, "forbidden", "This is not for you.")
+        case SuspiciousOperation():
+            return problem(request, "invalid", "The request is malformed.")
+    return _failure(request, error)
+
+
+def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
+    """503 while a server we need is away, else 500; the cause is in the log, never in the answer."""
+    if error is not None and is_outage(error):
+        report_outage(error)
+        return unavailable(request, _outage_detail(error))
+    logger.error("request failed", path=request.path, exc_info=error)
+    got_request_exception.send(sender=None, request=request)
+    return problem(request, "error", "Something went wrong on our side.")
+
+
+def unavailable(request: HttpRequest, detail: str) -> HttpResponse:
+    """The 503 of a service that can be asked again in a second."""
+    return problem(request, "unavailable", detail, headers={"Retry-After": "1"})
+
+
+def _outage_detail(error: BaseException) -> str:
+    if is_outcome_unknown(error):
+        return (
+            "The database did not confirm in time: the call may have been accepted. Repeated with the same "
+            "Idempotency-Key it has no second effect; without a key, a repeated POST /orders may place a second order."
+        )
+    if is_over_limit(error):
+        return "The call waited too long for another change to end, and was not executed. Try again in a moment."
+    return "The service is unavailable for a moment."
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether PostgreSQL or Redis could not answer: gone, overloaded, or a replica that takes no writes."""
+    return error is not None and (is_transient(error) or isinstance(error, RedisError | ConnectionInterrupted))
+
+
+_reported_at = 0.0
+
+
+def report_outage(error: BaseException | None) -> None:
+    """Logs the outage, at most one line a second per process, and drops this thread's database connections.
+
+    After a limit was hit they are as good as before.
+    """
+    global _reported_at
+    if error is None or not is_over_limit(error):
+        drop_connections()
+    now = time.monotonic()
+    if now - _reported_at >= 1:
+        _reported_at = now
+        logger.warning("a server did not answer", error=type(error).__name__, message=str(error).strip()[:300])
+
+
+def _flatten(detail: Any, field: str = "") -> list[dict[str, str]]:
+    if isinstance(detail, Mapping):
+        nested = ((f"{field}.{name}" if field else str(name), value) for name, value in detail.items())
+        return [error for name, value in nested for error in _flatten(value, name)]
+    if isinstance(detail, list | tuple):
+        return [error for value in detail for error in _flatten(value, field)]
+    return [{"field": field, "message": str(detail)}]

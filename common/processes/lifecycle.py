@@ -1,0 +1,119 @@
+"""How a process begins and ends: signals, waiting for services, connections after a fault."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from django.db import connection
+from redis.exceptions import RedisError, ResponseError
+
+from ..redis_client import redis_connection
+from .outages import BadRedisDatabase, ServiceUnavailable
+
+_POLL_SECONDS = 0.1
+# What Redis answers to a SELECT past its `databases`.
+_NO_DATABASE = "DB index is out of range"
+
+
+class StopFlag:
+    """True once the process was asked to end.
+
+    A plain attribute: ``threading.Event.set`` inside a signal handler can deadlock on the event's own lock.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __bool__(self) -> bool:
+        return self.requested
+
+    def request(self) -> None:
+        self.requested = True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to ``seconds``; returns whether to stop."""
+        deadline = time.monotonic() + seconds
+        while not self.requested:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(left, _POLL_SECONDS))
+        return self.requested
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """A flag that SIGTERM and SIGINT raise. A second SIGINT acts as usual, for the impatient."""
+    flag = StopFlag()
+    previous: dict[signal.Signals, Any] = {}
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if flag.requested and signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        flag.requested = True
+
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        previous[wanted] = signal.signal(wanted, handle)
+    try:
+        yield flag
+    finally:
+        for changed, handler in previous.items():
+            signal.signal(changed, handler)
+
+
+def drop_connection() -> None:
+    """Close this thread's database connection, so that the next query opens a fresh one."""
+    connection.close()
+
+
+def is_behind_pooler() -> bool:
+    """Whether this thread's sessions are lent by a connection pooler. Raises what the database raises.
+
+    A pooler answers a client with a backend id of its own.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        return bool(cursor.fetchone() != (connection.connection.info.backend_pid,))
+
+
+def check_database() -> None:
+    """Raise ServiceUnavailable unless PostgreSQL answers."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except Exception as error:
+        drop_connection()
+        raise ServiceUnavailable(f"PostgreSQL does not answer: {first_line(error)}") from error
+
+
+def check_redis() -> None:
+    """Raise ServiceUnavailable unless Redis answers, BadRedisDatabase if it does and lacks the database."""
+    try:
+        redis_connection().ping()
+    except RedisError as error:
+        if isinstance(error, ResponseError) and _NO_DATABASE in str(error):
+            raise BadRedisDatabase(
+                "REDIS_URL: its server has no database of that number, take a smaller one (as in redis://host:6379/0)"
+            ) from error
+        raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
+
+
+def wait_for(check: Callable[[], None], seconds: float, stop: StopFlag) -> None:
+    """Call ``check`` until it raises no ServiceUnavailable; after ``seconds`` that error passes through."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return check()
+        except ServiceUnavailable:
+            if time.monotonic() >= deadline or stop.wait(0.2):
+                raise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for one-line messages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,36 @@
+"""The traceparent of W3C Trace Context: checked where it comes from outside, made where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_TRACEPARENT = re.compile(
+    r"(?P<version>[0-9a-f]{2})-(?P<trace_id>[0-9a-f]{32})-(?P<parent_id>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})"
+    r"(?P<later_fields>-.*)?",
+    re.DOTALL,
+)
+
+
+def new_traceparent() -> str:
+    """A new, sampled trace context (W3C Trace Context, version 00)."""
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
+
+
+def read_traceparent(text: str) -> str:
+    """The trace context in ``text`` as version 00 writes it; empty where it is not valid and a new trace begins.
+
+    By W3C Trace Context, 3.2 and 4: upper case, ids of zeros and version ff are not valid. Of a later version the known
+    fields are taken, and of its flags the one that version 00 knows (sampled).
+    """
+    found = _TRACEPARENT.fullmatch(text)
+    if (
+        found is None
+        or found["version"] == "ff"
+        or not found["trace_id"].strip("0")
+        or not found["parent_id"].strip("0")
+    ):
+        return ""
+    if found["version"] == "00":
+        return "" if found["later_fields"] else text
+    return f"00-{found['trace_id']}-{found['parent_id']}-{int(found['flags'], 16) & 1:02x}"

@@ -1,0 +1,46 @@
+"""What this app does with messages: its consumer groups, registered with the bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from kafka_bridge.registry import ConsumerGroup, on_broker_rejection, register_group, register_retention_guard
+
+from .issuance.fail_dead_lettered import fail_dead_lettered_requests
+from .issuance.issue import issue_many
+from .issuance.notify_results import notify_results, read_notice, record_result
+from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
+from .models import IssueRequest
+
+ISSUE = ConsumerGroup(
+    name="issue",
+    event_types=(ISSUE_REQUESTED,),
+    decode=read_issue_task,
+    handle=issue_many,
+    on_dead_letters=fail_dead_lettered_requests,
+)
+RESULTS = ConsumerGroup(
+    name="results",
+    event_types=(ISSUE_SUCCEEDED, ISSUE_FAILED),
+    decode=read_notice,
+    call=notify_results,
+    handle=record_result,
+    inbox=True,
+    # As many may be sent again after a crash.
+    largest_batch=100,
+)
+
+
+def register() -> None:
+    """Called once, when the app is ready."""
+    register_group(ISSUE)
+    register_group(RESULTS)
+    on_broker_rejection(ISSUE_REQUESTED, fail_dead_lettered_requests)
+    register_retention_guard(ISSUE_REQUESTED, undecided_requests)
+
+
+def undecided_requests(request_ids: Collection[UUID]) -> set[UUID]:
+    """Those of ``request_ids`` that have no terminal row yet."""
+    decided = IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", flat=True)
+    return set(request_ids) - set(decided)

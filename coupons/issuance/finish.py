@@ -1,0 +1,168 @@
+"""How requests end: the terminal row, the event, and whatever is told once that is committed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from django.db import connection, transaction
+
+from common.postgres import arrays
+from common.postgres.clock import isoformat_z
+from coupons.admission import reservations
+from coupons.admission.reservations import Reservation
+from kafka_bridge.operating.alerts import open_alert
+from kafka_bridge.outbox.writing import publish
+
+from .. import metrics, request_log
+from ..admission import finished_requests, notify_finished
+from ..events import IssueEnded
+from ..messages import message_of
+from . import status_cache
+from .status_cache import RequestStatus
+
+_READ_DECIDED = """
+    SELECT id FROM unnest(%s::uuid[]) AS asked (id)
+    WHERE (SELECT true FROM coupons_issuerequest WHERE request_id = asked.id)
+"""
+_REQUEST_COLUMNS = (
+    "request_id, coupon_id, coupon_type, user_id, status, reason, user_coupon_id, source, requested_at,"
+    ' processed_at, topic, partition, "offset", remaining'
+)
+_INSERT_REQUESTS = f"""
+    INSERT INTO coupons_issuerequest ({_REQUEST_COLUMNS})
+    SELECT * FROM unnest(
+        %s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[],
+        %s::timestamptz[], %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::bigint[]
+    )
+"""
+
+
+class RequestResult(NamedTuple):
+    """A row of IssueRequest, and what only the event needs. ``requested_at`` is ISO 8601 in UTC."""
+
+    request_id: UUID
+    coupon_id: int | None
+    coupon_type: str
+    user_id: int | None
+    status: Literal["SUCCESS", "FAILED"]
+    reason: str | None
+    user_coupon_id: int | None
+    source: str
+    requested_at: str | None
+    processed_at: datetime
+    topic: str
+    partition: int
+    offset: int
+    remaining: int | None
+    traceparent: str
+
+
+def find_decided(request_ids: Sequence[UUID]) -> set[UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_DECIDED, [arrays.uuids(request_ids)])
+        return {request_id for (request_id,) in cursor.fetchall()}
+
+
+def finish_requests(rows: Sequence[RequestResult]) -> None:
+    """Write terminal rows and their events; once that is committed, tell the admissions and the status views."""
+    columns = [
+        arrays.uuids([row.request_id for row in rows]),
+        arrays.numbers([row.coupon_id for row in rows]),
+        arrays.texts([row.coupon_type for row in rows]),
+        arrays.numbers([row.user_id for row in rows]),
+        arrays.texts([row.status for row in rows]),
+        arrays.texts([row.reason for row in rows]),
+        arrays.numbers([row.user_coupon_id for row in rows]),
+        arrays.texts([row.source for row in rows]),
+        arrays.texts([row.requested_at for row in rows]),
+        arrays.texts([isoformat_z(row.processed_at) for row in rows]),
+        arrays.texts([row.topic for row in rows]),
+        arrays.numbers([row.partition for row in rows]),
+        arrays.numbers([row.offset for row in rows]),
+        arrays.numbers([row.remaining for row in rows]),
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_REQUESTS, columns)
+    results = [
+        IssueEnded(
+            request_id=row.request_id,
+            user_id=row.user_id,
+            coupon_id=row.coupon_id,
+            coupon_type=row.coupon_type,
+            status=row.status,
+            reason=row.reason,
+            user_coupon_id=row.user_coupon_id,
+            processed_at=row.processed_at,
+        )
+        for row in rows
+    ]
+    publish(message_of(result, traceparent=row.traceparent) for row, result in zip(rows, results, strict=True))
+    transaction.on_commit(partial(_settle, results), robust=True)
+    transaction.on_commit(partial(_store_views, rows), robust=True)
+    transaction.on_commit(partial(_tell, rows), robust=True)
+
+
+def _settle(results: Sequence[IssueEnded]) -> None:
+    notify_finished(finished_requests(results))
+
+
+def _tell(rows: Sequence[RequestResult]) -> None:
+    """The trail and the figures of decisions that are committed."""
+    for (status, reason), number in Counter((row.status, row.reason) for row in rows).items():
+        metrics.DECIDED.labels(status, reason or "").inc(number)
+    for row in rows:
+        if row.requested_at is not None:
+            waited = row.processed_at - datetime.fromisoformat(row.requested_at)
+            metrics.TIME_TO_RESULT.observe(max(0.0, waited.total_seconds()))
+    request_log.log_requests(
+        "request decided",
+        [
+            {
+                "requestId": row.request_id,
+                "couponType": row.coupon_type,
+                "userId": row.user_id,
+                "status": row.status,
+                "reason": row.reason,
+                "traceparent": row.traceparent,
+            }
+            for row in rows
+        ],
+    )
+
+
+def _store_views(rows: Sequence[RequestResult]) -> None:
+    status_cache.store(
+        RequestStatus(
+            request_id=row.request_id,
+            coupon_type=row.coupon_type,
+            user_id=row.user_id,
+            status=row.status,
+            reason=row.reason,
+            user_coupon_id=row.user_coupon_id,
+            requested_at=row.requested_at,
+            processed_at=isoformat_z(row.processed_at),
+        )
+        for row in rows
+    )
+
+
+GATE_ADMITTED_REFUSED = "gate-admitted-refused"
+
+
+def alert_gate_mismatch(refused: Collection[UUID], reserved: Collection[Reservation]) -> None:
+    """Open an alert if some of the refused requests were the gate's, within the transaction that ends them."""
+    by_gate = [one for one in reserved if one.admission == reservations.GATE and one.request_id in refused]
+    if by_gate:
+        first = by_gate[0]
+        open_alert(
+            rule=GATE_ADMITTED_REFUSED,
+            severity="warning",
+            summary=f"{len(by_gate)} requests for coupon {first.coupon_id} were let in by the gate and refused by the"
+            f" issuer, the first of them {first.request_id}",
+            runbook="docs/operations.md#reconciling",
+        )

@@ -1,0 +1,210 @@
+"""The issuer: a batch is decided in the order of its line and written set by set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from django.db import connection
+
+from common.postgres import arrays
+from common.postgres.clock import database_time, isoformat_z
+from kafka_bridge.errors import PoisonMessage
+from kafka_bridge.outbox.writing import stored_payloads
+
+from .. import policy
+from ..admission import reservations
+from ..admission.reservations import Reservation
+from ..messages import ISSUE_REQUESTED, IssueTask
+from ..policy import Claim, Decision, Window
+from .finish import RequestResult, alert_gate_mismatch, find_decided, finish_requests
+
+
+class _LockedCoupon(NamedTuple):
+    id: int
+    coupon_type: str
+    free: int
+    window: Window
+    valid_days: int | None
+    has_reservations: bool
+
+
+# A reservation was committed before its message was sent, so even a statement that waits for the lock sees it.
+_LOCK_COUPONS = """
+    SELECT id, coupon_type, total_quantity - reserved - issued, opens_at, closes_at, valid_days,
+           EXISTS (SELECT FROM coupons_reservation WHERE coupon_id = coupons_coupon.id)
+    FROM coupons_coupon
+    WHERE id = ANY(%s) OR coupon_type = ANY(%s)
+    ORDER BY id
+    FOR NO KEY UPDATE
+"""
+# A subquery per id, since the planner would rather scan the whole of a table that is not huge yet.
+_READ_HOLDERS = """
+    SELECT coupon_id, user_id FROM coupons_usercoupon
+    WHERE user_id = ANY(%s::bigint[]) AND coupon_id = ANY(%s::bigint[])
+"""
+_INSERT_COUPONS = """
+    INSERT INTO coupons_usercoupon (coupon_id, user_id, status, issued_at, expires_at)
+    SELECT coupon_id, user_id, 'ISSUED', %s, expires_at
+    FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS row (coupon_id, user_id, expires_at)
+    RETURNING coupon_id, user_id, id
+"""
+# A counter that is wrong must not make dead letters of innocents: it is counted again by the reconciler.
+_MOVE_STOCK = """
+    UPDATE coupons_coupon SET issued = issued + moved.won, reserved = greatest(reserved - moved.given, 0)
+    FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS moved (id, won, given)
+    WHERE coupons_coupon.id = moved.id
+"""
+
+
+def issue_many(tasks: Sequence[IssueTask]) -> None:
+    """Decide the requests of one batch in the order given and write everything that follows, set by set.
+
+    Must run inside ``transaction.atomic``. A request that has its answer keeps it. Raises PoisonMessage if a
+    request names an id and a type that are not the same coupon's; nothing is written then.
+    """
+    # The lock is a statement of its own and comes first: one that waited still sees its old snapshot, so whatever
+    # the decision needs is read by new statements after it. Every writer of UserCoupon takes this lock.
+    coupons = _lock_coupons(tasks)
+    now = database_time()
+    reserved = _take_reservations(tasks, coupons)
+    claims = _claims(tasks, coupons, now, reserved)
+    decisions = policy.decide(
+        claims,
+        free={coupon.id: coupon.free for coupon in coupons},
+        decided=find_decided([claim.request_id for claim in claims]),
+        holders=_holders(claims),
+    )
+    if not decisions:
+        _move_stock([], reserved)
+        return
+    types = {coupon.id: coupon.coupon_type for coupon in coupons}
+    expiry = {coupon.id: _expires_at(coupon, now) for coupon in coupons}
+    won = [decision.claim for _, decision in decisions if decision.reason is None]
+    user_coupon_ids = _insert_coupons(won, expiry, now)
+    _move_stock(won, reserved)
+    # What the gate lets in it has a piece for; not so once Redis lost what was being inserted.
+    alert_gate_mismatch({one.claim.request_id for _, one in decisions if one.reason == policy.SOLD_OUT}, reserved)
+    finish_requests([_terminal(tasks[index], decision, types, user_coupon_ids, now) for index, decision in decisions])
+
+
+def _lock_coupons(tasks: Sequence[IssueTask]) -> list[_LockedCoupon]:
+    ids = {task.request.coupon_id for task in tasks if task.request.coupon_id is not None}
+    types = {task.request.coupon_type for task in tasks if task.request.coupon_type is not None}
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK_COUPONS, [list(ids), list(types)])
+        return [
+            _LockedCoupon(coupon_id, coupon_type, free, Window(opens_at, closes_at), valid_days, has_reservations)
+            for coupon_id, coupon_type, free, opens_at, closes_at, valid_days, has_reservations in cursor.fetchall()
+        ]
+
+
+def _take_reservations(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon]) -> list[Reservation]:
+    """What was taken at the door for these requests: by our own record, whatever their messages say."""
+    if not any(coupon.has_reservations for coupon in coupons):
+        return []
+    return reservations.remove({task.request_id for task in tasks}, of=[coupon.id for coupon in coupons])
+
+
+def _claims(
+    tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon], now: datetime, reserved: Sequence[Reservation]
+) -> list[Claim]:
+    by_id = {coupon.id: coupon for coupon in coupons}
+    by_type = {coupon.coupon_type: coupon for coupon in coupons}
+    with_piece = {(one.request_id, one.coupon_id, one.user_id) for one in reserved if one.counted}
+    claims: list[Claim] = []
+    outside: list[int] = []
+    for index, task in enumerate(tasks):
+        request = task.request
+        named = [
+            by_id.get(request.coupon_id) if request.coupon_id is not None else None,
+            by_type.get(request.coupon_type) if request.coupon_type is not None else None,
+        ]
+        coupon = named[0] or named[1]
+        if request.coupon_id is not None and request.coupon_type is not None and named[0] is not named[1]:
+            raise PoisonMessage(
+                f"couponId {request.coupon_id} and couponType {request.coupon_type!r} are not the same coupon"
+            )
+        in_window = coupon is None or coupon.window.contains(request.requested_at or now)
+        if not in_window:
+            outside.append(index)
+        coupon_id = coupon.id if coupon else None
+        has_piece = (task.request_id, coupon_id, request.user_id) in with_piece
+        claims.append(Claim(task.request_id, request.user_id, coupon_id, in_window, has_piece))
+    if outside:
+        # What the door accepted is inside, whatever has become of the coupon since: a refusal is only for requests
+        # that others put on the topic.
+        accepted = stored_payloads(ISSUE_REQUESTED, [claims[index].request_id for index in outside])
+        for index in outside:
+            claims[index] = claims[index]._replace(in_window=claims[index].request_id in accepted)
+    return claims
+
+
+def _holders(claims: Sequence[Claim]) -> set[tuple[int, int]]:
+    users = {claim.user_id for claim in claims}
+    coupon_ids = {claim.coupon_id for claim in claims if claim.coupon_id is not None}
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_HOLDERS, [arrays.numbers(users), arrays.numbers(coupon_ids)])
+        return {(coupon_id, user_id) for coupon_id, user_id in cursor.fetchall()}
+
+
+def _expires_at(coupon: _LockedCoupon, now: datetime) -> str | None:
+    return None if coupon.valid_days is None else isoformat_z(now + timedelta(days=coupon.valid_days))
+
+
+def _insert_coupons(won: Sequence[Claim], expiry: dict[int, str | None], now: datetime) -> dict[tuple[int, int], int]:
+    if not won:
+        return {}
+    coupon_ids = [claim.coupon_id for claim in won if claim.coupon_id is not None]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _INSERT_COUPONS,
+            [
+                now,
+                arrays.numbers(coupon_ids),
+                arrays.numbers([claim.user_id for claim in won]),
+                arrays.texts([expiry[coupon_id] for coupon_id in coupon_ids]),
+            ],
+        )
+        return {(coupon_id, user_id): row_id for coupon_id, user_id, row_id in cursor.fetchall()}
+
+
+def _move_stock(won: Sequence[Claim], reserved: Sequence[Reservation]) -> None:
+    won_of = Counter(claim.coupon_id for claim in won if claim.coupon_id is not None)
+    given_of = Counter(one.coupon_id for one in reserved if one.counted)
+    moved = list({*won_of, *given_of})
+    if moved:
+        with connection.cursor() as cursor:
+            cursor.execute(_MOVE_STOCK, [moved, [won_of[id_] for id_ in moved], [given_of[id_] for id_ in moved]])
+
+
+def _terminal(
+    task: IssueTask,
+    decision: Decision,
+    types: dict[int, str],
+    user_coupon_ids: dict[tuple[int, int], int],
+    now: datetime,
+) -> RequestResult:
+    claim, request = decision.claim, task.request
+    user_coupon_id = None
+    if decision.reason is None and claim.coupon_id is not None:
+        user_coupon_id = user_coupon_ids[claim.coupon_id, claim.user_id]
+    return RequestResult(
+        request_id=claim.request_id,
+        coupon_id=claim.coupon_id,
+        coupon_type=request.coupon_type or types.get(claim.coupon_id or 0, ""),
+        user_id=claim.user_id,
+        status=decision.status,
+        reason=decision.reason,
+        user_coupon_id=user_coupon_id,
+        source=request.source,
+        requested_at=isoformat_z(request.requested_at) if request.requested_at else None,
+        processed_at=now,
+        topic=task.topic,
+        partition=task.partition,
+        offset=task.offset,
+        remaining=decision.remaining,
+        traceparent=task.traceparent,
+    )

@@ -1,0 +1,128 @@
+"""The status views in Redis made anew, from PostgreSQL or from the history of the topics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q
+
+from common.postgres.clock import database_time, isoformat_z
+from common.processes.lifecycle import StopFlag, first_line
+from common.processes.outages import is_transient
+from coupons.coupon_audit import Trails
+from coupons.events import IssueEnded
+from coupons.issuance import status_cache
+from coupons.issuance.status_cache import RequestStatus
+from coupons.messages import ISSUE_FAILED, ISSUE_SUCCEEDED, read_result_task
+from coupons.models import IssueRequest
+from coupons.policy import FAILED, SUCCESS
+from coupons.selectors import terminal_status
+from kafka_bridge.registry import ReceivedMessage, is_of_types
+
+logger = logging.getLogger(__name__)
+
+RESULT_TYPES = (ISSUE_SUCCEEDED, ISSUE_FAILED)
+
+_CHUNK = 1000
+
+
+@dataclass(slots=True)
+class ResultHistory:
+    """What the results on the topics tell: ``written`` status views, and what became of each coupon's requests."""
+
+    written: int = 0
+    unreadable: int = 0
+    trails: Trails = field(default_factory=Trails)
+
+
+def statuses_rebuild(*, stop: StopFlag) -> int:
+    """Write the answers that are still cached by their age from PostgreSQL; returns how many.
+
+    Ends early when told to stop: every view that is written is right by itself. Raises RedisError.
+    """
+    oldest = _oldest()
+    rows = IssueRequest.objects.filter(
+        Q(status=SUCCESS, processed_at__gt=oldest[SUCCESS]) | Q(processed_at__gt=oldest[FAILED])
+    )
+    written, chunk = 0, []
+    # Outside a transaction the cursor would be lost behind a pooler in transaction mode.
+    with transaction.atomic():
+        for row in rows.iterator(chunk_size=_CHUNK):
+            chunk.append(terminal_status(row))
+            if len(chunk) == _CHUNK:
+                written += _write(chunk)
+                chunk = []
+                if stop:
+                    break
+    return written + _write(chunk)
+
+
+def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag) -> ResultHistory:
+    """Write the answers that are still cached by their age from their events, which may come several times.
+
+    Remembers the id of every event: about 100 bytes each. Ends early and raises as above.
+    """
+    history = ResultHistory()
+    oldest = _oldest()
+    seen: set[bytes] = set()
+    chunk: list[IssueEnded] = []
+    for message in messages:
+        try:
+            if not is_of_types(message, RESULT_TYPES):
+                continue
+            event_id, result, _ = read_result_task(message)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            logger.warning("%s is unreadable and left out: %s", message, first_line(error))
+            history.unreadable += 1
+            continue
+        if event_id.bytes in seen:
+            continue
+        seen.add(event_id.bytes)
+        history.trails.add(result.coupon_type, result.status, result.reason, result.processed_at)
+        if result.processed_at > oldest[result.status]:
+            chunk.append(result)
+        if len(chunk) == _CHUNK:
+            history.written += _write(_statuses(chunk))
+            chunk = []
+            if stop:
+                break
+    history.written += _write(_statuses(chunk))
+    return history
+
+
+def _statuses(results: Sequence[IssueEnded]) -> list[RequestStatus]:
+    """The views of ``results``. When a request was made stands in PostgreSQL only."""
+    request_ids = [result.request_id for result in results]
+    asked: dict[UUID, datetime | None] = dict(
+        IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", "requested_at")
+    )
+    return [
+        RequestStatus(
+            request_id=result.request_id,
+            coupon_type=result.coupon_type,
+            user_id=result.user_id,
+            status=result.status,
+            reason=result.reason,
+            user_coupon_id=result.user_coupon_id,
+            requested_at=isoformat_z(moment) if (moment := asked.get(result.request_id)) else None,
+            processed_at=isoformat_z(result.processed_at),
+        )
+        for result in results
+    ]
+
+
+def _write(statuses: Sequence[RequestStatus]) -> int:
+    return status_cache.write(statuses)
+
+
+def _oldest() -> dict[str, datetime]:
+    """By status what was decided before is no longer kept in Redis; by the database's clock."""
+    now = database_time()
+    return {status: now - timedelta(seconds=status_cache.seconds_kept(status)) for status in (SUCCESS, FAILED)}

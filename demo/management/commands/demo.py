@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import signal
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from common.processes.outages import ServiceUnavailable
+from kafka_bridge.operating.worker_command import whole
+
+
+class Command(BaseCommand):
+    help = "A flash sale on the real processes, with its verdict; `make demo` brings the services it needs."
+    requires_system_checks = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--requests", type=whole(1, 10_000_000), default=20_000, metavar="N")
+        parser.add_argument("--users", type=whole(1, 10_000_000), default=10_000, metavar="N", help="default 10000")
+        parser.add_argument(
+            "--coupons", type=whole(1, 1000), default=5, metavar="N", help="kinds of coupons (default 5)"
+        )
+        parser.add_argument(
+            "--quantity", type=whole(1, 10_000_000), default=1000, metavar="N", help="of each (default 1000)"
+        )
+        parser.add_argument(
+            "--orders", type=whole(1, 100_000), default=300, metavar="N", help="paid after it (default 300)"
+        )
+        parser.add_argument("--issuers", type=whole(1, 64), default=3, metavar="N", help="issuer processes (default 3)")
+        parser.add_argument("--logs", type=Path, default=settings.BASE_DIR / ".devstack" / "demo" / "logs")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            from rich.console import Console
+
+            from demo.runner import Demo
+            from demo.sale import Size
+        except ModuleNotFoundError as error:
+            raise CommandError(f"{error.name} is missing: pip install -r requirements-dev.txt") from error
+        size = Size(options["requests"], options["users"], options["coupons"], options["quantity"])
+        demo = Demo(
+            size=size,
+            orders=options["orders"],
+            issuers=options["issuers"],
+            log_folder=options["logs"],
+            console=Console(),
+        )
+        try:
+            with interrupted_by_signals():
+                held = demo.run(stay=os.environ.get("DEMO_EXIT") != "1")
+        except KeyboardInterrupt:
+            raise CommandError("interrupted", returncode=128 + signal.SIGINT) from None
+        except (ServiceUnavailable, TimeoutError) as error:
+            raise CommandError(str(error)) from error
+        if not held:
+            raise CommandError("not everything held")
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGINT. A KeyboardInterrupt, since event loops let no other exception of a handler through."""
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Raises Interrupted at the first SIGTERM or SIGINT; later ones must not disturb the clearing up."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for wanted in before:
+            # Not SIG_IGN, which a process started meanwhile would inherit.
+            signal.signal(wanted, lambda number, frame: None)
+        raise Interrupted
+
+    before = {wanted: signal.signal(wanted, handle) for wanted in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for wanted, handler in before.items():
+            signal.signal(wanted, handler)

@@ -1,0 +1,261 @@
+"""The consumer loop: poll, one transaction per partition and batch, then the offsets.
+
+An offset is committed only after the transaction of its effects, so a crash in between means the same messages
+again, which every handler survives. One consumer is one thread with its own Kafka client and database connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from django.conf import settings
+
+from common.processes.lifecycle import StopFlag, drop_connection, first_line
+from common.processes.outages import is_transient
+
+from .. import metrics
+from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
+from ..errors import PoisonLimitExceeded
+from ..registry import ConsumerGroup, ReceivedMessage
+from .batch import BatchHandler, BatchInterrupted, BatchPostponed
+from .received import received
+from .retrying_partitions import Partition, RetryingPartitions
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_IDLE_BEFORE_EXIT = 1.0
+_TICK_SECONDS = 1.0
+
+
+class GroupConsumer:
+    """Runs one consumer group in one thread. The caller must not share it between threads."""
+
+    def __init__(
+        self, group: ConsumerGroup, *, batch_size: int | None = None, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """``tick`` is called at every pass of the loop, see ``heartbeat``."""
+        self._group = group
+        self._handler = BatchHandler(group)
+        self._tick = tick
+        self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
+        self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
+        self._assigned: set[Partition] = set()
+        # Partitions of which nothing more can be read, with the offset that comes next.
+        self._at_end: dict[Partition, int] = {}
+        self._joined = False
+        self._waiting = RetryingPartitions(group.name)
+        # Where a provider postponed messages: the offset of the last of them, and the one after all that was handled.
+        self._postponed: dict[Partition, tuple[int, int]] = {}
+        # The next offset to be handled, for the lag; and those that the broker has taken as committed.
+        self._next_offsets: dict[Partition, int] = {}
+        self._committed: dict[Partition, int] = {}
+        self._ticked_at = float("-inf")
+
+    def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
+        """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second."""
+        consumer = make_consumer(self._group.group_id, calls_out=self._group.call is not None)
+        consumer.subscribe(
+            self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+        idle_since = time.monotonic()
+        try:
+            while not stop:
+                worked = self.poll_and_handle(consumer, stop)
+                if worked or not self._at_the_end():
+                    idle_since = time.monotonic()
+                elif until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
+                    self._commit_ends(consumer)
+                    break
+        finally:
+            consumer.close()
+            drop_connection()
+
+    def poll_and_handle(self, consumer: Consumer, stop: StopFlag) -> bool:
+        """One pass: fetch, handle each partition's batch, commit its offset. Returns whether there was a batch."""
+        self._tick()
+        self._fetch(consumer)
+        worked = False
+        for partition in self._ready():
+            if stop:
+                break
+            worked = True
+            messages = self._buffers[partition]
+            batch = messages[: self._batch_size]
+            if self._handle(consumer, partition, batch, stop):
+                end = self._end_of(partition, batch)
+                self._postponed.pop(partition, None)
+                del messages[: len(batch)]
+                self._commit(consumer, {partition: end})
+        if time.monotonic() - self._ticked_at >= _TICK_SECONDS:
+            self._ticked_at = time.monotonic()
+            self._commit_ends(consumer)
+            self._measure_lag(consumer)
+        return worked
+
+    def _ready(self) -> list[Partition]:
+        """The partitions with messages in hand that need not wait."""
+        return sorted(
+            partition for partition, messages in self._buffers.items() if messages and self._waiting.is_due(partition)
+        )
+
+    def _pause_what_is_full(self, consumer: Consumer) -> None:
+        """Fetch no more of a partition that waits and has a batch in hand.
+
+        Until then what comes later joins the batch: when one message alone cannot be told from a service that is away,
+        the others can.
+        """
+        for partition, messages in self._buffers.items():
+            if partition in self._waiting and len(messages) >= self._batch_size:
+                consumer.pause([TopicPartition(*partition)])
+
+    def _at_the_end(self) -> bool:
+        return self._joined and self._at_end.keys() == self._assigned and not any(self._buffers.values())
+
+    def _fetch(self, consumer: Consumer) -> None:
+        self._pause_what_is_full(consumer)
+        if self._ready():
+            # There is work left over: only look for more, and keep the membership alive.
+            messages = consumer.consume(self._batch_size, timeout=0)
+        else:
+            first = consumer.poll(_POLL_SECONDS)
+            if first is None:
+                return
+            messages = [first, *consumer.consume(self._batch_size - 1, timeout=0)] if self._batch_size > 1 else [first]
+        for message in messages:
+            self._sort_in(message)
+
+    def _sort_in(self, message: Message) -> None:
+        topic, number = message.topic(), message.partition()
+        error = message.error()
+        if topic is None or number is None:
+            if error is not None:
+                logger.warning("%s: kafka: %s", self._group.name, error.str())
+            return
+        partition = (topic, number)
+        if error is None:
+            # A message fetched before its partition was revoked may still come out of the client's queue.
+            if partition in self._assigned:
+                arrived = received(message, topic, number)
+                self._at_end.pop(partition, None)
+                self._buffers[partition].append(arrived)
+                self._next_offsets.setdefault(partition, arrived.offset)
+        elif error.code() == PARTITION_EOF:
+            if partition in self._assigned and (end := message.offset()) is not None:
+                self._at_end[partition] = end
+        else:
+            logger.warning("%s: kafka: %s", self._group.name, error.str())
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._joined = True
+        self._assigned |= {(item.topic, item.partition) for item in partitions}
+        logger.info("%s: %d partitions assigned", self._group.name, len(self._assigned))
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Drop what was fetched and not handled: its new owner reads it again from the committed offset."""
+        for item in partitions:
+            partition = (item.topic, item.partition)
+            self._assigned.discard(partition)
+            for state in (self._buffers, self._at_end, self._next_offsets, self._committed, self._postponed):
+                state.pop(partition, None)
+            self._waiting.forget(partition)
+            for gauge in (metrics.LAG, metrics.PAUSED):
+                with contextlib.suppress(KeyError):
+                    gauge.remove(self._group.name, item.topic, str(item.partition))
+
+    def _handle(
+        self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], stop: StopFlag
+    ) -> bool:
+        """Try a batch; False if its offset must not be committed: it is tried again after a pause."""
+        try:
+            self._handler.handle(batch, stop)
+        except BatchInterrupted:
+            return False
+        except BatchPostponed as postponed:
+            self._postpone(consumer, partition, batch, postponed)
+            return False
+        except Exception as error:
+            drop_connection()
+            self._hold(partition, batch, error)
+            return False
+        if self._waiting.go_on(partition):
+            consumer.resume([TopicPartition(*partition)])
+        return True
+
+    def _postpone(
+        self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], postponed: BatchPostponed
+    ) -> None:
+        """Keep what a provider wants later, at the head of the partition; what comes after it joins it.
+
+        The provider's pace is logged where it is kept.
+        """
+        left = postponed.left
+        if len(left) < len(batch):
+            self._postponed[partition] = left[-1].offset, self._end_of(partition, batch)
+            self._buffers[partition][: len(batch)] = left
+            if self._waiting.go_on(partition):
+                consumer.resume([TopicPartition(*partition)])
+            if left[0].offset != self._next_offsets[partition]:
+                self._commit(consumer, {partition: left[0].offset})
+        self._waiting.hold(partition, str(left[0]), str(postponed), postponed.seconds)
+
+    def _end_of(self, partition: Partition, batch: Sequence[ReceivedMessage]) -> int:
+        """The offset after ``batch``; where it holds only what was postponed, after what was handled behind that."""
+        last, end = self._postponed.get(partition, (-1, 0))
+        return end if batch[-1].offset == last else batch[-1].offset + 1
+
+    def _hold(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
+        """Let this partition wait, with nothing dropped, while the others go on."""
+        self._waiting.hold(partition, str(batch[0]), first_line(error))
+        if is_transient(error):
+            logger.warning("%s: %s waits: %s", self._group.name, batch[0], first_line(error))
+        elif isinstance(error, PoisonLimitExceeded):
+            logger.error("%s: %s waits, nothing is dropped: %s", self._group.name, batch[0], error)
+        else:
+            logger.error("%s: %s waits, nothing is dropped", self._group.name, batch[0], exc_info=error)
+
+    def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
+        """Commit synchronously. A failure loses nothing: the messages come again and are known."""
+        self._next_offsets.update(next_offsets)
+        try:
+            committed = consumer.commit(
+                offsets=[TopicPartition(*partition, offset) for partition, offset in next_offsets.items()],
+                asynchronous=False,
+            )
+        except KafkaException as error:
+            positions = ", ".join(f"{topic}[{number}]" for topic, number in next_offsets)
+            logger.warning("%s: offset of %s not committed: %s", self._group.name, positions, first_line(error))
+            return
+        for item in committed or ():
+            if item.error is not None:
+                logger.warning("%s: offset of %s not committed: %s", self._group.name, item, item.error.str())
+            else:
+                self._committed[item.topic, item.partition] = item.offset
+
+    def _commit_ends(self, consumer: Consumer) -> None:
+        """Commit past what comes after the last message and is none, so that it does not count as lag.
+
+        Those are the markers of transactions, their messages if they were aborted, and what a compaction took away.
+        """
+        ends = {
+            partition: end
+            for partition, end in self._at_end.items()
+            if not self._has_in_hand(partition) and self._committed.get(partition) != end
+        }
+        if ends:
+            self._commit(consumer, ends)
+
+    def _has_in_hand(self, partition: Partition) -> bool:
+        """Whether there are messages that are fetched and not handled; of a retrying partition there are."""
+        return bool(self._buffers.get(partition))
+
+    def _measure_lag(self, consumer: Consumer) -> None:
+        for (topic, number), next_offset in self._next_offsets.items():
+            # As far as the client has heard of the partition's end; asking the broker would cost a round trip.
+            _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
+            metrics.LAG.labels(self._group.name, topic, str(number)).set(max(0, end - next_offset))

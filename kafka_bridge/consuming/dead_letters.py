@@ -1,0 +1,101 @@
+"""Writing dead letters: a row with the raw bytes, and the message for the DLT, in the caller's transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from django.conf import settings
+from django.db import connection
+
+from common.processes.lifecycle import first_line
+
+from .. import metrics
+from ..cloudevents import Headers, encode_headers
+from ..outbox.writing import OutboxRow, insert_rows, new_event_id
+from ..registry import Rejected, prefixed
+
+logger = logging.getLogger(__name__)
+
+# The name under which what the relay buries stands among the dead letters of the consumer groups.
+RELAY = "relay"
+_HEADER_BYTES = 1000
+
+_INSERT = """
+    INSERT INTO kafka_bridge_deadletter
+        (consumer_group, topic, partition, "offset", message_timestamp, event_type, event_id, key, payload, headers,
+         error_class, error_message)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT ON CONSTRAINT dead_letter_once DO NOTHING
+"""
+
+
+def write_dead_letters(
+    group_name: str, group_id: str, rejected: Sequence[Rejected], *, tell: bool = True
+) -> list[Rejected]:
+    """Write dead letters of a consumer group; returns those that were not there already.
+
+    Each new one also becomes an outbox row for its dead-letter topic: original key and bytes, original headers and
+    the ``x-original-*``, ``x-consumer-group`` and ``x-error-*`` headers. Not so with ``tell`` False.
+    """
+    fresh = [item for item in rejected if _insert(group_name, item)]
+    if tell:
+        insert_rows([_dlt_row(group_id, item) for item in fresh])
+    for item in fresh:
+        metrics.DEAD_LETTERS.labels(group_name).inc()
+        logger.error("%s: dead letter %s: %s", group_name, item.message, first_line(item.error))
+    return fresh
+
+
+def event_type_of(rejected: Rejected) -> str:
+    """The event type that the message's header names, empty if none; safe for a text column."""
+    raw = rejected.message.header("ce_type") or b""
+    return raw[:100].decode("utf-8", "replace").replace("\0", "")
+
+
+def _insert(group_name: str, rejected: Rejected) -> bool:
+    message = rejected.message
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _INSERT,
+            [
+                group_name, message.topic, message.partition, message.offset, message.timestamp,
+                event_type_of(rejected), message.event_id, message.key, message.value,
+                encode_headers(message.headers), type(rejected.error).__name__[:200], _text(rejected.error),
+            ],
+        )  # fmt: skip
+        return bool(cursor.rowcount)
+
+
+def _dlt_row(group_id: str, rejected: Rejected) -> OutboxRow:
+    message = rejected.message
+    event_type = event_type_of(rejected)
+    extra: Headers = (
+        ("x-original-topic", prefixed(message.topic).encode()),
+        ("x-original-partition", str(message.partition).encode()),
+        ("x-original-offset", str(message.offset).encode()),
+        ("x-consumer-group", group_id.encode()),
+        ("x-error-class", type(rejected.error).__name__.encode()),
+        ("x-error-message", _text(rejected.error).encode()[:_HEADER_BYTES]),
+    )
+    return OutboxRow(
+        event_id=new_event_id(),
+        event_type=event_type,
+        topic=dead_letter_topic(message.topic, event_type),
+        key=message.key,
+        payload=message.value,
+        headers=encode_headers((*message.headers, *extra)),
+    )
+
+
+def dead_letter_topic(topic: str, event_type: str) -> str:
+    """Where dead letters of ``topic`` go: by the event's own route, else by any route of that topic."""
+    routes = settings.KAFKA_ROUTES
+    route = routes.get(event_type)
+    if route is None or route.topic != topic:
+        route = next(route for route in routes.values() if route.topic == topic)
+    return str(route.dead_letter_topic)
+
+
+def _text(error: BaseException) -> str:
+    return str(error).encode("utf-8", "replace").decode().replace("\0", "\\0")[:2000]

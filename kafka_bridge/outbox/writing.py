@@ -1,0 +1,185 @@
+"""Writing the outbox: the only way an event leaves the service."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from django.conf import settings
+from django.db import connection, transaction
+from uuid_utils.compat import uuid7
+
+from common.postgres import arrays
+from common.trace_context import new_traceparent
+
+from ..cloudevents import encode_body
+from ..errors import PayloadTooLarge, PublishOutsideTransaction
+from ..models import SHARDS, OutboxMessage
+from ..routes import KEY_FIELDS, Route
+
+# Topics take 1 MiB by default; the rest is room for headers and the batch around the record.
+MAX_PAYLOAD_BYTES = 900_000
+
+
+def new_event_id() -> UUID:
+    """A UUIDv7: ids of one time lie together in the index, random ones cost many times the WAL."""
+    return uuid7()
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What tells of an event. ``body``, a mapping or a Struct, must hold the field that its route names as key.
+
+    With an empty ``traceparent`` a trace begins here.
+    """
+
+    event_type: str
+    body: Mapping[str, Any] | msgspec.Struct
+    event_id: UUID = msgspec.field(default_factory=new_event_id)
+    traceparent: str = ""
+
+
+class OutboxRow(NamedTuple):
+    """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter.
+
+    ``handed_over``: something else than the relay carries it, see ``carriers``. It counts as published from the start.
+    """
+
+    event_id: UUID
+    event_type: str
+    topic: str
+    key: bytes | None
+    payload: bytes | None
+    headers: bytes | None = None
+    traceparent: str = ""
+    handed_over: bool = False
+
+    @property
+    def shard(self) -> int:
+        return zlib.crc32(self.key or b"") % SHARDS
+
+
+_COLUMNS = "event_id, event_type, topic, key, payload, headers, traceparent, shard"
+# Ordinality keeps ids, and with them the order of publishing, in the order of the list.
+_INSERT_MANY = f"""
+    INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS}, published_at)
+    SELECT {_COLUMNS}, CASE WHEN handed_over THEN statement_timestamp() END
+    FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::bytea[], %s::text[], %s::int[],
+                %s::bool[])
+         WITH ORDINALITY AS row ({_COLUMNS}, handed_over, position)
+    ORDER BY position
+"""
+_INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
+# A look at the index per id, as the planner would otherwise scan a table that is not huge yet.
+_READ_STORED = """
+    SELECT id FROM unnest(%s::uuid[]) AS asked (id)
+    WHERE (SELECT true FROM kafka_bridge_outboxmessage WHERE event_id = asked.id)
+"""
+
+
+def publish(messages: Iterable[Message]) -> None:
+    """Write ``messages`` to the outbox, in order, within the caller's transaction.
+
+    Raises PublishOutsideTransaction outside ``transaction.atomic``, PayloadTooLarge for a body past
+    ``MAX_PAYLOAD_BYTES``, KeyError for a type without a route or a mapping without its key.
+    """
+    routes: Mapping[str, Route] = settings.KAFKA_ROUTES
+    insert_rows([_row(message, routes[message.event_type]) for message in messages])
+
+
+def insert_rows(rows: Sequence[OutboxRow]) -> None:
+    """Insert ready rows, in order, within the caller's transaction."""
+    _require_transaction()
+    if not rows:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_MANY, _columns(rows))
+
+
+def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
+    """Insert those of ``rows`` whose event id is not there yet; returns for each whether it was inserted.
+
+    Of several rows with one id the first is inserted. They are inserted in the order of their ids, since two sessions
+    that insert the same ids in different orders would wait for each other.
+    """
+    _require_transaction()
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT_NEW, _columns(sorted(rows, key=attrgetter("event_id"))))
+        inserted = {event_id for (event_id,) in cursor.fetchall()}
+    answers = []
+    for row in rows:
+        answers.append(row.event_id in inserted)
+        inserted.discard(row.event_id)
+    return answers
+
+
+def _columns(rows: Sequence[OutboxRow]) -> list[str]:
+    return [
+        arrays.uuids([row.event_id for row in rows]),
+        arrays.texts([row.event_type for row in rows]),
+        arrays.texts([row.topic for row in rows]),
+        arrays.blobs([row.key for row in rows]),
+        arrays.blobs([row.payload for row in rows]),
+        arrays.blobs([row.headers for row in rows]),
+        arrays.texts([row.traceparent for row in rows]),
+        arrays.numbers([row.shard for row in rows]),
+        arrays.booleans([row.handed_over for row in rows]),
+    ]
+
+
+def outbox_row(message: Message) -> OutboxRow:
+    """The row of a message: topic and key by the route of its type."""
+    return _row(message, settings.KAFKA_ROUTES[message.event_type])
+
+
+def _row(message: Message, route: Route) -> OutboxRow:
+    payload = encode_body(message.body)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"{message.event_type}: {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}; send a reference instead"
+        )
+    return OutboxRow(
+        event_id=message.event_id,
+        event_type=message.event_type,
+        topic=route.topic,
+        key=str(_field(message.body, route.key) or "").encode(),
+        payload=payload,
+        traceparent=message.traceparent or new_traceparent(),
+    )
+
+
+def _field(body: Mapping[str, Any] | msgspec.Struct, name: str) -> Any:
+    if isinstance(body, msgspec.Struct):
+        return getattr(body, KEY_FIELDS[name])
+    return body[name]
+
+
+def _require_transaction() -> None:
+    if not transaction.get_connection().in_atomic_block:
+        raise PublishOutsideTransaction("publish() needs transaction.atomic: call it where the change is made")
+
+
+def stored_payload(event_type: str, event_id: UUID) -> bytes | None:
+    """The body of an event that is still in the outbox, published or not; a dead letter's copy is no event."""
+    return stored_payloads(event_type, [event_id]).get(event_id)
+
+
+def stored_payloads(event_type: str, event_ids: Collection[UUID]) -> dict[UUID, bytes]:
+    """Like ``stored_payload`` for many; ids that are not in the outbox are not in the result."""
+    rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type, headers=None)
+    return {event_id: bytes(payload or b"") for event_id, payload in rows.values_list("event_id", "payload")}
+
+
+def stored_ids(event_ids: Collection[UUID]) -> set[UUID]:
+    """Those of ``event_ids`` that are in the outbox, published or not."""
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_STORED, [arrays.uuids(event_ids)])
+        return {event_id for (event_id,) in cursor.fetchall()}
+
+
+def anything_unpublished() -> bool:
+    """Whether any row, of whatever shard, still waits for the relay."""
+    return OutboxMessage.objects.filter(published_at=None).exists()
