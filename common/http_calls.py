@@ -70,13 +70,13 @@ _MISDIRECTED = frozenset({401, 403, 404, 405, 407})
 class HttpCall(NamedTuple):
     """A POST of ``body`` (JSON); ``traceparent`` may be empty.
 
-    Calls of one ``line`` are made one after the other, in order.
+    Calls of one ``ordering_key`` are made one after the other, in order.
     """
 
     idempotency_key: UUID
     body: bytes
     traceparent: str = ""
-    line: int | None = None
+    ordering_key: int | None = None
 
 
 class Endpoint:
@@ -85,12 +85,12 @@ class Endpoint:
     They also share the pace at which it is called; see ``endpoint`` for the one that a process shares.
     """
 
-    def __init__(self, name: str, url: str, *, headers: Mapping[str, str] = {}, mend: str) -> None:
-        """``name`` is what logs call the service; ``mend`` names the settings to look at when it refuses everything."""
+    def __init__(self, name: str, url: str, *, headers: Mapping[str, str] = {}, fix_hint: str) -> None:
+        """``name`` is what logs call the service; ``fix_hint`` names the settings to check when it refuses everything."""
         self.name = name
         self._url = url
         self._headers = {**headers, "content-type": "application/json"}
-        self._mend = mend
+        self._fix_hint = fix_hint
         self._record = _Record()
         self._slots = asyncio.Semaphore(PARALLEL)
         # Within the loop's thread only.
@@ -117,19 +117,22 @@ class Endpoint:
         def begin(places: Sequence[int]) -> list[Future[Exception | None]]:
             for place in places:
                 call = calls[place]
-                before = None if call.line is None else last_of_line.get(call.line)
+                before = None if call.ordering_key is None else last_of_line.get(call.ordering_key)
                 outcomes[place] = asyncio.run_coroutine_threadsafe(self._post(call, limits, before), _loop())
-                if call.line is not None:
-                    last_of_line[call.line] = outcomes[place]
+                if call.ordering_key is not None:
+                    last_of_line[call.ordering_key] = outcomes[place]
             return [outcomes[place] for place in places]
 
         # In order, but those that failed before come last: a batch that comes again may begin with some that never get
         # through. First as many as are under way at once: when none of those gets through, the others need not wait for
         # their timeouts.
         failing = self._record.failing()
-        lines = {call.line for call in calls if call.idempotency_key in failing and call.line is not None}
+        lines = {
+            call.ordering_key for call in calls if call.idempotency_key in failing and call.ordering_key is not None
+        }
         order = sorted(
-            range(len(calls)), key=lambda place: calls[place].idempotency_key in failing or calls[place].line in lines
+            range(len(calls)),
+            key=lambda place: calls[place].idempotency_key in failing or calls[place].ordering_key in lines,
         )
         answered = any(_answered(future.result()) for future in as_completed(begin(order[:PARALLEL])))
         if not answered:
@@ -256,7 +259,7 @@ class Endpoint:
             if response is None:
                 return _NoSuccess(CallFailed(_told(error, seconds)))
         except (httpx.InvalidURL, UnicodeError) as error:
-            return _NoSuccess(CallFailed(f"cannot be called ({type(error).__name__}); {self._mend}"), again=False)
+            return _NoSuccess(CallFailed(f"cannot be called ({type(error).__name__}); {self._fix_hint}"), again=False)
         return self._judged(response)
 
     def _judged(self, response: httpx.Response) -> _NoSuccess | None:
@@ -270,7 +273,7 @@ class Endpoint:
         if response.is_server_error or status in _TRY_AGAIN:
             return _NoSuccess(CallFailed(f"answered {status}"), wait=min(asked or 0.0, LONGEST_PAUSE))
         if status in _MISDIRECTED or not response.is_client_error:
-            return _NoSuccess(CallFailed(f"answered {status}; {self._mend}"), again=False)
+            return _NoSuccess(CallFailed(f"answered {status}; {self._fix_hint}"), again=False)
         return _NoSuccess(CallRefused(f"{self.name} refused the call: answered {status}"), again=False)
 
 
@@ -348,16 +351,16 @@ class _Record:
 _making = threading.Lock()
 
 
-def endpoint(name: str, url: str, *, headers: Mapping[str, str] = {}, mend: str) -> Endpoint:
+def endpoint(name: str, url: str, *, headers: Mapping[str, str] = {}, fix_hint: str) -> Endpoint:
     """The process's Endpoint with these arguments: all groups that call a provider share its pace."""
     # Two threads that ask at once would each make one.
     with _making:
-        return _make_endpoint(name, url, tuple(headers.items()), mend)
+        return _make_endpoint(name, url, tuple(headers.items()), fix_hint)
 
 
 @lru_cache(maxsize=8)
-def _make_endpoint(name: str, url: str, headers: tuple[tuple[str, str], ...], mend: str) -> Endpoint:
-    return Endpoint(name, url, headers=dict(headers), mend=mend)
+def _make_endpoint(name: str, url: str, headers: tuple[tuple[str, str], ...], fix_hint: str) -> Endpoint:
+    return Endpoint(name, url, headers=dict(headers), fix_hint=fix_hint)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

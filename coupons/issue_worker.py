@@ -83,20 +83,20 @@ class IssueWorker:
         """
         self._tick()
         self._look_after_others()
-        taken, left = self._list.take(self._batch_size)
+        taken, left = self._list.claim(self._batch_size)
         metrics.LAG.labels(*_LABELS).set(len(taken) + left)
         if not taken:
             return self._look_for_lost()
         messages = _messages(taken)
         if messages:
             self._handler.handle(messages, stop)
-        self._list.finish(taken)
+        self._list.ack(taken)
         return True
 
     def _look_after_others(self) -> None:
         if time.monotonic() - self._looked_after_others_at < _LOOK_AROUND_SECONDS:
             return
-        if number := self._list.put_back_of_the_dead():
+        if number := self._list.requeue_of_dead_workers():
             logger.warning("issue worker: %d requests were in the hands of a worker that died", number)
         self._looked_after_others_at = time.monotonic()
 
@@ -119,7 +119,7 @@ class IssueWorker:
 
     def _put_back(self) -> None:
         try:
-            if number := self._list.put_back():
+            if number := self._list.requeue():
                 logger.info("issue worker: %d requests are left to the others", number)
         except RedisError as error:
             logger.warning("issue worker: what was in hand is found by the others: %s", error)

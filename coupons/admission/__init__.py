@@ -33,7 +33,7 @@ ADMISSIONS: dict[str, Admission] = {
 def notify_finished(ended: Sequence[FinishedRequest]) -> None:
     """Tell every admission how requests ended. Call it once that is committed; again does no harm."""
     for admission in ADMISSIONS.values():
-        admission.settle(ended)
+        admission.on_finished(ended)
 
 
 def revoke(coupon_id: int, user_ids: Sequence[int]) -> None:

@@ -27,13 +27,13 @@ class AdmissionRequest(NamedTuple):
 class AdmissionOutcome(NamedTuple):
     """What became of a candidate. ``refusal`` None: it is let in.
 
-    ``sequence`` is its place in line, None where nobody counts. ``fresh``: something was taken for it just now, which
-    is not so for a request that comes again.
+    ``sequence`` is its place in line, None where nobody counts. ``newly_reserved``: a unit was
+    reserved for it by this call, which is not so for a request that comes again.
     """
 
     refusal: type[DomainError] | None = None
     sequence: int | None = None
-    fresh: bool = False
+    newly_reserved: bool = False
 
 
 class FinishedRequest(NamedTuple):
@@ -57,36 +57,36 @@ def finished_requests(results: Iterable[IssueEnded]) -> list[FinishedRequest]:
 class Admission:
     """A way to let requests in. This one lets in everybody.
 
-    ``admit`` comes first, before any transaction, so that a refusal can spare PostgreSQL. ``record`` comes inside the
-    transaction that inserts the outbox rows. If for certain no row came of it, ``withdraw`` gives back what ``admit``
+    ``admit`` comes first, before any transaction, so that a refusal can spare PostgreSQL. ``confirm`` comes inside the
+    transaction that inserts the outbox rows. If for certain no row came of it, ``cancel`` gives back what ``admit``
     took; if nobody knows, nothing is given back.
     """
 
     # Whether it ever refuses. Then each coupon has a line of its own, so that no other has to wait for what it waits
     # for: all candidates of a call are of one coupon.
-    selective: ClassVar[bool] = False
+    may_refuse: ClassVar[bool] = False
 
     def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         """One outcome per candidate, in order. The same request id again is let in again."""
         return [AdmissionOutcome()] * len(candidates)
 
-    def record(
+    def confirm(
         self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
     ) -> list[AdmissionOutcome]:
         """The last word on candidates that ``admit`` let in, within the caller's transaction."""
         return list(admitted)
 
-    def book(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
+    def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         """Take what there is for requests of one coupon that are accepted in any case, within the caller's transaction.
 
         Those it refuses have taken nothing; the issuer decides about them all the same.
         """
-        return self.record(candidates, self.admit(candidates))
+        return self.confirm(candidates, self.admit(candidates))
 
-    def withdraw(self, candidates: Sequence[AdmissionRequest]) -> None:
+    def cancel(self, candidates: Sequence[AdmissionRequest]) -> None:
         """Give back what ``admit`` took. Does not raise what an outage raises."""
 
-    def settle(self, ended: Sequence[FinishedRequest]) -> None:
+    def on_finished(self, ended: Sequence[FinishedRequest]) -> None:
         """Take note of committed ends of requests, of this or any other admission. Does not raise for an outage."""
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:

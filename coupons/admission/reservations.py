@@ -66,7 +66,7 @@ class Reservation(NamedTuple):
     admission: str
 
     @property
-    def counted(self) -> bool:
+    def holds_stock(self) -> bool:
         """Whether its piece is among the coupon's ``reserved``."""
         return self.admission == RESERVE
 
@@ -83,7 +83,7 @@ def reserve(candidates: Sequence[AdmissionRequest], admission: str) -> list[Admi
     told = dict(zip(others, conflicts([candidates[index] for index in others]), strict=True))
     # What it collided with is gone by now: its user has the coupon, or may ask once more.
     return [
-        AdmissionOutcome(fresh=True) if index in fresh else told[index] or AdmissionOutcome(AlreadyIssued)
+        AdmissionOutcome(newly_reserved=True) if index in fresh else told[index] or AdmissionOutcome(AlreadyIssued)
         for index in range(len(candidates))
     ]
 
@@ -157,7 +157,7 @@ def release(request_ids: Collection[UUID]) -> list[Reservation]:
         # First, like everybody who deletes these rows, or two would wait for each other.
         cursor.execute(_LOCK_COUPONS, [coupon_ids])
         removed = remove(request_ids, of=coupon_ids)
-        given = Counter(row.coupon_id for row in removed if row.counted)
+        given = Counter(row.coupon_id for row in removed if row.holds_stock)
         if given:
             cursor.execute(_RELEASE, [list(given), list(given.values())])
         return removed

@@ -26,9 +26,9 @@ _LOCK = "SELECT total_quantity - issued - reserved FROM coupons_coupon WHERE id 
 class Reserve(Admission):
     """One lock and one UPDATE of the coupon per group of its requests."""
 
-    selective = True
+    may_refuse = True
 
-    def record(
+    def confirm(
         self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
     ) -> list[AdmissionOutcome]:
         """Take a piece for each candidate, first come, first served, until there is none."""
@@ -38,18 +38,18 @@ class Reserve(Admission):
             rows = reservations.reserve([candidates[place] for place in let_in], reservations.RESERVE)
             for place, outcome in zip(let_in, rows, strict=True):
                 outcomes[place] = outcome
-            _take(candidates, outcomes, [place for place, row in zip(let_in, rows, strict=True) if row.fresh])
+            _take(candidates, outcomes, [place for place, row in zip(let_in, rows, strict=True) if row.newly_reserved])
         return [outcome or AdmissionOutcome(SoldOut) for outcome in outcomes]
 
 
 def _take(
     candidates: Sequence[AdmissionRequest], outcomes: list[AdmissionOutcome | None], fresh: Sequence[int]
 ) -> None:
-    """Give pieces and places in line to the candidates at the places ``fresh``, or to the first of them."""
+    """Give pieces and places in line to the candidates at the indexes ``fresh``, or to the first of them."""
     coupon_id = candidates[0].coupon_id
     quantity, sequence = _lock_and_take(coupon_id, len(fresh)) if fresh else (0, 0)
     for number, place in enumerate(fresh[:quantity], start=1):
-        outcomes[place] = AdmissionOutcome(sequence=sequence + number, fresh=True)
+        outcomes[place] = AdmissionOutcome(sequence=sequence + number, newly_reserved=True)
     if too_late := [candidates[place] for place in fresh[quantity:]]:
         # Others took the last pieces after the look.
         reservations.remove([one.request_id for one in too_late], of=[coupon_id])

@@ -42,7 +42,7 @@ def send(notices: Sequence[Notice], stop: StopFlag) -> Sequence[Exception | None
     if not settings.ALIMTALK_URL:
         return [None] * len(notices)
     told = [item for item in notices if item.user_id is not None]
-    calls = [HttpCall(item.event_id, _body(item), item.traceparent, line=item.user_id) for item in told]
+    calls = [HttpCall(item.event_id, _body(item), item.traceparent, ordering_key=item.user_id) for item in told]
     errors = iter(_endpoint().post_all(calls, stop))
     return [None if item.user_id is None else next(errors) for item in notices]
 
@@ -71,4 +71,6 @@ def _body(notice: Notice) -> bytes:
 
 def _endpoint() -> Endpoint:
     headers = {"Authorization": f"Bearer {settings.ALIMTALK_KEY}"} if settings.ALIMTALK_KEY else {}
-    return endpoint("AlimTalk", settings.ALIMTALK_URL, headers=headers, mend="look at ALIMTALK_URL and ALIMTALK_KEY")
+    return endpoint(
+        "AlimTalk", settings.ALIMTALK_URL, headers=headers, fix_hint="look at ALIMTALK_URL and ALIMTALK_KEY"
+    )

@@ -82,7 +82,7 @@ def request_accept(
     admission = ADMISSIONS[coupon.admission]
     item = prepare(admission, candidate, request, traceparent or new_traceparent(), may_be_repeat=keyed)
     try:
-        answer = group_committers.of(coupon).submit(item)
+        answer = group_committers.for_coupon(coupon).submit(item)
     except WaitedTooLong as error:
         raise Unavailable(
             "The requests before this one wait for the database. It was not executed: try again in a moment.",

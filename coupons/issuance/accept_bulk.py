@@ -71,12 +71,14 @@ def bulk_accept(*, batch: BulkIssue, user_ids: Sequence[int]) -> int:
         for request_id, user_id in asked.items()
     ]
     with transaction.atomic():
-        booked = ADMISSIONS[coupon.admission].book(candidates)
+        booked = ADMISSIONS[coupon.admission].admit_bulk(candidates)
         rows = [_row(coupon, one, outcome, moment) for one, outcome in zip(candidates, booked, strict=True)]
         inserted = insert_new_rows(rows)
         accepted = sum(inserted)
         # Somebody else asked for them meanwhile, who has taken nothing for them.
-        strays = [row.event_id for row, one, new in zip(rows, booked, inserted, strict=True) if one.fresh and not new]
+        strays = [
+            row.event_id for row, one, new in zip(rows, booked, inserted, strict=True) if one.newly_reserved and not new
+        ]
         if strays:
             reservations.release(strays)
     metrics.ACCEPTED.labels("BATCH").inc(accepted)

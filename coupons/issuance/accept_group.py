@@ -61,7 +61,7 @@ def prepare(
     admission: Admission, candidate: AdmissionRequest, request: IssueRequested, traceparent: str, *, may_be_repeat: bool
 ) -> IncomingRequest:
     """What goes into a line. Without a place in line the row is made here, and not while others wait."""
-    row = None if admission.selective else outbox_row(message_of(request, traceparent=traceparent))
+    row = None if admission.may_refuse else outbox_row(message_of(request, traceparent=traceparent))
     return IncomingRequest(candidate, request, traceparent, row, may_be_repeat)
 
 
@@ -91,7 +91,9 @@ def accept_group(admission: Admission, group: Sequence[IncomingRequest]) -> list
                 answers[place] = answer
     except BaseException as error:
         if not written or is_rolled_back(error):
-            admission.withdraw([one.candidate for one, outcome in zip(group, outcomes, strict=True) if outcome.fresh])
+            admission.cancel(
+                [one.candidate for one, outcome in zip(group, outcomes, strict=True) if outcome.newly_reserved]
+            )
         raise
     _tell(one for one, answer in zip(group, answers, strict=True) if answer.new)
     _give_back(
@@ -99,7 +101,7 @@ def accept_group(admission: Admission, group: Sequence[IncomingRequest]) -> list
         [
             (one.candidate, answer)
             for one, outcome, answer in zip(group, outcomes, answers, strict=True)
-            if outcome.fresh and not answer.new
+            if outcome.newly_reserved and not answer.new
         ],
     )
     return answers
@@ -129,15 +131,15 @@ def _give_back(admission: Admission, unused: Sequence[tuple[AdmissionRequest, Ac
         elif answer.earlier.ended is not None:
             ended.append(answer.earlier.ended)
         # Else somebody else has inserted its row, and what was taken is its own until it ends.
-    admission.withdraw(withdrawn)
-    admission.settle(ended)
+    admission.cancel(withdrawn)
+    admission.on_finished(ended)
 
 
 def _write(
     admission: Admission, group: Sequence[IncomingRequest], admitted: Sequence[AdmissionOutcome]
 ) -> list[AcceptOutcome]:
     """The rows of requests that were let in, unless the record or an earlier row says otherwise."""
-    recorded = admission.record([one.candidate for one in group], admitted)
+    recorded = admission.confirm([one.candidate for one in group], admitted)
     let_in = [place for place, outcome in enumerate(recorded) if outcome.refusal is None]
     inserted = insert_new_rows([_row(group[place], recorded[place].sequence) for place in let_in]) if let_in else []
     new = {place for place, is_new in zip(let_in, inserted, strict=True) if is_new}
@@ -146,7 +148,9 @@ def _write(
         # With Redis away they are accepted all the same: the worker finds them by their reservations.
         transaction.on_commit(partial(enqueue, for_worker), robust=True)
     # Somebody was faster under the same key, or another admission let it in before: it has what it has.
-    strays = [group[place].candidate.request_id for place in let_in if recorded[place].fresh and place not in new]
+    strays = [
+        group[place].candidate.request_id for place in let_in if recorded[place].newly_reserved and place not in new
+    ]
     if strays:
         reservations.release(strays)
     repeats = {place: group[place].candidate.request_id for place in let_in if place not in new}
@@ -190,9 +194,9 @@ class GroupCommitters:
     def __init__(self) -> None:
         self._lines: dict[tuple[str, int], GroupCommit[IncomingRequest, AcceptOutcome]] = {}
 
-    def of(self, coupon: CachedCoupon) -> GroupCommit[IncomingRequest, AcceptOutcome]:
+    def for_coupon(self, coupon: CachedCoupon) -> GroupCommit[IncomingRequest, AcceptOutcome]:
         admission = ADMISSIONS[coupon.admission]
-        key = (coupon.admission, coupon.coupon_id if admission.selective else 0)
+        key = (coupon.admission, coupon.coupon_id if admission.may_refuse else 0)
         line = self._lines.get(key)
         if line is None:
             # Whoever waits in a line that is forgotten here is answered all the same.

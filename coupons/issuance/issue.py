@@ -113,7 +113,7 @@ def _claims(
 ) -> list[Claim]:
     by_id = {coupon.id: coupon for coupon in coupons}
     by_type = {coupon.coupon_type: coupon for coupon in coupons}
-    with_piece = {(one.request_id, one.coupon_id, one.user_id) for one in reserved if one.counted}
+    with_piece = {(one.request_id, one.coupon_id, one.user_id) for one in reserved if one.holds_stock}
     claims: list[Claim] = []
     outside: list[int] = []
     for index, task in enumerate(tasks):
@@ -173,7 +173,7 @@ def _insert_coupons(won: Sequence[Claim], expiry: dict[int, str | None], now: da
 
 def _move_stock(won: Sequence[Claim], reserved: Sequence[Reservation]) -> None:
     won_of = Counter(claim.coupon_id for claim in won if claim.coupon_id is not None)
-    given_of = Counter(one.coupon_id for one in reserved if one.counted)
+    given_of = Counter(one.coupon_id for one in reserved if one.holds_stock)
     moved = list({*won_of, *given_of})
     if moved:
         with connection.cursor() as cursor:

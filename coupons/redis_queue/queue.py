@@ -75,21 +75,21 @@ class RedisQueue:
     def __init__(self) -> None:
         self._id = str(uuid4()).encode()
 
-    def take(self, most: int) -> tuple[list[bytes], int]:
+    def claim(self, most: int) -> tuple[list[bytes], int]:
         """What is in hand, or else the next ids, ``most`` at the most; and how many are left in the list."""
         taken, left = _run(_TAKE, self._id, most, round(ALIVE_SECONDS * 1000))
         return taken, left
 
-    def finish(self, taken: Sequence[bytes]) -> None:
+    def ack(self, taken: Sequence[bytes]) -> None:
         """What was taken is done with."""
         _script(_FINISH)(keys=[_backup(self._id)], args=list(taken), client=redis())
 
-    def put_back(self) -> int:
+    def requeue(self) -> int:
         """Leave what is in hand to the others; returns how many ids."""
         redis().delete(_alive(self._id))
         return int(_run(_PUT_BACK, self._id))
 
-    def put_back_of_the_dead(self) -> int:
+    def requeue_of_dead_workers(self) -> int:
         """Put back what workers had in hand that are no longer alive; returns how many ids."""
         others = set(_run(_WORKERS, self._id)) - {self._id}
         return sum(int(_run(_PUT_BACK, worker)) for worker in others)

@@ -183,7 +183,7 @@ class GroupConsumer:
             drop_connection()
             self._hold(partition, batch, error)
             return False
-        if self._waiting.go_on(partition):
+        if self._waiting.resume(partition):
             consumer.resume([TopicPartition(*partition)])
         return True
 
@@ -198,11 +198,11 @@ class GroupConsumer:
         if len(left) < len(batch):
             self._postponed[partition] = left[-1].offset, self._end_of(partition, batch)
             self._buffers[partition][: len(batch)] = left
-            if self._waiting.go_on(partition):
+            if self._waiting.resume(partition):
                 consumer.resume([TopicPartition(*partition)])
             if left[0].offset != self._next_offsets[partition]:
                 self._commit(consumer, {partition: left[0].offset})
-        self._waiting.hold(partition, str(left[0]), str(postponed), postponed.seconds)
+        self._waiting.retry_later(partition, str(left[0]), str(postponed), postponed.seconds)
 
     def _end_of(self, partition: Partition, batch: Sequence[ReceivedMessage]) -> int:
         """The offset after ``batch``; where it holds only what was postponed, after what was handled behind that."""
@@ -211,7 +211,7 @@ class GroupConsumer:
 
     def _hold(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Let this partition wait, with nothing dropped, while the others go on."""
-        self._waiting.hold(partition, str(batch[0]), first_line(error))
+        self._waiting.retry_later(partition, str(batch[0]), first_line(error))
         if is_transient(error):
             logger.warning("%s: %s waits: %s", self._group.name, batch[0], first_line(error))
         elif isinstance(error, PoisonLimitExceeded):

@@ -41,7 +41,7 @@ class RetryingPartitions:
         """Whether the partition need not wait now."""
         return self._retry_at.get(partition, 0.0) <= time.monotonic()
 
-    def hold(self, partition: Partition, place: str, why: str, seconds: float | None = None) -> None:
+    def retry_later(self, partition: Partition, place: str, why: str, seconds: float | None = None) -> None:
         """Let the partition wait, each time longer; for long, and an alert names ``place`` and ``why``.
 
         ``seconds`` is how long, where what it waits for has said so.
@@ -55,7 +55,7 @@ class RetryingPartitions:
         if (seconds := self._has_waited(partition)) >= ALERT_AFTER_SECONDS:
             self._alert(f"{self._group_name} has waited at {place} for {seconds / 60:.0f} minutes: {why}")
 
-    def go_on(self, partition: Partition) -> bool:
+    def resume(self, partition: Partition) -> bool:
         """Note that a batch of the partition was handled; returns whether it had been waiting."""
         waited, was_told = partition in self, self._has_waited(partition) >= ALERT_AFTER_SECONDS
         if waited:

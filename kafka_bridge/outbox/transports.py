@@ -1,7 +1,7 @@
 """Events that something else than Kafka carries to their consumers.
 
-Their outbox rows are the truth all the same: a carrier passes on event ids, and who gets one reads the row. Such a row
-names its carrier where others name their topic, and counts as published from the start: the relay never sees it,
+Their outbox rows are the truth all the same: a transport passes on event ids, and who gets one reads the row. Such a row
+names its transport where others name their topic, and counts as published from the start: the relay never sees it,
 nobody counts it as waiting, and pruning keeps it as long as any other row that is waited for.
 """
 
@@ -26,18 +26,18 @@ _READ = """
 """
 
 
-def row_for_transport(row: OutboxRow, carrier: str) -> OutboxRow:
-    """``row``, to be carried by ``carrier`` (a name that is no topic) instead of Kafka."""
-    return row._replace(topic=carrier, handed_over=True)
+def row_for_transport(row: OutboxRow, transport: str) -> OutboxRow:
+    """``row``, to be carried by ``transport`` (a name that is no topic) instead of Kafka."""
+    return row._replace(topic=transport, by_transport=True)
 
 
-def messages_of_transport(carrier: str, event_ids: Collection[UUID]) -> dict[UUID, ReceivedMessage]:
-    """The messages by event id, as from the topic of their route; ids that ``carrier`` has no row of are left out.
+def messages_of_transport(transport: str, event_ids: Collection[UUID]) -> dict[UUID, ReceivedMessage]:
+    """The messages by event id, as from the topic of their route; ids that ``transport`` has no row of are left out.
 
     Their partition is -1 and their offset the row's id, which no message of Kafka has.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_READ, [arrays.uuids(event_ids), carrier])
+        cursor.execute(_READ, [arrays.uuids(event_ids), transport])
         return {row[1]: _message(*row) for row in cursor.fetchall()}
 
 

@@ -45,7 +45,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class OutboxRow(NamedTuple):
     """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter.
 
-    ``handed_over``: something else than the relay carries it, see ``carriers``. It counts as published from the start.
+    ``by_transport``: another transport than the relay carries it, see ``transports``. It counts as published from the start.
     """
 
     event_id: UUID
@@ -55,7 +55,7 @@ class OutboxRow(NamedTuple):
     payload: bytes | None
     headers: bytes | None = None
     traceparent: str = ""
-    handed_over: bool = False
+    by_transport: bool = False
 
     @property
     def shard(self) -> int:
@@ -66,10 +66,10 @@ _COLUMNS = "event_id, event_type, topic, key, payload, headers, traceparent, sha
 # Ordinality keeps ids, and with them the order of publishing, in the order of the list.
 _INSERT_MANY = f"""
     INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS}, published_at)
-    SELECT {_COLUMNS}, CASE WHEN handed_over THEN statement_timestamp() END
+    SELECT {_COLUMNS}, CASE WHEN by_transport THEN statement_timestamp() END
     FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::bytea[], %s::text[], %s::int[],
                 %s::bool[])
-         WITH ORDINALITY AS row ({_COLUMNS}, handed_over, position)
+         WITH ORDINALITY AS row ({_COLUMNS}, by_transport, position)
     ORDER BY position
 """
 _INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
@@ -126,7 +126,7 @@ def _columns(rows: Sequence[OutboxRow]) -> list[str]:
         arrays.blobs([row.headers for row in rows]),
         arrays.texts([row.traceparent for row in rows]),
         arrays.numbers([row.shard for row in rows]),
-        arrays.booleans([row.handed_over for row in rows]),
+        arrays.booleans([row.by_transport for row in rows]),
     ]
 
 

@@ -90,7 +90,7 @@ def send_orders(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | No
     """Send each event as it is to DATA_PLATFORM_URL, if set; see ``Endpoint.post_all``."""
     if not settings.DATA_PLATFORM_URL:
         return [None] * len(told)
-    platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, mend="look at DATA_PLATFORM_URL")
+    platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, fix_hint="look at DATA_PLATFORM_URL")
     return platform.post_all([item.call for item in told], stop)
 
 

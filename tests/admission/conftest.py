@@ -57,10 +57,10 @@ def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def every_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests share nothing, as if each were in a process of its own."""
 
-    def of(lines: object, coupon: CachedCoupon) -> GroupCommit[Any, Any]:
+    def for_coupon(lines: object, coupon: CachedCoupon) -> GroupCommit[Any, Any]:
         return GroupCommit(partial(accept_group.accept_group, ADMISSIONS[coupon.admission]))
 
-    monkeypatch.setattr(accept_group.GroupCommitters, "of", of)
+    monkeypatch.setattr(accept_group.GroupCommitters, "for_coupon", for_coupon)
 
 
 def accept(coupon: Coupon, user_id: int, key: str | None = None) -> Accepted:

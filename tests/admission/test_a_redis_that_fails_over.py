@@ -77,10 +77,10 @@ def use_statuses(make_coupon: Callable[..., Coupon] | None = None) -> None:
 def use_worker_list(make_coupon: Callable[..., Coupon]) -> None:
     worker, request_id = queue.RedisQueue(), uuid4()
     queue.append([request_id])
-    taken, _ = worker.take(10)
+    taken, _ = worker.claim(10)
     assert taken == [str(request_id).encode()]
-    worker.finish(taken)
-    worker.put_back()
+    worker.ack(taken)
+    worker.requeue()
 
 
 def use_ranking(make_coupon: Callable[..., Coupon]) -> None:

@@ -83,7 +83,7 @@ def record(coupon: Coupon, users: Iterable[tuple[UUID, int]]) -> list[AdmissionO
     """What becomes of a group of requests (id, user)."""
     candidates = [AdmissionRequest(request_id, user_id, coupon.id, 3) for request_id, user_id in users]
     with transaction.atomic():
-        return ADMISSIONS["reserve"].record(candidates, ADMISSIONS["reserve"].admit(candidates))
+        return ADMISSIONS["reserve"].confirm(candidates, ADMISSIONS["reserve"].admit(candidates))
 
 
 def test_the_lock_is_held_for_no_more_than_the_insert(make_reserve: MakeReserve) -> None:

@@ -106,7 +106,7 @@ def test_a_group_of_requests_is_one_call(make_gate: MakeGate, monkeypatch: pytes
     monkeypatch.setattr(admission, "run", run)
     outcomes = ADMISSIONS["gate"].admit([candidate(coupon, user_id) for user_id in range(1, 201)])
     assert calls == ["admit.lua"]
-    assert [outcome.sequence for outcome in outcomes if outcome.fresh] == list(range(2, 101))
+    assert [outcome.sequence for outcome in outcomes if outcome.newly_reserved] == list(range(2, 101))
 
 
 def keyed(coupon: Coupon, user_id: int, key: str) -> accept_group.IncomingRequest:
@@ -218,7 +218,7 @@ def test_a_piece_that_others_gave_away_is_taken_in_the_gate_too(make_gate: MakeG
 def test_a_process_killed_between_gate_and_insert_leaves_what_a_later_release_finds(make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=1)
     killed = candidate(coupon, 1)
-    assert ADMISSIONS["gate"].admit([killed])[0].fresh
+    assert ADMISSIONS["gate"].admit([killed])[0].newly_reserved
     assert ask(coupon, 2) == "sold_out"
 
     assert store.open_for(coupon.id, 60, limit=10) == []

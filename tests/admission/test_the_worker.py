@@ -115,7 +115,7 @@ def kill(worker: IssueWorker) -> None:
 def killed_with(batch: int) -> IssueWorker:
     """A worker that took so many requests and was killed before it decided them."""
     worker = IssueWorker()
-    assert len(worker._list.take(batch)[0]) == batch
+    assert len(worker._list.claim(batch)[0]) == batch
     kill(worker)
     return worker
 
@@ -451,10 +451,10 @@ def test_without_the_backup_list_a_killed_worker_would_lose_its_requests(
 def test_what_a_living_worker_has_in_hand_is_left_to_it(make_gate: MakeGate) -> None:
     accept(make_gate(), 1)
     living = RedisQueue()
-    taken, _ = living.take(10)
+    taken, _ = living.claim(10)
     work()
     assert not IssueRequest.objects.exists()
-    assert living.take(10)[0] == taken
+    assert living.claim(10)[0] == taken
 
 
 @pytest.mark.usefixtures("everybody", "looks_around_at_once")
@@ -482,12 +482,12 @@ def test_finishing_late_removes_nothing_that_was_taken_since(make_gate: MakeGate
     coupon = make_gate()
     accept(coupon, 1)
     worker = RedisQueue()
-    first, _ = worker.take(10)
-    worker.finish(first)
+    first, _ = worker.claim(10)
+    worker.ack(first)
     accept(coupon, 2)
-    second, _ = worker.take(10)
-    worker.finish(first)
-    assert worker.take(10)[0] == second != first
+    second, _ = worker.claim(10)
+    worker.ack(first)
+    assert worker.claim(10)[0] == second != first
 
 
 @pytest.mark.usefixtures("everybody", "looks_around_at_once")
@@ -497,7 +497,7 @@ def test_a_redis_that_is_flushed_loses_nobody(make_gate: MakeGate) -> None:
         accept(coupon, user_id)
     worker = IssueWorker(batch_size=3)
     worker.take_and_handle(StopFlag())
-    worker._list.take(3)
+    worker._list.claim(3)
     flush()
     work(worker)
     assert stock(coupon) == (0, 10)

@@ -38,11 +38,11 @@ def _no_answer_is_late(settings: Any) -> None:
 
 @pytest.fixture
 def service(provider: Provider) -> Endpoint:
-    return endpoint("the service", provider.url, mend="look at SERVICE_URL")
+    return endpoint("the service", provider.url, fix_hint="look at SERVICE_URL")
 
 
 def some_calls(count: int, line: int | None = None) -> list[HttpCall]:
-    return [HttpCall(uuid7(), b"{}", line=line) for _ in range(count)]
+    return [HttpCall(uuid7(), b"{}", ordering_key=line) for _ in range(count)]
 
 
 def seconds_asked_for(outcome: Exception | None) -> float:
@@ -102,9 +102,9 @@ def test_one_pace_for_all_that_call_a_provider_and_one_of_its_own_for_another(pr
     provider.answer = lambda call: (429, {"Retry-After": "30"})
     url = provider.url
     with ThreadPoolExecutor(8) as pool:
-        endpoints = list(pool.map(lambda _: endpoint("the service", url, mend="look"), range(50)))
+        endpoints = list(pool.map(lambda _: endpoint("the service", url, fix_hint="look"), range(50)))
     assert len(set(endpoints)) == 1
-    other = endpoint("another service", url, mend="look")
+    other = endpoint("another service", url, fix_hint="look")
     endpoints[0].post_all(some_calls(1), StopFlag())
     endpoints[1].post_all(some_calls(1), StopFlag())
     assert len(provider.calls) == 1

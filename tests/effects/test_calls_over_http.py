@@ -24,7 +24,7 @@ SECRET = "s3cret"
 
 def endpoint_of(provider: Provider, key: str = SECRET) -> Endpoint:
     headers = {"Authorization": f"Bearer {key}"}
-    return Endpoint("the service", provider.url, headers=headers, mend="look at SERVICE_KEY")
+    return Endpoint("the service", provider.url, headers=headers, fix_hint="look at SERVICE_KEY")
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_service_that_takes_no_connection_is_away(closed_provider: Provider) -
 @pytest.mark.parametrize("address", ["https://127.0.0.1:{port}/", "http://nobody.invalid/"], ids=["no TLS", "no name"])
 def test_an_address_that_cannot_be_spoken_to_is_a_service_that_is_away(address: str, provider: Provider) -> None:
     url = address.format(port=urlsplit(provider.url).port)
-    endpoint = Endpoint("the service", url, mend="look at SERVICE_URL")
+    endpoint = Endpoint("the service", url, fix_hint="look at SERVICE_URL")
     with pytest.raises(ServiceUnavailable, match=r"no connection \(ConnectError\)|no answer within"):
         endpoint.post_all(some_calls(2), StopFlag())
     assert not provider.calls
@@ -278,7 +278,7 @@ def test_calls_begin_in_their_order(provider: Provider, endpoint: Endpoint) -> N
 
 
 def test_calls_of_one_line_keep_their_order_over_an_outage(provider: Provider, endpoint: Endpoint) -> None:
-    calls = [call._replace(line=1 if place in (0, 20) else None) for place, call in enumerate(some_calls(21))]
+    calls = [call._replace(ordering_key=1 if place in (0, 20) else None) for place, call in enumerate(some_calls(21))]
     provider.answer = lambda call: 503
     # Only the first of the line is among those that are tried.
     with pytest.raises(ServiceUnavailable):

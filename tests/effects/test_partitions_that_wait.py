@@ -121,12 +121,12 @@ def test_a_short_wait_does_not_end_the_alert_of_another_consumer(monkeypatch: py
         retrying_partitions.RetryingPartitions("notification"),
     )
     mine, others = ("order-completed", 0), ("order-completed", 1)
-    one.go_on(mine)
+    one.resume(mine)
     with monkeypatch.context() as patched:
         patched.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.0)
-        other.hold(others, "here", "AlimTalk is away")
-    one.hold(mine, "there", "a deadlock")
-    assert one.go_on(mine) is True
+        other.retry_later(others, "here", "AlimTalk is away")
+    one.retry_later(mine, "there", "a deadlock")
+    assert one.resume(mine) is True
     assert Alert.objects.filter(ended_at=None).count() == 1
 
 
@@ -135,9 +135,9 @@ def test_one_partition_that_goes_on_does_not_end_the_alert_of_another(monkeypatc
     partitions = retrying_partitions.RetryingPartitions("notification")
     first, second = ("order-completed", 0), ("order-completed", 1)
     for partition in (first, second):
-        partitions.hold(partition, "here", "AlimTalk is away")
-    assert partitions.go_on(first) is True
-    assert partitions.go_on(first) is False
+        partitions.retry_later(partition, "here", "AlimTalk is away")
+    assert partitions.resume(first) is True
+    assert partitions.resume(first) is False
     assert Alert.objects.filter(ended_at=None).count() == 1
-    assert partitions.go_on(second) is True
+    assert partitions.resume(second) is True
     assert not Alert.objects.filter(ended_at=None).exists()

@@ -42,7 +42,7 @@ _WITHDRAWN = "WITHDRAWN"
 class Gate(Admission):
     """One call to Redis per group of requests of a coupon."""
 
-    selective = True
+    may_refuse = True
 
     def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         """One outcome per candidate. Raises Unavailable while Redis is away or the gate is being loaded."""
@@ -56,13 +56,13 @@ class Gate(Admission):
             # PostgreSQL, which is what the gate is there to prevent: hence no other way in.
             raise Unavailable("The gate does not answer. Try again in a moment.", retry_after=_RETRY_AFTER) from error
 
-    def record(
+    def confirm(
         self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
     ) -> list[AdmissionOutcome]:
         recorded = reservations.reserve(candidates, reservations.GATE)
         return [new._replace(sequence=old.sequence) for new, old in zip(recorded, admitted, strict=True)]
 
-    def book(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
+    def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         """By PostgreSQL first, since nobody may come again for what the gate alone would know of; it is told after."""
         coupon_id = candidates[0].coupon_id
         outcomes, free = reservations.preview(candidates)
@@ -70,15 +70,15 @@ class Gate(Admission):
         taken = reservations.reserve([candidates[place] for place in let_in], reservations.GATE)
         for place, outcome in zip(let_in, taken, strict=True):
             outcomes[place] = outcome
-        booked = [candidates[place] for place, outcome in zip(let_in, taken, strict=True) if outcome.fresh]
+        booked = [candidates[place] for place, outcome in zip(let_in, taken, strict=True) if outcome.newly_reserved]
         if booked:
             transaction.on_commit(partial(_count, coupon_id, booked), robust=True)
         return [outcome or AdmissionOutcome(SoldOut) for outcome in outcomes]
 
-    def withdraw(self, candidates: Sequence[AdmissionRequest]) -> None:
+    def cancel(self, candidates: Sequence[AdmissionRequest]) -> None:
         release([FinishedRequest(one.request_id, one.coupon_id, one.user_id, _WITHDRAWN) for one in candidates])
 
-    def settle(self, ended: Sequence[FinishedRequest]) -> None:
+    def on_finished(self, ended: Sequence[FinishedRequest]) -> None:
         release(ended)
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
@@ -116,6 +116,6 @@ def _ask(candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome] | Non
     if answers is None:
         return None
     return [
-        AdmissionOutcome(_REFUSALS.get(answer), place or None, fresh=answer == _FRESH)
+        AdmissionOutcome(_REFUSALS.get(answer), place or None, newly_reserved=answer == _FRESH)
         for answer, place in zip(answers[::2], answers[1::2], strict=True)
     ]
