@@ -1,40 +1,40 @@
-# `make help` says what there is. Needs Python 3.11 or newer, and for a Kafka of its own Java 17 or newer with Maven.
-# What DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS name is used instead of being started.
+# `make help` lists the targets. Needs Python 3.11 or newer and, to start Kafka, Java 17 or newer with Maven.
+# Services that DATABASE_URL, REDIS_URL and KAFKA_BOOTSTRAP_SERVERS name are used instead of being started.
 
 SHELL := /bin/sh
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 PYTHONS := python3.11 python3.12 python3.13 python3 python
 WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-# Settings of commands that connect to nothing.
+# Settings for commands that make no connection.
 OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing DEBUG= \
-	DATABASE_URL=postgres://nobody@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
-# Tests wait as much as they work, so two files run at a time; ARGS="-n 0 -s" runs one after the other and shows prints.
+	DATABASE_URL=postgres://unused@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
+# Tests wait about half of the time, so two files run in parallel; ARGS="-n 0 -s" runs them serially and shows prints.
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench fuzz lint up down
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) ## a flash sale on real processes and its verdict; stays up until Ctrl-C unless DEMO_EXIT=1
+demo: $(INSTALLED) ## run a flash sale on real processes and check it; stays up until Ctrl-C unless DEMO_EXIT=1
 	@export $(WITH_VENV) SECRET_KEY="$${SECRET_KEY:-$$($(VENV)/bin/python -c 'import secrets; print(secrets.token_hex())')}"; \
 	exec python -m devstack run --name demo --fresh -- python manage.py demo $(ARGS)
 
-test: $(INSTALLED) ## every test, on real services; ARGS="tests/edge -k token" for some
+test: $(INSTALLED) ## run the tests on real services; ARGS="tests/edge -k token" selects some
 	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name test -- python -m pytest $(LANES) $(ARGS)
 
-bench: $(INSTALLED) ## ratios measured on real services in about five minutes; ARGS="--only door --rows 5000000"
+bench: $(INSTALLED) ## measure ratios on real services in about five minutes; ARGS="--only door --rows 5000000"
 	@export $(WITH_VENV) SECRET_KEY=for-benchmarks-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name bench --fresh -- python -m benchmarks $(ARGS)
 
-fuzz: $(INSTALLED) ## an hour of hostile input over HTTP, Kafka and Redis; ARGS="--seconds 60 --seed 1"
+fuzz: $(INSTALLED) ## send hostile input over HTTP, Kafka and Redis for an hour; ARGS="--seconds 60 --seed 1"
 	@export $(WITH_VENV) SECRET_KEY=for-the-fuzz-only-which-signs-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name fuzz --fresh -- python -m fuzz $(ARGS)
 
-lint: $(INSTALLED) ## style, types, layers, migrations, API schema, deployment checks
+lint: $(INSTALLED) ## check style, types, layers, migrations, API schema and deployment settings
 	@export $(WITH_VENV) $(OFFLINE); set -e; \
 	ruff check .; \
 	ruff format --check .; \
@@ -44,10 +44,10 @@ lint: $(INSTALLED) ## style, types, layers, migrations, API schema, deployment c
 	python manage.py spectacular --validate --fail-on-warn --file /dev/null; \
 	python manage.py check --deploy --fail-level WARNING
 
-up: $(INSTALLED) ## PostgreSQL, Redis and Kafka; prints their addresses as shell exports
+up: $(INSTALLED) ## start PostgreSQL, Redis and Kafka and print their addresses as shell exports
 	@$(WITH_VENV) python -m devstack up
 
-down: $(INSTALLED) ## ends what `make up` started
+down: $(INSTALLED) ## stop what `make up` started
 	@$(WITH_VENV) python -m devstack down
 
 $(INSTALLED): requirements.txt requirements-dev.txt
@@ -55,7 +55,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "make: Python 3.11 or newer is missing: install it" >&2; exit 1; fi; \
-	echo "installing what requirements-dev.txt names into $(VENV)" >&2; \
-	if ! "$$found" -m venv $(VENV); then echo "make: $$found cannot make $(VENV): install its venv module" >&2; exit 1; fi; \
+	echo "installing requirements-dev.txt into $(VENV)" >&2; \
+	if ! "$$found" -m venv $(VENV); then echo "make: $$found cannot create $(VENV): install its venv module" >&2; exit 1; fi; \
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -1,4 +1,4 @@
-"""Prints one table of ratios, each measured in this run. Uses the configured servers, but no data of theirs."""
+"""Prints tables of ratios measured in this run. Uses the configured servers, but its own databases and topics."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
     django.setup()
     try:
-        # Its modules need the settings.
+        # Imported after setup(): its modules read the settings.
         from .report import report
 
         report(options.only, rounds=options.rounds, old_rows=options.rows)
     except KeyboardInterrupt:
-        print("interrupted; nothing is left behind", file=sys.stderr)
+        print("interrupted; temporary databases and topics are deleted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", type=_parts, default=_PARTS, metavar="PARTS", help=f"some of {','.join(_PARTS)}")
-    parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"turns of each side (default {_ROUNDS})")
+    parser.add_argument(
+        "--only", type=_parts, default=_PARTS, metavar="PARTS", help=f"parts to measure, of {','.join(_PARTS)}"
+    )
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"rounds per comparison (default {_ROUNDS})")
     parser.add_argument(
         "--rows",
         type=int,
         default=_OLD_ROWS,
-        help=f"old rows in the tables for a second look at issuing and relaying (default {_OLD_ROWS:,}, 0: none)",
+        help=f"old rows in the tables for a second measurement of issue and relay (default {_OLD_ROWS:,}, 0: none)",
     )
     return parser
 
@@ -54,7 +56,7 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    # Once: nothing must keep what was begun from being cleared away.
+    # Ignore further signals: they must not interrupt the cleanup.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,7 +1,8 @@
-"""What each admission takes, refuses and costs: the crowd that comes, and the crowd after it, on the same processes.
+"""Throughput and CPU cost of each admission on the same processes: users who get a coupon, and users who are refused.
 
-The one fills a coupon to its last piece. The other finds it sold out: a gate and a reservation refuse at once, whereas
-a queue accepts, decides and tells, so that its refusals count when the last of them is decided.
+A first group of users takes every unit of a coupon; a second group of the same size finds it sold out. Gate and reserve
+refuse in the answer. The queue accepts, decides and publishes the result, so its refusals count as done when the last
+of them is decided.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .latency import clock_difference, percentiles, request_ids_of
 from .load import Plan
 from .load_clients import CONNECTIONS, requests_for
 from .sale import Service, await_issued, new_coupon, service
-from .temporary import settle_outbox
+from .temporary import mark_outbox_published
 
 QUEUE = "queue"
 USERS = 3_000
@@ -35,42 +36,42 @@ _SLICES = 2
 _SECONDS = 2
 _RATE_CONNECTIONS = 256
 _RESULT_SECONDS = 120.0
-_LOOK_SECONDS = 0.02
-# Kafka is left out: what it uses here is little, and it never rests.
+_POLL_SECONDS = 0.02
+# Without Kafka: it uses little CPU here, and uses some even when idle.
 PAID_FOR = ("web", "postgres", "redis", "relay", "issuer", "worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """An admission, and of the gate the percentage of users whose requests the issue worker carries."""
+class Variant:
+    """An admission and, for the gate, the rollout: the percentage of users whose requests go by the Redis queue."""
 
     admission: str
     by_worker: int = 0
 
     def coupon(self, quantity: int) -> Coupon:
-        """A new open coupon that lets requests in this way."""
+        """Create an open coupon with this admission and rollout."""
         coupon = new_coupon(quantity, self.admission)
         if self.by_worker:
-            # A percentage has two digits before its point.
-            share = {"everyone": True} if self.by_worker == 100 else {"percent": self.by_worker}
-            Flag.objects.create(name=f"{FLAG}-{coupon.coupon_type}", **share)
+            # The flag's percent has at most two digits before the decimal point, so 100 needs ``everyone``.
+            rollout = {"everyone": True} if self.by_worker == 100 else {"percent": self.by_worker}
+            Flag.objects.create(name=f"{FLAG}-{coupon.coupon_type}", **rollout)
         return coupon
 
 
-WAYS: dict[str, Way] = {
-    QUEUE: Way(QUEUE),
-    "gate": Way("gate"),
-    "gate, worker 50 %": Way("gate", by_worker=50),
-    "gate, worker 100 %": Way("gate", by_worker=100),
-    "reserve": Way("reserve"),
+VARIANTS: dict[str, Variant] = {
+    QUEUE: Variant(QUEUE),
+    "gate": Variant("gate"),
+    "gate, worker 50 %": Variant("gate", by_worker=50),
+    "gate, worker 100 %": Variant("gate", by_worker=100),
+    "reserve": Variant("reserve"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Admissions:
-    """Per name of ``WAYS``: requests accepted and refused a second, CPU seconds per 1,000 refused by kind of process.
+    """By name of ``VARIANTS``: requests accepted and refused per second, CPU seconds per 1,000 refused by process kind.
 
-    ``result`` are the seconds from acceptance to decision by percentile, at ``rate`` requests a second.
+    ``result``: seconds from acceptance to decision by percentile, at ``rate`` requests per second.
     """
 
     accepted: Rates
@@ -81,26 +82,26 @@ class Admissions:
 
 
 def measure(*, rounds: int) -> Admissions:
-    """Let every way have its turns, then, by turns again, a constant rate that the slowest can keep up."""
-    _refuse_company()
-    settle_outbox()
-    accepted: dict[str, list[float]] = {name: [] for name in WAYS}
-    refused: dict[str, list[float]] = {name: [] for name in WAYS}
-    cpu: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    """Measure the variants alternately at full load, then alternately at a constant rate that the slowest sustains."""
+    _require_no_other_workers()
+    mark_outbox_published()
+    accepted: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    refused: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    cpu: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     with service("worker") as running:
-        for way in WAYS.values():
-            _turn(running, way, _WARM_UP)
+        for variant in VARIANTS.values():
+            _turn(running, variant, _WARM_UP)
         for _ in range(min(rounds, _ROUNDS)):
-            for name, way in WAYS.items():
-                taken, turned_away, used = _turn(running, way, USERS)
-                accepted[name].append(taken)
-                refused[name].append(turned_away)
+            for name, variant in VARIANTS.items():
+                accepted_rate, refused_rate, used = _turn(running, variant, USERS)
+                accepted[name].append(accepted_rate)
+                refused[name].append(refused_rate)
                 cpu[name].append(used)
         rate = RATE_SHARE * min(map(median, accepted.values()))
-        waited: dict[str, list[float]] = {name: [] for name in WAYS}
+        waited: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(_SLICES):
-            for name, way in WAYS.items():
-                waited[name] += _times_to_result(running, way, rate)
+            for name, variant in VARIANTS.items():
+                waited[name] += _times_to_result(running, variant, rate)
     return Admissions(
         Rates(accepted),
         Rates(refused),
@@ -110,14 +111,14 @@ def measure(*, rounds: int) -> Admissions:
     )
 
 
-def _turn(running: Service, way: Way, users: int) -> tuple[float, float, dict[str, float]]:
-    """Accepted and refused per second, and CPU seconds per 1,000 refused, of two crowds of ``users``."""
-    coupon = way.coupon(users)
+def _turn(running: Service, variant: Variant, users: int) -> tuple[float, float, dict[str, float]]:
+    """Return accepted and refused per second and CPU seconds per 1,000 refused, of ``users`` requests each."""
+    coupon = variant.coupon(users)
     sale = running.sell_out(coupon)
     plan = Plan(running.server.port, CONNECTIONS, requests_for(coupon, users, running.server.port))
     before = running.used()
     with running.client.start(plan) as sending:
-        if way.admission == "queue":
+        if variant.admission == "queue":
             outcome = running.client.outcome(sending)
             seconds = _last_decided(request_ids_of(outcome)) - outcome.started
         else:
@@ -128,24 +129,24 @@ def _turn(running: Service, way: Way, users: int) -> tuple[float, float, dict[st
 
 
 def _last_decided(request_ids: Sequence[UUID]) -> float:
-    """Wait until all are decided; the wall clock of this process at the last decision."""
+    """Wait until all are decided; return the time of the last decision by the wall clock of this process."""
     undecided = list(request_ids)
 
     def over() -> bool:
-        # A look at one, not at thousands: PostgreSQL is being measured.
+        # Query one id, not thousands, while PostgreSQL is being measured.
         if IssueRequest.objects.filter(request_id=undecided[-1]).exists():
             decided = set(IssueRequest.objects.filter(request_id__in=undecided).values_list("request_id", flat=True))
             undecided[:] = [request_id for request_id in undecided if request_id not in decided]
         return not undecided
 
-    wait_until(over, _RESULT_SECONDS, f"requests waited for {_RESULT_SECONDS:.0f} s", _LOOK_SECONDS)
+    wait_until(over, _RESULT_SECONDS, f"requests without a result after {_RESULT_SECONDS:.0f} s", _POLL_SECONDS)
     processed = IssueRequest.objects.filter(request_id__in=request_ids).values_list("processed_at", flat=True)
     return max(processed).timestamp() - clock_difference()
 
 
-def _times_to_result(running: Service, way: Way, rate: float) -> list[float]:
-    """Seconds from acceptance to decision of every request, both by the database's clock."""
-    coupon = way.coupon(int(rate * _SECONDS))
+def _times_to_result(running: Service, variant: Variant, rate: float) -> list[float]:
+    """Return the seconds from acceptance to decision of every request, both by the database's clock."""
+    coupon = variant.coupon(int(rate * _SECONDS))
     port = running.server.port
     plan = Plan(port, _RATE_CONNECTIONS, requests_for(coupon, coupon.total_quantity, port), rate)
     with running.client.start(plan) as sending:
@@ -157,7 +158,7 @@ def _times_to_result(running: Service, way: Way, rate: float) -> list[float]:
     return [time.total_seconds() for time in waited]
 
 
-def _refuse_company() -> None:
-    """Raise AssertionError if other issue workers use this Redis: each would drop what it took of the other's."""
+def _require_no_other_workers() -> None:
+    """Raise AssertionError if other issue workers use this Redis: each would drop the other's entries."""
     if queue.redis().exists(queue.QUEUE, queue.WORKERS):
         raise AssertionError("other issue workers use this Redis: give REDIS_URL an index of its own, such as .../9")

@@ -1,7 +1,7 @@
-"""What the door is measured against: Django that does nothing, on the same server with the same options.
+"""The baseline of the accept API: a Django view that does nothing, on the same server with the same options.
 
-One view answers a constant of the door's size and leaves the body unread: no database, no log line. Around it stands
-the middleware that ``startproject`` writes, or none with BARE_MIDDLEWARE=none in the environment.
+Its one view answers a constant of the same size as the accept API's answer and does not read the body: no database, no
+log line. The middleware is that of ``startproject``, or none with BARE_MIDDLEWARE=none in the environment.
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ def _application() -> Any:
     return get_wsgi_application()
 
 
-# Only the server imports this module.
+# At import time: only the web server imports this module.
 application = _application()

@@ -1,4 +1,4 @@
-"""Processor seconds of processes with all their children, from /proc."""
+"""CPU seconds of processes with all their descendants, from /proc."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LISTENING = "0A"
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
-    """What these processes and all below them have used, those that have ended and were waited for included."""
+    """Return CPU seconds of these processes and all their descendants, reaped children included."""
     parents = {stat.pid: stat.parent for stat in all_stats()}
     wanted = set(roots)
-    # A child has a higher pid than its parent only until pids wrap round, hence the repetition.
+    # Repeated until nothing is added: after pids wrap round, a child can be listed before its parent.
     while more := {pid for pid, parent in parents.items() if parent in wanted and pid not in wanted}:
         wanted |= more
     return sum(map(_used, wanted))
@@ -28,12 +28,12 @@ def _used(pid: int) -> float:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    # utime, stime, cutime and cstime; the program's name in parentheses may hold spaces.
+    # utime, stime, cutime and cstime. The program's name, in parentheses, may contain spaces.
     return sum(map(int, text[text.rindex(")") + 2 :].split()[11:15])) / _TICKS
 
 
 def listener(port: int) -> int | None:
-    """The process of this machine that listens on a TCP port, the parent if it shares it with children."""
+    """Return the pid that listens on a TCP port of this machine, the parent's if children share the socket, or None."""
     sockets = {f"socket:[{inode}]" for inode in _listening_sockets(port)}
     owners = {stat.pid: stat.parent for stat in all_stats() if _holds(stat.pid, sockets)}
     return next((pid for pid, parent in owners.items() if parent not in owners), None)

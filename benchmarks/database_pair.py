@@ -1,4 +1,4 @@
-"""Databases that take turns: each is worked on by a thread with a connection of its own."""
+"""Two databases that are measured alternately, each by a thread with its own connection."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from coupons.models import Coupon
 from . import seed_history
 from .interleave import Prepare
 from .sale import new_coupon
-from .temporary import empty_database, forget, migrate
+from .temporary import delete_redis_keys, empty_database, migrate
 
-PIECES = 10**9
+UNITS = 10**9
 T = TypeVar("T")
 
 
 class Side:
-    """Runs work, one piece at a time, where Django's connection leads to one database, which has a coupon."""
+    """Runs work, one call at a time, in a thread whose Django connection uses one database."""
 
     def __init__(self, database: str, *, condition: str = "") -> None:
-        """``condition`` tells in words what is special about the database. End it with ``close``."""
+        """``condition`` describes the database in table rows: " over 300,000 old rows". Call ``close`` at the end."""
         self.condition = condition
         self._contexts = ExitStack()
-        self._thread = ThreadPoolExecutor(1, initializer=_lead_to, initargs=(database,))
+        self._thread = ThreadPoolExecutor(1, initializer=_use_database, initargs=(database,))
 
     def run(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, or raises."""
+        """Run ``work`` and return its result; raises what it raises."""
         return self._thread.submit(work).result()
 
     def enter(self, context: AbstractContextManager[T]) -> T:
-        """The value of ``context``, which is left when the side is closed."""
+        """Enter ``context`` and return its value; ``close`` leaves it."""
         return self.run(lambda: self._contexts.enter_context(context))
 
     def prepare(self, prepare: Prepare) -> Prepare:
-        """The same turn, prepared and worked on here."""
+        """Return a Prepare whose preparation and work run on this side."""
 
         def prepared() -> Callable[[], int]:
             work = self.run(prepare)
@@ -47,7 +47,7 @@ class Side:
         return prepared
 
     def close(self) -> None:
-        """Leave what was entered and disconnect."""
+        """Leave the entered contexts and disconnect."""
         try:
             self.run(self._contexts.close)
             self.run(lambda: connection.close())
@@ -57,24 +57,24 @@ class Side:
 
 @contextmanager
 def sides(database: str, *, old_rows: int) -> Iterator[list[Side]]:
-    """That database, and another one with ``old_rows`` in its tables unless that is 0."""
+    """Yield a side of ``database`` and, unless ``old_rows`` is 0, one of a new database with so many old rows."""
     with ExitStack() as stack:
-        found = [Side(database)]
-        stack.callback(found[0].close)
+        opened = [Side(database)]
+        stack.callback(opened[0].close)
         if old_rows:
             name = stack.enter_context(empty_database())
             old = Side(name, condition=f" over {old_rows:,} old rows")
             stack.callback(old.close)
             old.run(migrate)
-            stack.callback(old.run, forget)
+            stack.callback(old.run, delete_redis_keys)
             old.run(lambda: seed_history.add(_hot_coupon(), old_rows))
-            found.append(old)
-        yield found
+            opened.append(old)
+        yield opened
 
 
 def _hot_coupon() -> Coupon:
-    return new_coupon(PIECES)
+    return new_coupon(UNITS)
 
 
-def _lead_to(database: str) -> None:
+def _use_database(database: str) -> None:
     connection.settings_dict = {**connection.settings_dict, "NAME": database}

@@ -1,4 +1,4 @@
-"""How fast one hot coupon is issued: the consumer's way of a batch against one ORM transaction per message."""
+"""Rate of issuing one hot coupon: the consumer's batches against one ORM transaction per message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _numbers = count(1)
 
 
 def contestants(coupon: Coupon) -> dict[str, Prepare]:
-    """Turns of issuing that coupon: ``"one by one"``, and by the number of messages in a batch."""
+    """Return turns that issue ``coupon``, by name: ``"one by one"``, or the number of messages in a batch."""
     turns: dict[str, Prepare] = {ONE_BY_ONE: partial(_turn, coupon, _SINGLE_MESSAGES, _issue_one_by_one)}
     for size in BATCH_SIZES:
         turns[str(size)] = partial(_turn, coupon, _BATCHED_MESSAGES, partial(_issue_in_batches, size))
@@ -68,7 +68,7 @@ def _issue_in_batches(size: int, messages: Sequence[ReceivedMessage]) -> None:
 
 
 def _message(coupon: Coupon) -> ReceivedMessage:
-    """A request of a new user, as the consumer gets it."""
+    """Return a request of a new user, as the consumer receives it."""
     number = next(_numbers)
     now = datetime.now(UTC)
     request = IssueRequested(

@@ -1,4 +1,4 @@
-"""How long a user waits at a rate that can be kept up: from the moment a request was due, whoever it waited for."""
+"""Latency at a sustainable constant rate, from the moment a request was due (no coordinated omission)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coupons.models import IssueRequest
 from .load import Outcome, Plan
 from .load_clients import requests_for
 from .sale import Service, await_issued, new_coupon, service
-from .temporary import settle_outbox
+from .temporary import mark_outbox_published
 
 SHARE = 0.6
 _SECONDS = 10
@@ -27,9 +27,9 @@ _PERCENTS = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Seconds by percentile at ``rate`` requests a second, which is ``SHARE`` of ``saturation``.
+    """Seconds by percentile at ``rate`` requests per second, which is ``SHARE`` of ``saturation``.
 
-    ``answer`` ends with the answer, ``result`` with the decision (processed_at, the database's clock set against ours).
+    ``answer`` ends with the answer, ``result`` with the decision (processed_at, corrected by ``clock_difference``).
     """
 
     saturation: float
@@ -43,8 +43,8 @@ class _Accepted(msgspec.Struct, rename="camel"):
 
 
 def measure() -> Latencies:
-    """Find out what web, relay and issuer take together, then send ``SHARE`` of that at a constant rate."""
-    settle_outbox()
+    """Measure the rate that web, relay and issuer sustain together, then send ``SHARE`` of it at a constant rate."""
+    mark_outbox_published()
     with service() as running:
         running.sell(_WARM_UP)
         saturation = _WARM_UP / running.sell(_WARM_UP).answered
@@ -63,7 +63,7 @@ def _at_constant_rate(running: Service, saturation: float) -> Latencies:
 
 
 def request_ids_of(outcome: Outcome) -> list[UUID]:
-    """The ids of accepted requests, in the order of the plan."""
+    """Return the ids of accepted requests, in the order of the plan."""
     return [msgspec.json.decode(body, type=_Accepted).request_id for body in outcome.bodies]
 
 
@@ -77,7 +77,7 @@ def _times_to_result(outcome: Outcome, rate: float) -> list[float]:
 
 
 def clock_difference() -> float:
-    """What the database's clock is ahead of this process's, in seconds, to about half a round trip."""
+    """Return by how many seconds the database's clock is ahead of this process's, to about half a round trip."""
     with connection.cursor() as cursor:
         asked = time.time()
         cursor.execute("SELECT clock_timestamp()")
@@ -88,6 +88,6 @@ def clock_difference() -> float:
 
 
 def percentiles(values: Sequence[float]) -> dict[int, float]:
-    """The 50th, 95th and 99th of values."""
+    """Return the 50th, 95th and 99th percentile by percent."""
     ordered = sorted(values)
     return {percent: ordered[min(len(ordered) * percent // 100, len(ordered) - 1)] for percent in _PERCENTS}

@@ -1,4 +1,4 @@
-"""The client, as a process of its own: ``python -m benchmarks.load PLAN OUTCOME`` sends what the plan file holds."""
+"""The load client as a process: ``python -m benchmarks.load PLAN OUTCOME`` sends the requests of a plan file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from demo.load_client import Connection
 
 
 class Plan(msgspec.Struct):
-    """Requests, ready to be sent, to a server on this machine.
+    """Encoded requests to a server on this machine.
 
-    ``rate`` None is a closed loop: every connection sends its next request when it has its answer. Else so many are
-    due per second, whether or not earlier ones were answered, as long as ``connections`` last.
+    ``rate`` None is a closed loop: every connection sends its next request after its answer. Otherwise so many requests
+    are due per second, whether or not earlier ones were answered, while a connection is free.
     """
 
     port: int
@@ -29,10 +29,10 @@ class Plan(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """What came of a plan; durations in seconds. The lists are in the order of the plan's messages.
+    """The answers to a plan; durations in seconds. The lists are in the order of the plan's messages.
 
-    ``started`` is the wall clock at the first request; ``latencies`` count from the moment a request was due, which in
-    a closed loop is when it was sent.
+    ``started`` is the wall clock at the first request. ``latencies`` count from the moment a request was due, in a
+    closed loop from its sending.
     """
 
     started: float
@@ -46,11 +46,11 @@ async def send(plan: Plan) -> Outcome:
     """Send every message once. Raises what the connection raises."""
     latencies, bodies = [0.0] * len(plan.messages), [b""] * len(plan.messages)
     statuses: Counter[int] = Counter()
-    waiting = iter(range(len(plan.messages)))
+    remaining = iter(range(len(plan.messages)))
     connections = [Connection(plan.port) for _ in range(min(plan.connections, len(plan.messages)))]
     wall, started = time.time(), time.perf_counter()
 
-    async def work_off(connection: Connection, numbers: Iterator[int]) -> None:
+    async def send_remaining(connection: Connection, numbers: Iterator[int]) -> None:
         for number in numbers:
             due = time.perf_counter() if plan.rate is None else started + number / plan.rate
             if (early := due - time.perf_counter()) > 0:
@@ -62,7 +62,7 @@ async def send(plan: Plan) -> Outcome:
     try:
         async with asyncio.TaskGroup() as group:
             for connection in connections:
-                group.create_task(work_off(connection, waiting))
+                group.create_task(send_remaining(connection, remaining))
     finally:
         for connection in connections:
             connection.close()
@@ -70,7 +70,7 @@ async def send(plan: Plan) -> Outcome:
 
 
 def main() -> None:
-    """Read the plan, send it, write the outcome."""
+    """Read the plan, send it and write the outcome."""
     plan_path, outcome_path = map(Path, sys.argv[1:])
     plan = msgspec.msgpack.decode(plan_path.read_bytes(), type=Plan)
     gc.collect()

@@ -1,4 +1,4 @@
-"""Crowds of new users, whose requests are ready before the clock starts and are sent by a process of their own."""
+"""Requests of new users, encoded before the clock starts and sent by a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from devstack import ManagedProcess
 from .load import Outcome, Plan
 
 CONNECTIONS = 64
-_DOOR = "/api/v1/coupons/issue-async"
+_PATH = "/api/v1/coupons/issue-async"
 _LIFETIME = timedelta(hours=1)
 _SECONDS = 120.0
 
@@ -25,12 +25,12 @@ _users = count(2_000_000_000)
 
 
 def requests_for(coupon: Coupon, quantity: int, port: int) -> list[bytes]:
-    """So many requests for ``coupon``, each of a user of its own with a valid token."""
+    """Return ``quantity`` encoded requests for ``coupon``, each of a new user with a valid token."""
     body = {"couponType": coupon.coupon_type}
     return [
         encode_request(
             "POST",
-            _DOOR,
+            _PATH,
             port,
             {"authorization": f"Bearer {issue_access_token(next(_users), lifetime=_LIFETIME)}"},
             body,
@@ -46,19 +46,19 @@ class Client:
         self._folder = folder
 
     def send(self, plan: Plan) -> Outcome:
-        """Have a process send the plan. Raises AssertionError unless every answer was 202."""
+        """Send the plan in a separate process. Raises AssertionError unless every answer was 202."""
         with self.start(plan) as sending:
             return self.outcome(sending)
 
     def start(self, plan: Plan) -> ManagedProcess:
-        """The process that sends the plan, to be used as a context manager."""
+        """Return the process that sends the plan, to be used as a context manager."""
         plan_path, self._result = self._folder / "plan", self._folder / "outcome"
         plan_path.write_bytes(msgspec.msgpack.encode(plan))
         argv = [sys.executable, "-m", "benchmarks.load", str(plan_path), str(self._result)]
         return ManagedProcess("load", argv, None, Path(__file__).resolve().parents[1], self._folder / "load.log")
 
     def outcome(self, sending: ManagedProcess, status: int = 202) -> Outcome:
-        """What came of it; waits for the end. Raises AssertionError unless every answer had that status."""
+        """Wait for ``sending`` and return its outcome. Raises AssertionError unless every answer had ``status``."""
         if sending.wait(_SECONDS):
             raise AssertionError(f"the client failed:\n{sending.log_tail()}")
         outcome = msgspec.msgpack.decode(self._result.read_bytes(), type=Outcome)

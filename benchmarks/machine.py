@@ -1,4 +1,4 @@
-"""What the numbers were measured on: without it a rate says nothing."""
+"""Description of the machine: rates are comparable only on the same one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django_redis import get_redis_connection
 
 
 def machine() -> str:
-    """One line: processor, cores, and the versions of what took part."""
+    """Return one line: processor, cores, and versions of Python, PostgreSQL, Redis and librdkafka."""
     brokers = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS}).list_topics(timeout=10).brokers
     with connection.cursor() as cursor:
         cursor.execute("SHOW server_version")
@@ -26,7 +26,7 @@ def machine() -> str:
             f"Python {platform.python_version()}",
             f"PostgreSQL {postgresql.split()[0]}",
             f"Redis {redis}",
-            # The protocol does not tell the broker's version.
+            # The protocol does not give the broker's version.
             f"Kafka with {len(brokers)} broker{'s' if len(brokers) > 1 else ''}",
             f"librdkafka {libversion()[0]}",
         )

@@ -1,4 +1,4 @@
-"""What the issuer is measured against: the straightforward listener, one ORM transaction per message."""
+"""The baseline of the issuer: a straightforward consumer with one ORM transaction per message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kafka_bridge.registry import ReceivedMessage
 
 
 def issue_one(message: ReceivedMessage) -> None:
-    """Lock the coupon, look whether the user has it, write coupon, answer and event, save the stock."""
+    """Lock the coupon, check whether the user has it, and write user coupon, stock, result and event."""
     body = json.loads(message.value or b"{}")
     now = timezone.now()
     with transaction.atomic():

@@ -1,4 +1,4 @@
-"""The table: every line a ratio of two figures that were measured side by side."""
+"""The printed tables: every row is a ratio of two figures measured in the same run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from . import accept_rate, admissions, gate_cost, issuing, latency, relaying, sale
-from .database_pair import PIECES, Side, sides
+from .database_pair import UNITS, Side, sides
 from .interleave import Prepare, Rates, alternate
 from .load_clients import CONNECTIONS
 from .machine import machine
 from .sale import new_coupon
-from .temporary import scratch_database, scratch_topics
+from .temporary import temporary_database, temporary_topics
 
-# A sale starts every process anew.
+# At most so many rounds of sales: each starts every process again.
 _SALES = 2
 _WIDTH = 120
 _EXPLANATIONS = (
@@ -34,7 +34,7 @@ _EXPLANATIONS = (
 
 
 class Report:
-    """Measures parts by name and gathers their lines. Works in a database and topics that are scratch."""
+    """Measures parts by name and collects their table rows, in a temporary database and topics."""
 
     def __init__(self, database: str, *, rounds: int, old_rows: int) -> None:
         self._database = database
@@ -47,12 +47,12 @@ class Report:
     def measure(self, parts: Collection[str]) -> None:
         """Measure ``parts``."""
         if {"issue", "relay"} & set(parts):
-            with sides(self._database, old_rows=self._old_rows) as found:
+            with sides(self._database, old_rows=self._old_rows) as opened:
                 if "issue" in parts:
-                    self._issue(found)
+                    self._issue(opened)
                 if "relay" in parts:
-                    self._relay(found)
-        others: dict[str, Callable[[], None]] = {"door": self._door, "sale": self._sale, "latency": self._latency}
+                    self._relay(opened)
+        others: dict[str, Callable[[], None]] = {"door": self._accept_api, "sale": self._sale, "latency": self._latency}
         for name, measure in others.items():
             if name in parts:
                 measure()
@@ -62,35 +62,37 @@ class Report:
         if "admissions" in parts:
             self.tables += [self._admissions(), self._decisions()]
 
-    def _issue(self, found: list[Side]) -> None:
+    def _issue(self, opened: list[Side]) -> None:
         turns: dict[str, Prepare] = {}
-        for side in found:
-            for name, prepare in side.run(lambda: issuing.contestants(new_coupon(PIECES))).items():
+        for side in opened:
+            for name, prepare in side.run(lambda: issuing.contestants(new_coupon(UNITS))).items():
                 if name != issuing.ONE_BY_ONE or not side.condition:
                     turns[f"{name}{side.condition}"] = side.prepare(prepare)
         rates = alternate(turns, rounds=self._rounds)
         for size in issuing.BATCH_SIZES:
             self._rate(f"issue by {size:,}", rates, str(size), "a transaction each", issuing.ONE_BY_ONE)
-        for side in found[1:]:
+        for side in opened[1:]:
             for size in issuing.BATCH_SIZES:
                 self._cost(f"issue by {size:,}{side.condition}", rates, f"{size}{side.condition}", str(size))
 
-    def _relay(self, found: list[Side]) -> None:
+    def _relay(self, opened: list[Side]) -> None:
         turns: dict[str, Prepare] = {}
-        for side in found:
-            contestants = side.enter(relaying.contestants(side.run(lambda: new_coupon(PIECES))))
+        for side in opened:
+            contestants = side.enter(relaying.contestants(side.run(lambda: new_coupon(UNITS))))
             for name, prepare in contestants.items():
                 if name != relaying.BARE or not side.condition:
                     turns[f"{name}{side.condition}"] = side.prepare(prepare)
         rates = alternate(turns, rounds=self._rounds)
         self._rate("relay", rates, relaying.RELAY, "bare producer", relaying.BARE)
-        for side in found[1:]:
+        for side in opened[1:]:
             self._cost(f"relay{side.condition}", rates, f"{relaying.RELAY}{side.condition}", relaying.RELAY)
 
-    def _door(self) -> None:
-        rates = accept_rate.measure(new_coupon(PIECES), rounds=self._rounds)
-        self._rate("door", rates, accept_rate.DOOR, "empty view, plain Django", accept_rate.PLAIN, aim=">= 0.4")
-        self._rate("door", rates, accept_rate.DOOR, "empty view, no middleware", accept_rate.BARE)
+    def _accept_api(self) -> None:
+        rates = accept_rate.measure(new_coupon(UNITS), rounds=self._rounds)
+        self._rate(
+            "accept API", rates, accept_rate.ACCEPT_API, "empty view, plain Django", accept_rate.PLAIN, aim=">= 0.4"
+        )
+        self._rate("accept API", rates, accept_rate.ACCEPT_API, "empty view, no middleware", accept_rate.BARE)
 
     def _sale(self) -> None:
         sales = sale.measure(rounds=min(self._rounds, _SALES))
@@ -121,7 +123,7 @@ class Report:
     def _admissions(self) -> Table:
         measured = admissions.measure(rounds=self._rounds)
         table = _table(
-            "Admissions; in brackets against the queue, by turns in the same run", "", "accepted/s", "refused/s",
+            "Admissions; in brackets relative to the queue, alternately in one run", "", "accepted/s", "refused/s",
             *(f"p{percent} to result, ms" for percent in measured.result[admissions.QUEUE]), "CPU s per 1,000 refused",
         )  # fmt: skip
         whole = {name: sum(used.values()) for name, used in measured.cpu.items()}
@@ -139,8 +141,8 @@ class Report:
             for name, used in measured.cpu.items()
         )
         table.caption = "\n".join((
-            f"accepted: {admissions.USERS:,} users for as many pieces; refused: as many again, who find it sold out;"
-            " the queue tells them after a 202",
+            f"accepted: {admissions.USERS:,} users for as many units; refused: as many more, once sold out;"
+            " the queue refuses them after a 202",
             f"result: from acceptance to decision, at {measured.rate:,.0f} requests a second,"
             f" {admissions.RATE_SHARE:.0%} of what the slowest accepts",
             f"CPU seconds per 1,000 refused: {parts}",
@@ -153,11 +155,11 @@ class Report:
         table = _table(
             "Microseconds per decision of the gate", "", "one per call", f"{many} per call", "ratio",
         )  # fmt: skip
-        for what in (gate_cost.LET_IN, gate_cost.REFUSED):
+        for what in (gate_cost.ADMITTED, gate_cost.REFUSED):
             one, shared = costs[what, single], costs[what, many]
-            figures = (f"{cost.whole:,.1f} / {cost.redis:,.1f}" for cost in (one, shared))
-            table.add_row(what, *figures, f"{_times(shared.whole / one.whole)} / {_times(shared.redis / one.redis)}")
-        table.caption = "until the caller has it / work of Redis on the script"
+            figures = (f"{cost.total:,.1f} / {cost.redis:,.1f}" for cost in (one, shared))
+            table.add_row(what, *figures, f"{_times(shared.total / one.total)} / {_times(shared.redis / one.redis)}")
+        table.caption = "as the caller measures it / spent by Redis on the script"
         return table
 
     def _rate(self, measured: str, rates: Rates, name: str, against: str, other: str, *, aim: str = "") -> None:
@@ -165,7 +167,7 @@ class Report:
         self._line(measured, f"{rates[name]:,.0f}/s", against, f"{rates[other]:,.0f}/s", ratio, aim=aim)
 
     def _cost(self, measured: str, rates: Rates, name: str, other: str) -> None:
-        """How many times longer a piece takes than on empty tables."""
+        """Add the factor by which an item takes longer than on empty tables."""
         ratio = rates.ratio(other, name)
         self._line(measured, f"{rates[name]:,.0f}/s", "empty tables", f"{rates[other]:,.0f}/s", ratio, aim="<= 1.2")
 
@@ -174,7 +176,7 @@ class Report:
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    """A table with figures in every column but the first."""
+    """Return a table with right-aligned figures in every column but the first."""
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column(first, no_wrap=True)
     for name in others:
@@ -187,29 +189,29 @@ def _times(ratio: float) -> str:
 
 
 def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
-    """Measure ``parts`` in a database and topics of the run's own and print the tables."""
-    # While debugging Django keeps the text of every query, which costs more than many a query.
+    """Measure ``parts`` in a temporary database and topics and print the tables."""
+    # With DEBUG Django keeps the text of every query, which costs more than many queries do.
     settings.DEBUG = False
-    _write_log_lines_nowhere()
+    _silence_request_log()
     busy = os.getloadavg()[0]
     with ExitStack() as stack:
-        database = stack.enter_context(scratch_database())
-        stack.enter_context(scratch_topics())
-        gathered = Report(database, rounds=rounds, old_rows=old_rows)
-        gathered.measure(parts)
+        database = stack.enter_context(temporary_database())
+        stack.enter_context(temporary_topics())
+        results = Report(database, rounds=rounds, old_rows=old_rows)
+        results.measure(parts)
         measured_on = f"{machine()}; load {busy:.1f} before"
-    # In a file or a pipe rich would take 80 columns, and break every line.
+    # Without a terminal rich assumes 80 columns and would wrap every row.
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    for table in gathered.tables:
+    for table in results.tables:
         console.print(table)
     console.print(measured_on)
 
 
-def _write_log_lines_nowhere() -> None:
-    """The lines per request are part of the path and are made, but nobody wants to read them here."""
-    nowhere = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process
+def _silence_request_log() -> None:
+    """Write the log line per request to /dev/null: producing it is part of the measured path, its output is not."""
+    sink = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
     for handler in logging.getLogger("coupons.requests").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(nowhere)
-    # Every coupon of a run gets a gate, and a line that says so.
+            handler.setStream(sink)
+    # A gate logs at INFO when it is loaded, and every coupon of a run has one.
     logging.getLogger("coupons.admission").setLevel(logging.WARNING)

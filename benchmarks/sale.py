@@ -1,4 +1,4 @@
-"""A whole sale on the real processes: from the first request to the last coupon, and what it costs."""
+"""A whole sale on the real processes, from the first request to the last issued coupon, and its CPU cost."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .cpu import cpu_seconds, listener
 from .load import Plan
 from .load_clients import CONNECTIONS, Client, requests_for
 from .servers import Server, folder, web, workers
-from .temporary import settle_outbox
+from .temporary import mark_outbox_published
 
 USERS = 20_000
 _RESULT_SECONDS = 120.0
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Sale:
-    """Seconds from the first request to the last answer and to the last coupon; CPU seconds by kind of process."""
+    """Seconds from the first request to the last answer and to the last issued coupon; CPU seconds by process kind."""
 
     answered: float
     issued: float
@@ -38,7 +38,7 @@ class Sale:
 
 @dataclass(frozen=True, slots=True)
 class Sales:
-    """Medians: of sales on processes that just started, and of later ones on the same processes."""
+    """Medians: ``fresh`` of sales on processes that just started, the others of second sales on the same processes."""
 
     fresh: float
     warm: float
@@ -50,17 +50,17 @@ class Service:
     """The running processes of a sale."""
 
     def __init__(self, server: Server, client: Client, roots: Mapping[str, list[int]]) -> None:
-        """``roots`` are pids by kind of process; what is below them belongs to them."""
+        """``roots``: pids by process kind; their descendants count as well."""
         self.server = server
         self.client = client
         self._roots = roots
 
     def sell(self, users: int = USERS) -> Sale:
-        """Sell ``users`` coupons to as many users, as fast as they are taken."""
+        """Sell ``users`` coupons to as many users at full load."""
         return self.sell_out(new_coupon(users))
 
     def sell_out(self, coupon: Coupon) -> Sale:
-        """Sell every piece of ``coupon``, each to a user of its own, as fast as they are taken."""
+        """Sell every unit of ``coupon``, each to another user, at full load."""
         users = coupon.total_quantity
         plan = Plan(self.server.port, CONNECTIONS, requests_for(coupon, users, self.server.port))
         before = self.used()
@@ -71,21 +71,21 @@ class Service:
         return Sale(outcome.seconds, ended - outcome.started, {kind: used[kind] - before[kind] for kind in used})
 
     def used(self) -> dict[str, float]:
-        """CPU seconds so far by kind of process."""
+        """Return CPU seconds so far by process kind."""
         return {kind: cpu_seconds(roots) for kind, roots in self._roots.items()}
 
 
 @contextmanager
 def service(*others: str) -> Iterator[Service]:
-    """Web, relay, issuer and ``others`` of the Procfile, just started; of these only web is sure to be ready."""
-    with folder() as place, workers(place, "relay", "issuer", *others) as started, web(place) as server:
+    """Start web, relay, issuer and ``others`` of the Procfile; only web is certain to be ready."""
+    with folder() as directory, workers(directory, "relay", "issuer", *others) as started, web(directory) as server:
         roots = {"web": [server.process.pid], **{role: [process.pid] for role, process in started.items()}}
-        yield Service(server, Client(place), {**roots, **_servers()})
+        yield Service(server, Client(directory), {**roots, **_servers()})
 
 
 def measure(*, rounds: int) -> Sales:
-    """Sell by turns on processes that just started and on the same processes once more."""
-    settle_outbox()
+    """Sell twice on the same processes in every round: just started, then warm."""
+    mark_outbox_published()
     fresh, warm = [], []
     for _ in range(rounds):
         with service() as running:
@@ -100,7 +100,7 @@ def measure(*, rounds: int) -> Sales:
 
 
 def new_coupon(quantity: int, admission: str = "queue") -> Coupon:
-    """An open coupon of a type of its own."""
+    """Create an open coupon of a new type."""
     coupon, _ = coupon_create(
         coupon_type=f"SALE_{secrets.token_hex(4)}",
         name="sale",
@@ -113,18 +113,18 @@ def new_coupon(quantity: int, admission: str = "queue") -> Coupon:
 
 
 def await_issued(coupon: Coupon, sending: ManagedProcess) -> float:
-    """Wait for the last coupon, or for the client's failure; returns the wall clock then."""
+    """Wait until every coupon is issued or the client has failed; return the wall clock."""
 
-    def over() -> bool:
+    def is_done() -> bool:
         coupon.refresh_from_db(fields=["issued"])
         return coupon.issued >= coupon.total_quantity or bool(sending.poll())
 
-    wait_until(over, _RESULT_SECONDS, f"coupons were left after {_RESULT_SECONDS:.0f} s", _LOOK_SECONDS)
+    wait_until(is_done, _RESULT_SECONDS, f"not every coupon was issued after {_RESULT_SECONDS:.0f} s", _POLL_SECONDS)
     return time.time()
 
 
 def _servers() -> dict[str, list[int]]:
-    """The pids of PostgreSQL, Redis and Kafka, as far as they run on this machine."""
+    """Return the pids of PostgreSQL, Redis and Kafka; those on other machines are left out."""
     ports = {
         "postgres": [int(settings.DATABASES["default"]["PORT"] or 5432)],
         "redis": [urlsplit(settings.REDIS_URL).port or 6379],

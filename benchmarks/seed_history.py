@@ -1,4 +1,4 @@
-"""Rows of long ago: what a service has after a season, and what must not slow it down."""
+"""Old rows, as a service has them after months of sales; they must not slow it down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import connection
 
 from coupons.models import Coupon
 
-# So many at once that it is quick, so few that Ctrl-C need not wait.
+# Large enough to be fast, small enough that Ctrl-C takes effect soon.
 _ROWS_AT_ONCE = 200_000
 
 _OUTBOX = """
@@ -27,12 +27,12 @@ _REQUESTS = """
            'coupon-issue-request', 0, n
     FROM generate_series(%(first)s, %(last)s) AS n
 """
-# As autovacuum leaves them: it would otherwise begin while something is measured.
+# As autovacuum would do, which otherwise starts during a measurement.
 _SETTLE = "VACUUM (ANALYZE) kafka_bridge_outboxmessage, coupons_usercoupon, coupons_issuerequest"
 
 
 def add(coupon: Coupon, rows: int) -> None:
-    """Put ``rows`` published outbox rows, coupons of users and answered requests into the database."""
+    """Insert ``rows`` published outbox rows, user coupons and decided requests each."""
     with connection.cursor() as cursor:
         for first in range(1, rows + 1, _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE - 1, rows)

@@ -1,4 +1,4 @@
-"""The processes of the Procfile on the run's own database and topics, with their files in a folder that goes."""
+"""Starts processes of the Procfile on the temporary database and topics, with their files in a temporary folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LISTEN_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A web server that answers on ``port``."""
+    """A running web server and its port."""
 
     process: ManagedProcess
     port: int
@@ -31,37 +31,37 @@ class Server:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder for logs and plans."""
+    """Yield a temporary folder for logs and plans."""
     with TemporaryDirectory(prefix="benchmarks-") as name:
         yield Path(name)
 
 
 @contextmanager
-def workers(place: Path, *roles: str) -> Iterator[dict[str, ManagedProcess]]:
-    """Running processes of these roles, by role."""
+def workers(directory: Path, *roles: str) -> Iterator[dict[str, ManagedProcess]]:
+    """Start processes of these roles and yield them by role."""
     with ExitStack() as stack:
         yield {
-            role: stack.enter_context(procfile_process(role, _environment(place), place / f"{role}.log"))
+            role: stack.enter_context(procfile_process(role, _environment(directory), directory / f"{role}.log"))
             for role in roles
         }
 
 
 @contextmanager
-def web(place: Path) -> Iterator[Server]:
-    """The service's web server, ready."""
+def web(directory: Path) -> Iterator[Server]:
+    """Start the service's web server and yield it when it is ready."""
     port = free_port()
-    process = procfile_process("web", _environment(place, port), place / "web.log")
+    process = procfile_process("web", _environment(directory, port), directory / "web.log")
     with process:
         wait_until_ready(process, port)
         yield Server(process, port)
 
 
 @contextmanager
-def bare_web(place: Path, *, middleware: bool) -> Iterator[Server]:
-    """The same server with the same options around a view that does nothing, see ``bare``."""
+def bare_web(directory: Path, *, middleware: bool) -> Iterator[Server]:
+    """Start the same server with the same options around an empty view, see ``baseline``."""
     port = free_port()
-    environment = {**_environment(place, port), "BARE_MIDDLEWARE": "" if middleware else "none"}
-    process = procfile_process("web", environment, place / f"bare-{port}.log")
+    environment = {**_environment(directory, port), "BARE_MIDDLEWARE": "" if middleware else "none"}
+    process = procfile_process("web", environment, directory / f"bare-{port}.log")
     if _APPLICATION not in process.argv[-1]:
         raise AssertionError(f"the Procfile's web process is not {_APPLICATION}")
     process.argv[-1] = process.argv[-1].replace(_APPLICATION, _BARE)
@@ -70,7 +70,7 @@ def bare_web(place: Path, *, middleware: bool) -> Iterator[Server]:
         yield Server(process, port)
 
 
-def _environment(place: Path, port: int = 0) -> dict[str, str]:
+def _environment(directory: Path, port: int = 0) -> dict[str, str]:
     database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{settings.DATABASES['default']['NAME']}")
     environment = {
         "DATABASE_URL": database.geturl(),
@@ -82,8 +82,8 @@ def _environment(place: Path, port: int = 0) -> dict[str, str]:
         "METRICS_PORT": "0",
     }
     if port:
-        # Else the Procfile makes a folder, which stays.
-        figures = place / f"figures-{port}"
-        figures.mkdir()
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
+        # Otherwise the Procfile's mktemp makes a folder that is never deleted.
+        metrics = directory / f"figures-{port}"
+        metrics.mkdir()
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     return environment

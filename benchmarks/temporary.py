@@ -1,4 +1,4 @@
-"""Databases and topics of the run's own, gone when it ends, and its groups in Kafka and answers in Redis with them."""
+"""Temporary databases and topics, deleted at the end of the run with its Kafka consumer groups and Redis keys."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _KEYS_AT_ONCE = 5000
 
 
 @contextmanager
-def scratch_database() -> Iterator[str]:
-    """A migrated database beside the configured one, which Django uses from now on; the value is its name."""
+def temporary_database() -> Iterator[str]:
+    """Create and migrate a database on the configured server, make Django use it, and yield its name."""
     with empty_database() as name:
         settings.DATABASES["default"]["NAME"] = name
         migrate()
         try:
             yield name
         finally:
-            forget()
+            delete_redis_keys()
 
 
 @contextmanager
 def empty_database() -> Iterator[str]:
-    """A database beside the configured one; the value is its name."""
+    """Create an empty database on the configured server and yield its name."""
     name = f"{settings.DATABASES['default']['NAME'][:40]}_bench_{secrets.token_hex(4)}"
     _on_server("CREATE DATABASE {}", name)
     try:
@@ -45,22 +45,22 @@ def empty_database() -> Iterator[str]:
 
 
 def migrate() -> None:
-    """Make the tables where Django's connection leads to."""
+    """Migrate the database of Django's connection."""
     call_command("migrate", verbosity=0)
-    # In Redis a gate goes by the coupon's id alone, and another database may have its own there.
+    # Gate keys in Redis contain only the coupon's id, so ids must differ from those of other databases on this Redis.
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE coupons_coupon ALTER id RESTART WITH {10**12 + secrets.randbelow(10**12)}")
 
 
 def _on_server(statement: str, name: str) -> None:
-    """Runs a statement about a database on another one."""
+    """Run a statement about database ``name`` while connected to another one."""
     with connection._nodb_cursor() as cursor:
         cursor.execute(statement.format(connection.ops.quote_name(name)))
 
 
 @contextmanager
-def scratch_topics() -> Iterator[None]:
-    """The topics of all events, under a prefix that nobody else has."""
+def temporary_topics() -> Iterator[None]:
+    """Create the topics of all events under a unique prefix."""
     before = settings.KAFKA_TOPIC_PREFIX
     settings.KAFKA_TOPIC_PREFIX = f"bench-{secrets.token_hex(4)}-"
     created: list[str] = []
@@ -76,20 +76,20 @@ def scratch_topics() -> Iterator[None]:
 def _delete_groups(prefix: str) -> None:
     admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
     groups = [group.group_id for group in admin.list_consumer_groups().result().valid]
-    ours = [group for group in groups if group.startswith(prefix)]
-    for future in (admin.delete_consumer_groups(ours) if ours else {}).values():
+    own_groups = [group for group in groups if group.startswith(prefix)]
+    for future in (admin.delete_consumer_groups(own_groups) if own_groups else {}).values():
         future.result()
 
 
-def settle_outbox() -> None:
-    """Make what is in the outbox look as if it had been published for a while."""
+def mark_outbox_published() -> None:
+    """Mark all outbox rows as published, and vacuum the table as autovacuum would."""
     with connection.cursor() as cursor:
         cursor.execute("UPDATE kafka_bridge_outboxmessage SET published_at = now() WHERE published_at IS NULL")
         cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
 
 
-def forget() -> None:
-    """Take the answers to this database's requests, and the gates of its coupons, out of Redis."""
+def delete_redis_keys() -> None:
+    """Delete from Redis the cached statuses of this database's requests and the gates of its coupons."""
     redis = get_redis_connection("default")
     request_ids = IssueRequest.objects.exclude(requested_at=None).values_list("request_id", flat=True)
     keys = [f"status:{request_id}" for request_id in request_ids.iterator(_KEYS_AT_ONCE)]

@@ -1,4 +1,4 @@
-"""What admin pages of tables with millions of rows have in common: nothing on them may depend on the table's size."""
+"""Base classes of admin pages for tables with millions of rows: no query may cost more as the table grows."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ else:
     from unfold.views import ChangeList
 
 _ROWS_PER_PAGE = 25
-# OFFSET reads what it skips: nobody turns so many pages, but an address can name any.
-_PAGES = 400
+# OFFSET reads the rows that it skips, and a URL can ask for any page: 400 pages are at most 10,000 rows.
+_MAX_PAGES = 400
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_LARGEST = 2**63 - 1
+_MAX_NUMBER = 2**63 - 1
 
 
 def number_in(text: str) -> int | None:
-    """The positive 64-bit number that ``text`` is, None if it is something else."""
+    """Parse a positive signed 64-bit number in decimal digits; None if ``text`` is not one."""
     if not _NUMBER.fullmatch(text):
         return None
     number = int(text)
-    return number if 0 < number <= _LARGEST else None
+    return number if 0 < number <= _MAX_NUMBER else None
 
 
 def uuid_in(text: str) -> UUID | None:
-    """The UUID that ``text`` is, None if it is something else."""
+    """Parse a UUID; None if ``text`` is not one."""
     try:
         return UUID(text)
     except ValueError:
@@ -63,7 +63,7 @@ Column = Callable[[Any], Any]
 
 
 def column(name: str, value: Column, colours: Mapping[str, str] | None = None) -> Column:
-    """A column that shows ``value(row)``; with ``colours`` by value as a label."""
+    """Build a column that shows ``value(row)``; ``colours`` (by value) turns the value into a coloured label."""
 
     def show(row: Any) -> Any:
         return value(row)
@@ -75,12 +75,12 @@ def column(name: str, value: Column, colours: Mapping[str, str] | None = None) -
 
 
 def code(field: str, colours: Mapping[str, str] | None = None) -> Column:
-    """A column with a value as the API tells it, not as Django labels it."""
+    """Build a column with the value as the API returns it, not Django's label for it."""
     return column(field, attrgetter(field), colours)
 
 
 def utc(field: str) -> Column:
-    """A column with the time in ``field`` to the second, on one line."""
+    """Build a column with the time in ``field``, to the second, on one line."""
 
     def value(row: Any) -> SafeString | None:
         moment = getattr(row, field)
@@ -90,7 +90,7 @@ def utc(field: str) -> Column:
 
 
 def exact_utc(field: str) -> Column:
-    """The time in ``field`` as the events tell it, to the microsecond."""
+    """Build a column with the time in ``field`` as events carry it, to the microsecond."""
 
     def value(row: Any) -> str | None:
         moment = getattr(row, field)
@@ -100,25 +100,25 @@ def exact_utc(field: str) -> Column:
 
 
 def search_link(model: type[Model], text: str) -> SafeString:
-    """A link to what the list of ``model`` finds by ``text``."""
+    """Return a link to the list of ``model``, searched by ``text``."""
     address = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist", query={SEARCH_VAR: text})
     return format_html('<a href="{}">{}</a>', address, text)
 
 
 def row_link(model: type[Model], key: object) -> SafeString:
-    """A link to the page of a row."""
+    """Return a link to the page of the row of ``model`` with primary key ``key``."""
     address = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[key])
     return format_html('<a href="{}">{}</a>', address, key)
 
 
 class BoundedPaginator(AnyPaginator):
-    """Counts nothing: it says how much may be leafed through, not how much there is."""
+    """Runs no COUNT: its count is the number of rows that can be paged through, not the number of rows."""
 
-    count = _ROWS_PER_PAGE * _PAGES
+    count = _ROWS_PER_PAGE * _MAX_PAGES
 
 
 class _SearchForm(_ChangeListSearchForm):
-    """Lets everything through to the search, which knows what to say: Django's own shows the whole list for NUL."""
+    """Passes every text on to the search, which can answer with a message: Django's form shows all rows for NUL."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -126,7 +126,7 @@ class _SearchForm(_ChangeListSearchForm):
 
 
 class NewestFirst(ChangeList):
-    """A list in the order of the primary key, whatever the address asks for."""
+    """A list that is always sorted by primary key, newest first, whatever ordering the URL asks for."""
 
     search_form_class = _SearchForm
     model_admin: BigTableAdmin
@@ -138,17 +138,18 @@ class NewestFirst(ChangeList):
         return super().get_queryset(request, exclude_parameters).defer(*self.model_admin.not_in_the_list)
 
     def get_results(self, request: HttpRequest) -> None:
-        if self.page_num > _PAGES:
-            messages.warning(request, f"The list ends with page {_PAGES}. Search for what is older.")
-        self.page_num = min(max(self.page_num, 1), _PAGES)
+        if self.page_num > _MAX_PAGES:
+            messages.warning(request, f"The list ends with page {_MAX_PAGES}. Search for older rows.")
+        self.page_num = min(max(self.page_num, 1), _MAX_PAGES)
         super().get_results(request)
-        # Nobody counted: the page shows these numbers only where they differ.
+        # No rows were counted: the template shows the full count only where it differs from this one.
         self.full_result_count = self.result_count
 
 
 class BigTableAdmin(AnyModelAdmin):
-    """Lists by primary key and searches by index. A filter needs an index too: a value that hardly any row has
-    would otherwise be looked for through the whole table.
+    """Lists by primary key and searches by index.
+
+    A filter needs an index too: without one, a value that few rows have is searched through the whole table.
     """
 
     list_per_page = _ROWS_PER_PAGE
@@ -158,11 +159,11 @@ class BigTableAdmin(AnyModelAdmin):
     sortable_by = ()
     # Shows the search box; ``find`` does the searching.
     search_fields = ("pk",)
-    # What would only make the list slow to read.
+    # Fields that the list does not read: wide columns that it does not show.
     not_in_the_list: tuple[str, ...] = ()
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
-        """Those of ``rows`` that ``text`` (not empty, stripped) names; None if it cannot be anybody's name."""
+        """Return the rows that ``text`` (stripped, not empty) identifies; None if it cannot identify any row."""
         raise NotImplementedError
 
     def get_search_results(
@@ -173,7 +174,7 @@ class BigTableAdmin(AnyModelAdmin):
             return queryset, False
         found = self.find(queryset, text)
         if found is None:
-            messages.warning(request, f"Nothing here is found by that. Search by {self.search_help_text}.")
+            messages.warning(request, f"This list cannot be searched by that. Search by {self.search_help_text}.")
             return queryset.none(), False
         return found, False
 
@@ -181,7 +182,7 @@ class BigTableAdmin(AnyModelAdmin):
         return NewestFirst
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Only what our filters ask for: by default an address may filter by any column."""
+        """Allow only the parameters of our filters: by default a URL may filter by any column."""
         return any(
             isinstance(item, type) and issubclass(item, SimpleListFilter) and item.parameter_name == lookup
             for item in self.list_filter
@@ -189,9 +190,9 @@ class BigTableAdmin(AnyModelAdmin):
 
 
 class _ReadOnly:
-    """To look at, for superusers too: these rows are written by the service alone."""
+    """Makes rows read-only, also for superusers: only the service writes them."""
 
-    # A row's fields, from top to bottom or from left to right.
+    # The fields that are shown: top to bottom on a page, left to right in an inline.
     shown: tuple[str | Column, ...] = ()
 
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
@@ -211,10 +212,10 @@ class _ReadOnly:
 
 
 class ReadOnlyAdmin(_ReadOnly, BigTableAdmin):
-    """Lists, and pages of a row."""
+    """A read-only admin of a big table: lists, and a page per row."""
 
 
 class ReadOnlyInline(_ReadOnly, AnyTabularInline):
-    """Rows on the page of the row that they belong to."""
+    """Read-only rows on the page of their parent row."""
 
     extra = 0

@@ -1,4 +1,4 @@
-"""Callers of the same moment share one piece of work, as PostgreSQL's own group commit shares one flush."""
+"""Group commit: concurrent callers share one call of the work, as PostgreSQL's group commit shares one flush."""
 
 from __future__ import annotations
 
@@ -25,37 +25,36 @@ class _Entry(Generic[Item, Result]):
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Calls ``work`` with the items of all threads that wait, and gives each its own result.
+    """Calls ``work`` with the items of all waiting threads, and returns to each its own result.
 
-    Who finds nobody at work begins at once, alone: an idle service adds no wait. Whoever comes meanwhile waits for the
-    next round, which one of them leads. ``work`` returns one result per item, in order; what it raises, all of the
-    round raise: for work that ends with a commit that means that nobody knows whether it happened.
+    A thread that finds no round running starts one at once, alone: an idle service adds no wait. Threads that arrive
+    during a round wait for the next one, which the first of them leads. ``work`` returns one result per item, in order.
+    Its exception is raised in every thread of the round: if the work ends with a commit, the outcome may be unknown.
 
-    A thread that waits holds no slot, see ``slots``: a round that waits for a lock keeps one database connection from
-    others, however many wait behind it.
+    A waiting thread holds no slot, see ``slots``: a round that waits for a lock occupies one database connection,
+    however many threads wait behind it.
     """
 
     def __init__(
         self, work: Callable[[Sequence[Item]], Sequence[Result]], *, limit: int = 500, patience: float = 1.0
     ) -> None:
-        """``limit`` items in a round; ``patience``: seconds in line before a round begins."""
+        """``limit``: most items in a round; ``patience``: most seconds that an item waits for its round to begin."""
         self._work = work
         self._limit = limit
         self._patience = patience
         self._lock = threading.Lock()
         self._waiting: list[_Entry[Item, Result]] = []
-        self._busy = False
+        self._running = False
 
     def submit(self, item: Item) -> Result:
-        """Have ``item`` worked on, together with others; raises what ``work`` raises.
+        """Pass ``item`` to ``work``, together with others, and return its result; raises what ``work`` raises.
 
-        Raises WaitedTooLong for an item that no round has begun with in time: it is out of the line, and no work was
-        done for it.
+        Raises WaitedTooLong if no round took the item within ``patience``: it has left the queue, and no work was done.
         """
         entry: _Entry[Item, Result] = _Entry(item)
         with self._lock:
             self._waiting.append(entry)
-            entry.leads, self._busy = not self._busy, True
+            entry.leads, self._running = not self._running, True
         if entry.leads or self._wait_to_lead(entry):
             self._lead(entry)
         if entry.error is not None:
@@ -63,14 +62,14 @@ class GroupCommit(Generic[Item, Result]):
         return entry.result
 
     def _wait_to_lead(self, entry: _Entry[Item, Result]) -> bool:
-        """Wait in line, without a slot; returns whether to lead the next round, else the result is there."""
+        """Wait without a slot. Returns True to lead the next round, False once the entry has its result."""
         slot = slots.give_back()
         if not entry.wake.acquire(timeout=self._patience):
             with self._lock:
                 if entry in self._waiting and not entry.leads:
                     self._waiting.remove(entry)
                     raise WaitedTooLong(f"no group commit within {self._patience:g} s")
-            # A round has begun with it, or it is to lead the next.
+            # Timed out too late: a round has taken the entry, or it leads the next one.
             entry.wake.acquire()
         if entry.leads and slot is not None:
             slot.take_again()
@@ -78,7 +77,7 @@ class GroupCommit(Generic[Item, Result]):
 
     def _lead(self, leader: _Entry[Item, Result]) -> None:
         with self._lock:
-            # The leader is the first in line, or it would not lead.
+            # The leader is always the first entry.
             entries, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
         try:
             results = self._work([entry.item for entry in entries])
@@ -88,20 +87,20 @@ class GroupCommit(Generic[Item, Result]):
             for entry in entries:
                 entry.error = error
         finally:
-            self._hand_over()
+            self._wake_next_leader()
             for entry in entries:
                 entry.leads = False
                 if entry is not leader:
                     entry.wake.release()
 
-    def _hand_over(self) -> None:
+    def _wake_next_leader(self) -> None:
         with self._lock:
             if self._waiting:
                 self._waiting[0].leads = True
                 self._waiting[0].wake.release()
             else:
-                self._busy = False
+                self._running = False
 
 
 class WaitedTooLong(Exception):
-    """The wait in line before a group commit took too long: nothing was done for this caller."""
+    """No round took the item within ``patience``: no work was done for it."""

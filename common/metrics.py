@@ -1,15 +1,10 @@
-"""Metrics of what every app stands on."""
+"""Metrics of calls to external providers."""
 
 from __future__ import annotations
 
-from prometheus_client import (
-    Counter,
-    Gauge,
-)
+from prometheus_client import Counter, Gauge
 
-# How fast this process calls a provider at most, and how often the provider answered "slow down" (429, or 503 with
-# Retry-After).
+# The most calls a second that this process makes to a provider.
 PACE = Gauge("provider_pace_calls_per_second", "Calls a second that a provider gets at most", ["provider"])
-
-
+# A provider throttles with 429, or with 503 and Retry-After.
 THROTTLED = Counter("provider_throttled_total", "Calls that a provider throttled", ["provider"])

@@ -1,9 +1,9 @@
-"""The one way to Redis: pooled connections that leave a server which is no longer the primary.
+"""The Redis client: pooled connections that are closed when their server is no longer the primary.
 
-Behind an address that keeps connections open a failover closes nothing: a demoted server goes on answering on the same
-connection, writes with READONLY and reads with what it last heard. A refusal that comes of a server's role closes the
-connection, and the call is made once more on a new one, wherever the address leads by then. A connection that only
-reads meets no refusal: it asks for the role when it leaves the pool, at most every ``ROLE_SECONDS``.
+Behind a proxy address a failover may close no connection: a demoted server keeps answering on it, writes with READONLY
+and reads with stale data. An error caused by the server's role closes the connection, and the call is retried once on a
+new connection, which leads to the new primary. A connection that only reads gets no such error: it asks for the role
+when it is taken from the pool, at most every ``ROLE_SECONDS``.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
 
 ROLE_SECONDS = 5.0
 
-# What a command within a script met Redis 6 says behind other words. NOREPLICAS comes from a primary that lost its
-# replicas: on the wrong side of a network split, another one has taken its place.
-_REFUSED_BY_ROLE = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|NOREPLICAS) ")
+# Redis 6 puts other words before the code of an error in a script. NOREPLICAS comes from a primary that lost its
+# replicas: it may be on the minority side of a network split, with another primary elected.
+_ROLE_ERROR = re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN|NOREPLICAS) ")
 
 
 class NotPrimary(RedisConnectionError):
-    """The server at the other end takes no writes by its role; the connection is closed."""
+    """The server is a replica, or a primary cut off from its replicas; the connection is closed."""
 
 
-class _LeavesReplicas(AbstractConnection):
-    """A connection that is closed once its server turns out to be a replica."""
+class _PrimaryConnection(AbstractConnection):
+    """A connection that is closed when its server is found to be a replica."""
 
     _role_known_at = 0.0
 
     def connect(self) -> None:
-        """Connect, or leave a server that became a replica. The pool calls this whenever it hands out a connection."""
+        """Connect, or reconnect if the server became a replica. The pool calls it before it hands out a connection."""
         if not self.is_connected or time.monotonic() - self._role_known_at > ROLE_SECONDS:
             if self.is_connected and self._is_replica():
                 self._close()
@@ -42,11 +42,11 @@ class _LeavesReplicas(AbstractConnection):
         super().connect()  # type: ignore[no-untyped-call]
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        """A reply. Raises NotPrimary instead of a refusal that comes of the server's role."""
+        """Read a reply. Raises NotPrimary for an error that is caused by the server's role."""
         try:
             return super().read_response(*args, **options)
         except ResponseError as error:
-            if not _is_refusal_by_role(error):
+            if not _is_role_error(error):
                 raise
             self._close()
             raise NotPrimary(str(error)) from error
@@ -59,23 +59,23 @@ class _LeavesReplicas(AbstractConnection):
             self.send_command("ROLE", check_health=False)  # type: ignore[no-untyped-call]
             role = super().read_response()
         except RedisConnectionError:
-            # Closed by now, and made anew.
+            # The connection is broken: close it and reconnect, as for a replica.
             return True
         except ResponseError:
-            # A user or a proxy that may not ask: its writes will tell.
+            # This user or proxy may not run ROLE: a READONLY error of a write shows it instead.
             return False
         return isinstance(role, list) and role[:1] in ([b"slave"], ["slave"])
 
 
-class _Tcp(_LeavesReplicas, Connection):
+class _Tcp(_PrimaryConnection, Connection):
     pass
 
 
-class _Tls(_LeavesReplicas, SSLConnection):
+class _Tls(_PrimaryConnection, SSLConnection):
     pass
 
 
-class _Unix(_LeavesReplicas, UnixDomainSocketConnection):
+class _Unix(_PrimaryConnection, UnixDomainSocketConnection):
     pass
 
 
@@ -87,16 +87,16 @@ _CLASSES: dict[Any, Any] = {
 
 
 class Pool(ConnectionPool):
-    """The ``CONNECTION_POOL_CLASS`` of the settings."""
+    """The ``CONNECTION_POOL_CLASS`` of the settings: a pool of connections that leave replicas."""
 
     def __init__(self, connection_class: type[AbstractConnection] = Connection, **options: Any) -> None:
         super().__init__(connection_class=_CLASSES[connection_class], **options)
 
 
 def redis_connection() -> Any:
-    """A client on the pool that this process shares. Its calls raise RedisError."""
+    """Return a client on the connection pool of this process. Its calls raise RedisError."""
     return get_redis_connection("default")
 
 
-def _is_refusal_by_role(error: ResponseError) -> bool:
-    return isinstance(error, ReadOnlyError | MasterDownError) or bool(_REFUSED_BY_ROLE.search(str(error)))
+def _is_role_error(error: ResponseError) -> bool:
+    return isinstance(error, ReadOnlyError | MasterDownError) or bool(_ROLE_ERROR.search(str(error)))

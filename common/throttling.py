@@ -1,4 +1,4 @@
-"""How fast a provider may be called, by its own word: HTTP 429, 503 and Retry-After.
+"""The pace of calls to a provider, adapted to its throttling: HTTP 429, 503 and Retry-After.
 
 Plain objects with a clock, without locks: all calls of a process are made in one thread, see ``http_calls``.
 """
@@ -14,21 +14,21 @@ from uuid import UUID
 
 from django.utils.http import parse_http_date
 
-# Calls a second. At the highest pace nothing waits: a call takes longer than its turn. Below the lowest, Retry-After is
-# what holds calls back.
+# In calls a second. At the highest pace no call waits: a call takes longer than the interval. Below the lowest pace,
+# Retry-After spaces the calls.
 HIGHEST_PACE = 1000.0
 LOWEST_PACE = 0.5
-# How many calls a second the pace gains in a second in which it is used up and nothing is throttled.
+# The pace grows by so many calls a second, each second in which it is used up and nothing is throttled.
 RAISE = 1.0
-# In seconds: the longest wait that a provider gets, and the wait for a Retry-After that is missing or unreadable.
+# In seconds: the upper limit of a Retry-After, and the wait where it is missing or unreadable.
 LONGEST_WAIT = 300.0
 DEFAULT_WAIT = 5.0
-# After so many seconds in which a call is throttled while other calls get through, the call itself is at fault.
+# A call that is throttled for so many seconds while other calls succeed is itself at fault, and is refused.
 ALONE_SECONDS = 3600.0
-# A throttled call comes so many seconds after the provider is open again: if it alone is at fault, the other calls have
-# got through by then, also those of other partitions.
+# A throttled call is repeated so many seconds after the provider takes calls again: by then other calls, also of other
+# partitions, have succeeded if this call alone is at fault.
 HEAD_START = 1.0
-# A throttled call that was not asked about for so long belongs to another process by now.
+# A throttled call that was not tried for so many seconds is forgotten: another process has it by now.
 _FORGET_SECONDS = 900.0
 
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -37,7 +37,7 @@ Clock = Callable[[], float]
 
 
 def retry_after(header: str | None, *, now: float) -> float | None:
-    """The seconds that a Retry-After header (seconds or an HTTP-date) asks for, 0 to LONGEST_WAIT.
+    """Parse a Retry-After header (seconds or an HTTP-date) to seconds, 0 to LONGEST_WAIT.
 
     ``now`` is the provider's time in seconds since 1970. None if the header is missing or is neither.
     """
@@ -53,7 +53,7 @@ def retry_after(header: str | None, *, now: float) -> float | None:
 
 
 class Pace:
-    """Calls a second to one provider: halved when it throttles, raised by ``RAISE`` a second while it does not."""
+    """Calls a second to one provider: halved when it throttles, raised by ``RAISE`` a second otherwise."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -61,7 +61,7 @@ class Pace:
         self._next_at = float("-inf")
         self._closed_until = float("-inf")
         self._fell_at = float("-inf")
-        # Starts of the last second: the highest pace is far above what is called, half of it is still too fast.
+        # Starts of the last second. The first halving starts from their number: half of the highest pace is too fast.
         self._started: deque[float] = deque()
 
     @property
@@ -70,11 +70,11 @@ class Pace:
         return self._rate
 
     def closed_for(self) -> float:
-        """For how many seconds from now the provider wants no call."""
+        """Seconds from now in which the provider wants no call, 0 if it takes calls."""
         return max(0.0, self._closed_until - self._clock())
 
     def take(self) -> float:
-        """Take the turn of one call: 0 if the call starts now, or the seconds after which to ask again."""
+        """Take the turn of one call: returns 0 if the call may start now, else the seconds after which to ask again."""
         now = self._clock()
         start_at = max(self._next_at, self._closed_until)
         if start_at > now:
@@ -85,14 +85,14 @@ class Pace:
         return 0.0
 
     def passed(self, started_at: float) -> None:
-        """Note that a call that started at ``started_at`` (by the clock) was not throttled."""
+        """Record that a call that started at ``started_at`` (by the clock) was not throttled."""
         if started_at >= self._fell_at:
             self._rate = min(HIGHEST_PACE, self._rate + RAISE / self._rate)
 
     def throttled(self, started_at: float, seconds: float) -> bool:
-        """Note that a call was throttled: no call for ``seconds``. Returns whether the pace was halved.
+        """Record that a call was throttled: no call for ``seconds``. Returns whether the pace was halved.
 
-        It is not halved again by calls that were under way when it was: they say the same thing.
+        Calls that were in flight when it was halved do not halve it again: they met the same limit.
         """
         now = self._clock()
         self._closed_until = max(self._closed_until, now + seconds)
@@ -114,12 +114,12 @@ class Cause(Enum):
     """Why a call was throttled."""
 
     PROVIDER = "the provider wants fewer calls"
-    CALL = "this call, while others get through"
+    CALL = "this call, while others succeed"
     CALL_FOR_GOOD = "this call, for ALONE_SECONDS"
 
 
 class ThrottledCalls:
-    """Tells the call that is throttled alone from a provider that throttles, by Idempotency-Key."""
+    """Distinguishes a call that alone is throttled from a provider that throttles all; by Idempotency-Key."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -128,16 +128,16 @@ class ThrottledCalls:
         self._throttled = 0
 
     def passed(self, key: UUID) -> None:
-        """Note that a call got through."""
+        """Record that a call succeeded."""
         self._passed += 1
         self._calls.pop(key, None)
 
     def throttled(self, key: UUID, seconds: float) -> Cause:
-        """Note that a call was throttled and shall come again after ``seconds``; returns what is at fault."""
+        """Record that a call was throttled and may be repeated after ``seconds``; returns what is at fault."""
         now = self._clock()
         self._forget_old_calls(now)
         call = self._calls.get(key)
-        # Since its last try others were throttled and none got through: the provider throttles every call.
+        # Since its last try other calls were throttled and none succeeded: the provider throttles every call.
         if call is None or (call.passed == self._passed and call.throttled < self._throttled):
             call = self._calls[key] = _ThrottledCall(now)
         elif call.passed < self._passed:
@@ -148,14 +148,14 @@ class ThrottledCalls:
             del self._calls[key]
             return Cause.CALL_FOR_GOOD
         if call.alone:
-            # Twice as long each time. The exponent is bounded: a float is not.
+            # Doubles each time. The exponent is bounded, else the float overflows.
             call.not_before = now + max(seconds, min(2.0 ** min(call.alone, 16), LONGEST_WAIT))
             return Cause.CALL
         call.not_before = now + seconds + HEAD_START
         return Cause.PROVIDER
 
     def wait(self, key: UUID) -> float:
-        """The seconds before the call may be tried again, 0 for a call that was not throttled."""
+        """Seconds before the call may be tried again, 0 for a call that was not throttled."""
         if (call := self._calls.get(key)) is None:
             return 0.0
         call.seen_at = self._clock()
@@ -168,18 +168,18 @@ class ThrottledCalls:
 
 
 class _ThrottledCall:
-    """Since when a call is throttled, and how often though others got through since its try before."""
+    """Since when a call is throttled, and how often alone: while other calls succeeded since its previous try."""
 
     def __init__(self, first_at: float) -> None:
         self.first_at = self.seen_at = self.not_before = first_at
         self.alone = 0
-        # How many calls had got through, and been throttled, at its last try.
+        # The numbers of calls that had succeeded, and been throttled, at its last try.
         self.passed = 0
         self.throttled = 0
 
 
 class CallPostponed(Exception):
-    """A call was not made, or the provider wants it later: make it again after ``seconds``."""
+    """A call was not made, or the provider asks for it later: repeat it after ``seconds``."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
@@ -187,4 +187,4 @@ class CallPostponed(Exception):
 
 
 class CallThrottled(CallPostponed):
-    """A provider answered a call with "slow down", or has not taken calls again since it did."""
+    """A provider throttled the call, or still wants no calls since it throttled another."""

@@ -1,4 +1,4 @@
-"""The traceparent of W3C Trace Context: checked where it comes from outside, made where there is none."""
+"""The traceparent header of W3C Trace Context: parsing and creation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _TRACEPARENT = re.compile(
 
 
 def new_traceparent() -> str:
-    """A new, sampled trace context (W3C Trace Context, version 00)."""
+    """Create a new, sampled traceparent (version 00)."""
     return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
 
 
 def read_traceparent(text: str) -> str:
-    """The trace context in ``text`` as version 00 writes it; empty where it is not valid and a new trace begins.
+    """Return the trace context in ``text`` as a version 00 traceparent; empty if it is invalid, and a new trace begins.
 
-    By W3C Trace Context, 3.2 and 4: upper case, ids of zeros and version ff are not valid. Of a later version the known
-    fields are taken, and of its flags the one that version 00 knows (sampled).
+    W3C Trace Context, 3.2 and 4: upper case, all-zero ids and version ff are invalid. Of a later version the fields
+    that version 00 knows are kept, and of its flags only ``sampled``.
     """
     found = _TRACEPARENT.fullmatch(text)
     if (

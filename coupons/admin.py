@@ -51,23 +51,23 @@ _CONTROLS_SHOWN = 20
 
 
 class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Says beforehand, at the field, what the table's constraints would refuse.
+    """Validates at the field what the table's constraints would refuse.
 
-    While a form is open the coupon may be restocked or paused by others. What the operator did not touch keeps the
-    value it has by then, and what both touched is refused: so the form carries the values it was shown with.
+    Other operators may restock or pause the coupon while the form is open. A field that this operator did not change
+    keeps its current value; a field that both changed is refused. So the form carries the values that it showed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         editing = self.instance.pk is not None
-        self._knows_what_was_shown = editing and (not self.is_bound or self.add_initial_prefix("name") in self.data)
+        self._has_shown_values = editing and (not self.is_bound or self.add_initial_prefix("name") in self.data)
         for field in self.fields.values():
-            field.show_hidden_initial = self._knows_what_was_shown
+            field.show_hidden_initial = self._has_shown_values
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        if self._knows_what_was_shown:
-            self._respect_others(cleaned)
+        if self._has_shown_values:
+            self._merge_concurrent_changes(cleaned)
         self._check_type(cleaned)
         self._check_discount(cleaned)
         self._check_stock(cleaned)
@@ -80,7 +80,7 @@ class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
             raise forms.ValidationError(f"The name {why}.")
         return name
 
-    def _respect_others(self, cleaned: dict[str, Any]) -> None:
+    def _merge_concurrent_changes(self, cleaned: dict[str, Any]) -> None:
         for name in list(cleaned):
             bound = self[name]
             if name not in self.changed_data:
@@ -89,7 +89,7 @@ class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
             shown = bound.field.hidden_widget().value_from_datadict(self.data, self.files, bound.html_initial_name)
             if bound.field.has_changed(bound.initial, shown):
                 self.add_error(
-                    name, f"Somebody changed this meanwhile: it is {bound.initial} now. Load the page again."
+                    name, f"Changed by another operator in the meantime: it is {bound.initial} now. Reload the page."
                 )
 
     def _check_type(self, cleaned: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
         elif total is not None and total < taken:
             self.add_error(
                 "total_quantity",
-                f"{self.instance.issued} are issued and {self.instance.reserved} reserved: at least {taken}.",
+                f"{self.instance.issued} units are issued and {self.instance.reserved} reserved: at least {taken}.",
             )
 
     def _check_times(self, cleaned: dict[str, Any]) -> None:
@@ -165,10 +165,10 @@ class CouponAdmin(BigTableAdmin):
 
     @admin.display(description="latest controls")
     def controls(self, coupon: Coupon) -> str:
-        # Plain text: the page escapes it, and breaks it where the lines end.
+        # Plain text: the page escapes it and keeps its line breaks.
         return "\n".join(
-            f"{one.created_at:%Y-%m-%d %H:%M:%S} {one} by {one.actor} {one.reason}"
-            for one in coupon.controls.order_by("-created_at")[:_CONTROLS_SHOWN]
+            f"{control.created_at:%Y-%m-%d %H:%M:%S} {control} by {control.actor} {control.reason}"
+            for control in coupon.controls.order_by("-created_at")[:_CONTROLS_SHOWN]
         )
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
@@ -182,7 +182,7 @@ class CouponAdmin(BigTableAdmin):
         return selectors.coupons()
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Coupon | None:
-        """Whoever saves holds the lock that the issuer takes, from before the checks until the commit."""
+        """On a save, lock the coupon as the issuer does, from before the validation until the commit."""
         coupon: Coupon | None = super().get_object(request, object_id, from_field)
         if coupon is None or request.method != "POST" or not transaction.get_connection().in_atomic_block:
             return coupon
@@ -201,7 +201,7 @@ class CouponAdmin(BigTableAdmin):
         except IntegrityError:
             if object_id is not None:
                 raise
-            # The form looked before it leapt, and somebody (or a second click) was faster.
+            # A concurrent request, or a second click, created the coupon after the form was validated.
             messages.error(request, "A coupon of this type was created at the same moment.")
             return HttpResponseRedirect(reverse("admin:coupons_coupon_changelist"))
 
@@ -218,16 +218,16 @@ class CouponAdmin(BigTableAdmin):
         return {"opens_at": now, **super().get_changeform_initial_data(request)}
 
     def get_readonly_fields(self, request: HttpRequest, obj: Coupon | None = None) -> Any:
-        # Topics, links and people's requests name the type.
+        # Topics, links and requests refer to the type, so it never changes.
         return self.readonly_fields if obj is None else ("coupon_type", *self.readonly_fields)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody: what users have and what they asked for hangs on it, without a foreign key in the database."""
+        """Never: users' coupons and requests refer to the coupon, without a foreign key in the database."""
         return False
 
 
 class LedgerInline(ReadOnlyInline):
-    """What orders did to the coupon, from its first step to its latest."""
+    """The ledger of the coupon, oldest step first."""
 
     model = CouponLedgerEntry
     verbose_name_plural = "ledger"
@@ -252,7 +252,7 @@ class UserCouponAdmin(ReadOnlyAdmin):
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         user_id = number_in(text)
-        # In the order of the index, so that no plan can prefer to walk through everybody's coupons.
+        # In the order of the index, so that no plan can prefer a scan of all users' coupons.
         return None if user_id is None else rows.filter(user_id=user_id).order_by("-coupon_id")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -262,8 +262,8 @@ class UserCouponAdmin(ReadOnlyAdmin):
 
 @admin.register(IssueRequest)
 class IssueRequestAdmin(ReadOnlyAdmin):
-    # An index on the user makes each insert, and its WAL, half as expensive again: what a user got is found among
-    # the user coupons.
+    # No search by user: its index would make each insert and its WAL half as expensive again. A user's coupons
+    # are found among the user coupons.
     search_help_text = "request id (UUID); for a user id, search the user coupons"
     list_display = (
         "request_id", "coupon_type", "user_id", code("status", _STATUS_COLOURS), code("reason"), "source",
@@ -320,7 +320,7 @@ class FlagForm(forms.ModelForm):  # type: ignore[type-arg]
 
 @admin.register(Flag)
 class FlagAdmin(AnyModelAdmin):
-    """Of waffle's fields those that ``worker.share`` goes by: the others would promise what nothing here does."""
+    """The fields of waffle's flag that ``coupons.rollout`` reads; the others would have no effect."""
 
     form = FlagForm
     list_display = ("name", "everyone", "percent", "note", "modified")

@@ -1,4 +1,4 @@
-"""What this app does with messages: its consumer groups, registered with the bridge."""
+"""The consumer groups of this app, registered with the bridge."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ RESULTS = ConsumerGroup(
     call=notify_results,
     handle=record_result,
     inbox=True,
-    # As many may be sent again after a crash.
+    # After a crash, up to this many notices are sent again.
     largest_batch=100,
 )
 
 
 def register() -> None:
-    """Called once, when the app is ready."""
+    """Register groups and guards with the bridge; called once, when the app is ready."""
     register_group(ISSUE)
     register_group(RESULTS)
     on_broker_rejection(ISSUE_REQUESTED, fail_dead_lettered_requests)
@@ -41,6 +41,6 @@ def register() -> None:
 
 
 def undecided_requests(request_ids: Collection[UUID]) -> set[UUID]:
-    """Those of ``request_ids`` that have no terminal row yet."""
+    """Return those of ``request_ids`` that have no terminal row yet."""
     decided = IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", flat=True)
     return set(request_ids) - set(decided)

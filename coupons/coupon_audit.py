@@ -1,4 +1,4 @@
-"""What became of the requests for each coupon: by its results on the topics, and by PostgreSQL."""
+"""Count the results of each coupon's requests: by the events on the topics, and by PostgreSQL."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _CHUNK = 1000
 
 @dataclass(slots=True)
 class Trail:
-    """The results of one coupon type; ``ends`` counts them by reason, SUCCESS for those that got one."""
+    """The results of one coupon type: their ``counts`` by failure reason or SUCCESS, the first and the last time."""
 
-    ends: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     first: datetime | None = None
     last: datetime | None = None
 
-    def add(self, end: str, number: int, first: datetime, last: datetime) -> None:
-        self.ends[end] += number
+    def add(self, result: str, number: int, first: datetime, last: datetime) -> None:
+        self.counts[result] += number
         self.first = first if self.first is None else min(self.first, first)
         self.last = last if self.last is None else max(self.last, last)
 
     def __str__(self) -> str:
-        failed = {reason: number for reason, number in sorted(self.ends.items()) if reason != SUCCESS and number}
-        text = f"{self.ends[SUCCESS]} issued, {sum(failed.values())} failed"
+        failed = {reason: number for reason, number in sorted(self.counts.items()) if reason != SUCCESS and number}
+        text = f"{self.counts[SUCCESS]} issued, {sum(failed.values())} failed"
         if failed:
             text += f" ({', '.join(f'{reason} {number}' for reason, number in failed.items())})"
         if self.first and self.last:
@@ -44,7 +44,7 @@ class Trail:
 
 
 class Trails(dict[str, Trail]):
-    """Trails by coupon type; that of a type without results is empty."""
+    """Trails by coupon type; a type without results has an empty trail."""
 
     def __missing__(self, coupon_type: str) -> Trail:
         return self.setdefault(coupon_type, Trail())
@@ -54,7 +54,7 @@ class Trails(dict[str, Trail]):
 
 
 def decided() -> Trails:
-    """The trails as PostgreSQL has them. Reads the whole table of requests."""
+    """The trails by PostgreSQL. Reads the whole table of terminal rows."""
     trails = Trails()
     counted = IssueRequest.objects.values_list("coupon_type", "status", "reason").annotate(
         Count("request_id"), Min("processed_at"), Max("processed_at")
@@ -65,37 +65,39 @@ def decided() -> Trails:
 
 
 def published() -> Trails:
-    """Of those in ``decided`` the ones whose events the relay has sent. Not within a transaction."""
+    """The trails of ``decided`` without results whose event is not published yet. Must not run in a transaction."""
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         trails = decided()
-        waiting = OutboxMessage.objects.filter(
+        unpublished = OutboxMessage.objects.filter(
             published_at=None, headers=None, event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED]
         ).values_list("payload", flat=True)
-        for payload in waiting.iterator(chunk_size=_CHUNK):
+        for payload in unpublished.iterator(chunk_size=_CHUNK):
             try:
                 result = msgspec.json.decode(bytes(payload or b""), type=IssueEnded)
             except (msgspec.MsgspecError, ValueError, RecursionError):
-                # On its topic it cannot be read either.
+                # Its message on the topic is unreadable too, so it is in neither count.
                 continue
-            trails[result.coupon_type].ends[result.reason or result.status] -= 1
+            trails[result.coupon_type].counts[result.reason or result.status] -= 1
     return trails
 
 
-def differing(told: Trails, *, before: Trails, after: Trails) -> set[str]:
-    """The coupon types of which the topics tell less than was published before they were read, or more than PostgreSQL
-    knew after it: what is under way meanwhile is no difference.
+def differing(on_topics: Trails, *, before: Trails, after: Trails) -> set[str]:
+    """The coupon types whose counts on the topics differ from PostgreSQL.
+
+    A count differs if it is lower than ``before``, the results published before the topics were read, or higher than
+    ``after``, the results decided after that. Results decided or published in between are no difference.
     """
     return {
         coupon_type
-        for coupon_type in told.keys() | before.keys() | after.keys()
-        if not before[coupon_type].ends <= told[coupon_type].ends <= after[coupon_type].ends
+        for coupon_type in on_topics.keys() | before.keys() | after.keys()
+        if not before[coupon_type].counts <= on_topics[coupon_type].counts <= after[coupon_type].counts
     }
 
 
 def stock() -> dict[str, str]:
-    """By coupon type what its row says of its stock, as text."""
+    """The stock by coupon type as text: counter, total and coupons of users."""
     rows = Coupon.objects.annotate(held=Count("user_coupons", filter=~Q(user_coupons__status="REVOKED")))
     return {
         row.coupon_type: f"counter {row.issued} of {row.total_quantity}, {row.held} in users' hands" for row in rows

@@ -1,7 +1,7 @@
-"""What the door knows without a query: coupons, and the database's time.
+"""The coupon cache of the accept API: coupons and the database's time without a query per request.
 
-An entry is at most a second old, so a change in the admin or by command takes effect within that. Nothing here
-decides about stock.
+An entry is at most a second old, so a change in the admin or by command takes effect within a second. Stock is never
+decided from the cache.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from common.api.errors import Unavailable
 
 from .models import Coupon
 from .policy import Window
-from .rollout import rollout_share
+from .rollout import rollout_permille
 
 _MAX_AGE = 0.8
 _MAX_ENTRIES = 10_000
-_PATIENCE = 1.0
+_LOCK_TIMEOUT = 1.0
 
 
 class DatabaseClock:
-    """The database's time, continued by this machine's monotonic clock between two reads: no trust in its wall clock.
+    """The database's time, extrapolated by the monotonic clock between reads, so the local wall clock does not matter.
 
-    It is never ahead of the database, and behind by no more than the answer took to arrive.
+    It is never ahead of the database, and behind by no more than the time the database's response took to arrive.
     """
 
     def __init__(self) -> None:
         self._offset: float | None = None
 
     def set(self, moment: datetime, answered_at: float) -> None:
-        """``moment`` is the database's answer; ``answered_at`` the monotonic seconds when it had arrived.
+        """Set the clock to the database's time ``moment``, received at ``answered_at`` (monotonic seconds).
 
-        When it was asked says less: the connection may have been made first, which takes as long as it takes.
+        The time of the query would be less exact: it may include opening a connection, which can take any time.
         """
         self._offset = moment.timestamp() - answered_at
 
     def now(self) -> datetime:
-        """The database's time, aware, UTC."""
+        """Return the database's time, aware, in UTC. Raises RuntimeError before the first load of a coupon."""
         if self._offset is None:
-            raise RuntimeError("the clock is set by the first look into the catalogue")
+            raise RuntimeError("the database clock is not set: it is set when the coupon cache loads its first coupon")
         return datetime.fromtimestamp(self._offset + time.monotonic(), UTC)
 
 
@@ -55,8 +55,8 @@ class CachedCoupon:
     admission: str
     window: Window
     total_quantity: int
-    # Of a thousand users, those whose requests the issue worker carries.
-    worker_share: int
+    # Users per thousand whose requests use the Redis queue.
+    rollout_permille: int
     loaded_at: float
 
 
@@ -69,14 +69,14 @@ class CouponCache:
         self._entries: dict[int | str, CachedCoupon] = {}
 
     def get(self, id_or_type: int | str) -> CachedCoupon | None:
-        """The coupon of that id (int) or type (str), None if there is none.
+        """Return the coupon by id (int) or type (str), None if it does not exist.
 
-        Raises what the database raises, and Unavailable when other threads that load coupons wait for it.
+        Raises database errors, and Unavailable after waiting a second for other threads that load coupons.
         """
         entry = self._fresh(id_or_type)
         if entry is None:
-            # Each of those who wait would wait for the database itself, one after the other.
-            if not self._lock.acquire(timeout=_PATIENCE):
+            # Bounded: while the database does not answer, each waiting thread would wait for it in turn.
+            if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
                 raise Unavailable("The coupons cannot be read. It was not executed: try again.", retry_after=1)
             try:
                 # Another thread may have loaded it while this one waited for the lock.
@@ -86,7 +86,7 @@ class CouponCache:
         return entry
 
     def clear(self) -> None:
-        """Forget everything; the next look asks the database."""
+        """Remove all entries; the next ``get`` reads the database."""
         with self._lock:
             self._entries.clear()
 
@@ -98,13 +98,13 @@ class CouponCache:
 
     def _load(self, id_or_type: int | str) -> CachedCoupon | None:
         field = "id" if isinstance(id_or_type, int) else "coupon_type"
-        asked_at = time.monotonic()
+        queried_at = time.monotonic()
         row = (
             Coupon.objects.filter(**{field: id_or_type})
-            .annotate(database_time=Now(), worker_share=rollout_share())
+            .annotate(database_time=Now(), rollout_permille=rollout_permille())
             .values_list(
                 "id", "coupon_type", "admission", "opens_at", "closes_at", "paused", "total_quantity",
-                F("worker_share"), F("database_time"),
+                F("rollout_permille"), F("database_time"),
             )
             .first()
         )  # fmt: skip
@@ -112,10 +112,10 @@ class CouponCache:
         if row is None:
             self._entries.pop(id_or_type, None)
             return None
-        coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, share, moment = row
+        coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, permille, moment = row
         self.clock.set(moment, answered_at)
         window = Window(opens_at, closes_at, paused)
-        entry = CachedCoupon(coupon_id, coupon_type, admission, window, total, share, asked_at)
+        entry = CachedCoupon(coupon_id, coupon_type, admission, window, total, permille, queried_at)
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()
         self._entries[coupon_id] = self._entries[coupon_type] = entry

@@ -1,4 +1,4 @@
-"""Errors that a caller is told about: HTTP status and code stand on the class."""
+"""Errors that the API returns to callers; HTTP status and problem code are on the class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to requests for coupons, in the words of the domain. How it is told stands in ``messages``."""
+"""The domain events of coupon requests. ``messages`` converts them to messages and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class IssueRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename="camel"):
-    """Somebody asks for a coupon. Our own name all ids; others may leave out the coupon's id or its type."""
+    """A user requests a coupon. This service sets all ids; other producers may omit the coupon's id or its type."""
 
     request_id: UUID | None = None
     user_id: Id
@@ -27,7 +27,7 @@ class IssueRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename
 
 
 class IssueEnded(msgspec.Struct, frozen=True, kw_only=True, gc=False, rename="camel"):
-    """A request reached its result. What nobody could read of a request that failed is None, or empty."""
+    """A request reached its result. Fields that were unreadable in a failed request are None or empty."""
 
     request_id: UUID
     user_id: int | None

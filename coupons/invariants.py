@@ -1,4 +1,4 @@
-"""What must never happen to coupons, counted in PostgreSQL."""
+"""The invariants of coupons, checked in PostgreSQL; I6 compares Redis with it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED
 from .models import IssueRequest
 from .redis_queue import TRANSPORT
 
-_SHOWN = 20
-_COMPARED = 100
+_MAX_LINES = 20
+_MAX_COMPARED = 100
 
 _STATUS_AFTER = ", ".join(f"('{step}', '{status}')" for step, status in policy.STATUS_AFTER.items())
 _POSSIBLE_STEPS = ", ".join(
@@ -38,7 +38,7 @@ _POSSIBLE_STEPS = ", ".join(
         (policy.USED, policy.BURNED),
     )
 )
-# Each finds violations as lines of text; the letters are those of the guarantees in the README.
+# Each query returns a line of text per violation. I1 to I8 are the guarantees in the README.
 _QUERIES = {
     "I2 issued and reserved are within the stock": """
         SELECT format('coupon %s: %s issued + %s reserved of %s', c.coupon_type, count(u.id), c.reserved,
@@ -51,14 +51,14 @@ _QUERIES = {
         FROM coupons_coupon c LEFT JOIN coupons_usercoupon u ON u.coupon_id = c.id AND u.status <> 'REVOKED'
         GROUP BY c.id HAVING count(u.id) <> c.issued
     """,
-    "I2 what is reserved is reserved for requests": """
-        SELECT format('coupon %s: counter says %s, %s requests have a piece', c.coupon_type, c.reserved,
+    "I2 the counter of reserved coupons is right": """
+        SELECT format('coupon %s: counter says %s, %s requests hold a unit', c.coupon_type, c.reserved,
                       count(r.request_id))
         FROM coupons_coupon c LEFT JOIN coupons_reservation r ON r.coupon_id = c.id AND r.admission = 'reserve'
         GROUP BY c.id HAVING count(r.request_id) <> c.reserved
     """,
     "I2 reservations end with their requests": """
-        SELECT format('request %s: %s', v.request_id, CASE WHEN r.request_id IS NULL THEN 'there is no such request'
+        SELECT format('request %s: %s', v.request_id, CASE WHEN r.request_id IS NULL THEN 'no such request'
                       ELSE 'decided and still reserved' END)
         FROM coupons_reservation v
              LEFT JOIN coupons_issuerequest r USING (request_id)
@@ -89,7 +89,7 @@ _QUERIES = {
         ) AS event
         GROUP BY body ->> 'requestId' HAVING count(*) > 1
     """,
-    "I3 the ledger tells the state of every coupon": f"""
+    "I3 the ledger determines the state of every coupon": f"""
         SELECT format('coupon %s of user %s is %s, its ledger says %s', u.coupon_id, u.user_id, u.status,
                       coalesce(latest.step, 'nothing'))
         FROM coupons_usercoupon u
@@ -100,7 +100,7 @@ _QUERIES = {
         LEFT JOIN (VALUES {_STATUS_AFTER}) AS known (step, status) ON known.step = latest.step
         WHERE u.status <> coalesce(known.status, 'ISSUED')
     """,
-    "I3 a coupon goes its way through one order at a time": f"""
+    "I3 a coupon is used by one order at a time": f"""
         SELECT format('coupon %s of user %s: %s by order %s after %s', u.coupon_id, u.user_id, step, order_id,
                       coalesce(before || ' by order ' || order_before, 'nothing'))
         FROM (
@@ -111,7 +111,7 @@ _QUERIES = {
         WHERE (coalesce(before, ''), step) NOT IN (VALUES {_POSSIBLE_STEPS})
            OR (step <> 'HELD' AND order_id <> order_before)
     """,
-    "I8 nobody is told SOLD_OUT while there is stock": """
+    "I8 no request ends SOLD_OUT while there is stock": """
         SELECT format('request %s: coupon %s had %s left', request_id, coupon_type, remaining)
         FROM coupons_issuerequest WHERE reason = 'SOLD_OUT' AND remaining > 0
     """,
@@ -127,55 +127,59 @@ _OVERDUE = """
 
 
 def violations() -> Iterator[tuple[str, list[str]]]:
-    """Each invariant's name with a line per violation, none if it holds; at most 20 lines and a count."""
+    """Yield (name, violations) per invariant. Violations are at most 20 lines and a count, none if it holds."""
     names = {"succeeded": ISSUE_SUCCEEDED, "failed": ISSUE_FAILED}
     for name, query in _QUERIES.items():
-        # format() of PostgreSQL and the driver both know "%s": only the named placeholders are the driver's.
+        # "%s" belongs to PostgreSQL's format(), named placeholders to the driver.
         yield name, query_lines(query.replace("%s", "%%s"), names)
-    yield "I1 I5 every accepted request is answered", overdue_requests()
-    yield "I6 Redis tells of requests what PostgreSQL says", wrong_views()
+    yield "I1 I5 every accepted request has a result", overdue_requests()
+    yield "I6 cached statuses agree with PostgreSQL", wrong_views()
 
 
 def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
-    """Requests PENDING past ``REQUEST_DEADLINE_SECONDS`` although relay, issuer and worker have nothing left to do.
+    """Requests PENDING past ``REQUEST_DEADLINE_SECONDS`` although relay, issuer and issue worker have no work left.
 
-    What the worker carries it finds by the reservation, however late: lost would be one without.
-    ``lag`` tells the issuer's lag in messages; by default Kafka is asked. Raises ServiceUnavailable if it is away.
+    A request of the issue worker counts only without a reservation: the worker finds it by its reservation, if late.
+    ``lag`` returns the issuer's lag in messages; by default Kafka is asked. At most 20 lines and a count. Raises
+    ServiceUnavailable if Kafka is needed and away.
     """
-    asked = [ISSUE_REQUESTED, deadline(), TRANSPORT]
-    if not query_lines(_OVERDUE, asked) or anything_unpublished() or (lag or _issuer_lag)() != 0:
+    parameters = [ISSUE_REQUESTED, deadline(), TRANSPORT]
+    if not query_lines(_OVERDUE, parameters) or anything_unpublished() or (lag or _issuer_lag)() != 0:
         return []
-    # Read again: what was on its way before the lag was known to be none has arrived.
-    return query_lines(_OVERDUE, asked)
+    # Read again: requests in transit before the lag was known to be 0 have a result now.
+    return query_lines(_OVERDUE, parameters)
 
 
 def wrong_views() -> list[str]:
-    """Of the requests decided last, those that Redis tells otherwise; none while it is away or has forgotten them."""
-    requests = list(IssueRequest.objects.order_by("-processed_at")[:_COMPARED])
+    """A line for each of the last 100 decided requests whose cached status is wrong.
+
+    Statuses that are not cached are skipped; the list is empty while Redis is away.
+    """
+    requests = list(IssueRequest.objects.order_by("-processed_at")[:_MAX_COMPARED])
     try:
-        views = status_cache.load_many([request.request_id for request in requests])
+        cached = status_cache.load_many([request.request_id for request in requests])
     except RedisError:
         return []
     wrong = []
     for request in requests:
-        view = views.get(request.request_id)
-        if isinstance(view, status_cache.Unreadable):
+        status = cached.get(request.request_id)
+        if isinstance(status, status_cache.Unreadable):
             wrong.append(f"request {request.request_id}: unreadable in Redis, {request.status} in PostgreSQL")
-        elif view is not None and (view.status, view.reason) != (request.status, request.reason):
-            wrong.append(f"request {request.request_id}: {view.status} in Redis, {request.status} in PostgreSQL")
+        elif status is not None and (status.status, status.reason) != (request.status, request.reason):
+            wrong.append(f"request {request.request_id}: {status.status} in Redis, {request.status} in PostgreSQL")
     return wrong
 
 
 def deadline() -> datetime:
-    """What was to be done before then is late."""
+    """The time before which accepted requests are overdue, by the database's clock."""
     return database_time() - timedelta(seconds=settings.REQUEST_DEADLINE_SECONDS)
 
 
 def query_lines(query: str, values: Any) -> list[str]:
-    """The one text column that ``query`` selects; at most 20 lines and a count of the rest."""
+    """Return the only column that ``query`` selects, text; at most 20 lines and a count of the rest."""
     with connection.cursor() as cursor:
         cursor.execute(query, values)
-        lines = [line for (line,) in cursor.fetchmany(_SHOWN)]
+        lines = [line for (line,) in cursor.fetchmany(_MAX_LINES)]
         more = cursor.rowcount - len(lines)
     return [*lines, f"and {more} more"] if more > 0 else lines
 

@@ -1,4 +1,4 @@
-"""The worker's loop: a batch of ids from the list, their requests from the outbox, and on as for Kafka's consumer."""
+"""The issue worker: claims request ids from the Redis queue, reads the outbox rows and handles them like a consumer."""
 
 from __future__ import annotations
 
@@ -31,114 +31,118 @@ logger = logging.getLogger(__name__)
 _BUSY_PAUSE = 0.005
 _IDLE_PAUSE = 0.1
 _MAX_PAUSE = 10.0
-_LOOK_AROUND_SECONDS = 5.0
-# Younger ones may be on their way from the commit to the list.
+_CHECK_SECONDS = 5.0
+# Younger requests may be between their commit and the queue.
 _LOST_AFTER_SECONDS = 5.0
-_MOST_PUSHED = 20_000
-# How this list is told from a partition, among the figures of consumers.
+_MAX_ENQUEUED = 20_000
+# The labels of the Redis queue in the metrics of consumers, where others have topic and partition.
 _LABELS = (ISSUE.name, TRANSPORT, "-1")
 
 
 class IssueWorker:
-    """Issues what is in the worker's list. One worker is one thread; any number of them may run."""
+    """Issues the requests of the Redis queue. A worker is one thread; any number of workers may run."""
 
     def __init__(self, *, batch_size: int | None = None, tick: Callable[[], None] = lambda: None) -> None:
-        """``tick`` is called at every pass of the loop, see ``heartbeat``."""
+        """``tick`` is called in every pass of the loop, see ``heartbeat``."""
         self._batch_size = batch_size or settings.CONSUMER_BATCH_SIZE
         self._tick = tick
-        self._list = RedisQueue()
+        self._queue = RedisQueue()
         self._handler = BatchHandler(ISSUE)
-        self._looked_after_others_at = float("-inf")
-        self._looked_for_lost_at = float("-inf")
+        self._requeued_at = float("-inf")
+        self._enqueued_lost_at = float("-inf")
 
     def run(self, stop: StopFlag) -> None:
-        """Work until ``stop``, then put back what is in hand."""
-        idle_pause, fault_pause = _BUSY_PAUSE, 0.0
+        """Handle batches until ``stop``, then requeue the claimed ids."""
+        idle_pause, failure_pause = _BUSY_PAUSE, 0.0
         try:
             while not stop:
                 try:
-                    worked = self.take_and_handle(stop)
+                    has_handled = self.claim_and_handle(stop)
                 except BatchInterrupted:
                     break
                 except Exception as error:
-                    fault_pause = min(fault_pause * 2 or settings.CONSUMER_BACKOFF_SECONDS, _MAX_PAUSE)
-                    self._hold(error, fault_pause)
-                    stop.wait(fault_pause)
+                    failure_pause = min(failure_pause * 2 or settings.CONSUMER_BACKOFF_SECONDS, _MAX_PAUSE)
+                    self._report_failure(error, failure_pause)
+                    stop.wait(failure_pause)
                     continue
-                if fault_pause:
-                    fault_pause = 0.0
+                if failure_pause:
+                    failure_pause = 0.0
                     metrics.PAUSED.labels(*_LABELS).set(0)
-                idle_pause = _BUSY_PAUSE if worked else min(idle_pause * 2, _IDLE_PAUSE)
-                if not worked:
+                idle_pause = _BUSY_PAUSE if has_handled else min(idle_pause * 2, _IDLE_PAUSE)
+                if not has_handled:
                     stop.wait(idle_pause)
         finally:
-            self._put_back()
+            self._requeue()
             drop_connection()
 
-    def take_and_handle(self, stop: StopFlag) -> bool:
-        """One pass: take a batch, handle it, finish it; without one, look for what the list has lost.
+    def claim_and_handle(self, stop: StopFlag) -> bool:
+        """Claim a batch, handle it and acknowledge it; if the queue is empty, enqueue lost requests again.
 
-        Returns whether there was anything. Raises BatchAbandoned, and the error of a service that is away or of a batch
-        that cannot be handled: it remains in hand, and the next pass begins with it.
+        Returns whether there was anything to do. Raises BatchInterrupted, and the error of an unavailable service or of
+        a batch that cannot be handled: the batch stays claimed, and the next pass handles it first.
         """
         self._tick()
-        self._look_after_others()
-        taken, left = self._list.claim(self._batch_size)
-        metrics.LAG.labels(*_LABELS).set(len(taken) + left)
-        if not taken:
-            return self._look_for_lost()
-        messages = _messages(taken)
+        self._requeue_of_dead_workers()
+        claimed, remaining = self._queue.claim(self._batch_size)
+        metrics.LAG.labels(*_LABELS).set(len(claimed) + remaining)
+        if not claimed:
+            return self._enqueue_lost()
+        messages = _messages(claimed)
         if messages:
             self._handler.handle(messages, stop)
-        self._list.ack(taken)
+        self._queue.ack(claimed)
         return True
 
-    def _look_after_others(self) -> None:
-        if time.monotonic() - self._looked_after_others_at < _LOOK_AROUND_SECONDS:
+    def _requeue_of_dead_workers(self) -> None:
+        if time.monotonic() - self._requeued_at < _CHECK_SECONDS:
             return
-        if number := self._list.requeue_of_dead_workers():
-            logger.warning("issue worker: %d requests were in the hands of a worker that died", number)
-        self._looked_after_others_at = time.monotonic()
+        if count := self._queue.requeue_of_dead_workers():
+            logger.warning("issue worker: %d requests claimed by a dead worker were requeued", count)
+        self._requeued_at = time.monotonic()
 
-    def _look_for_lost(self) -> bool:
-        if time.monotonic() - self._looked_for_lost_at < _LOOK_AROUND_SECONDS:
+    def _enqueue_lost(self) -> bool:
+        if time.monotonic() - self._enqueued_lost_at < _CHECK_SECONDS:
             return False
-        self._looked_for_lost_at = time.monotonic()
-        return enqueue_again(_LOST_AFTER_SECONDS, _MOST_PUSHED) > 0
+        self._enqueued_lost_at = time.monotonic()
+        return enqueue_again(_LOST_AFTER_SECONDS, _MAX_ENQUEUED) > 0
 
-    def _hold(self, error: Exception, pause: float) -> None:
-        """What is in hand waits, with nothing dropped."""
+    def _report_failure(self, error: Exception, pause: float) -> None:
+        """Log the failure. The batch stays claimed and is retried after ``pause`` seconds."""
         drop_connection()
         metrics.PAUSED.labels(*_LABELS).set(1)
         if is_transient(error) or isinstance(error, RedisError):
-            logger.warning("issue worker: waits %.1f s: %s", pause, first_line(error))
+            logger.warning("issue worker: retries in %.1f s: %s", pause, first_line(error))
         elif isinstance(error, PoisonLimitExceeded):
-            logger.error("issue worker: waits %.1f s, nothing is dropped: %s", pause, error)
+            logger.error("issue worker: retries in %.1f s, nothing is dropped: %s", pause, error)
         else:
-            logger.error("issue worker: waits %.1f s, nothing is dropped", pause, exc_info=error)
+            logger.error("issue worker: retries in %.1f s, nothing is dropped", pause, exc_info=error)
 
-    def _put_back(self) -> None:
+    def _requeue(self) -> None:
         try:
-            if number := self._list.requeue():
-                logger.info("issue worker: %d requests are left to the others", number)
+            if count := self._queue.requeue():
+                logger.info("issue worker: %d requests were requeued for other workers", count)
         except RedisError as error:
-            logger.warning("issue worker: what was in hand is found by the others: %s", error)
+            logger.warning(
+                "issue worker: the claimed requests were not requeued, another worker requeues them: %s", error
+            )
 
 
-def _messages(taken: Sequence[bytes]) -> list[ReceivedMessage]:
-    """The messages of those ids whose requests wait for a decision, in order, each once."""
-    request_ids = [request_id for text in dict.fromkeys(taken) if (request_id := _request_id(text))]
+def _messages(claimed: Sequence[bytes]) -> list[ReceivedMessage]:
+    """Return the messages of the undecided requests among the claimed ids, in order, each once."""
+    request_ids = [request_id for text in dict.fromkeys(claimed) if (request_id := _request_id(text))]
     decided = find_decided(request_ids)
-    waiting = [request_id for request_id in request_ids if request_id not in decided]
-    messages = messages_of_transport(TRANSPORT, waiting)
+    undecided = [request_id for request_id in request_ids if request_id not in decided]
+    messages = messages_of_transport(TRANSPORT, undecided)
     if decided:
-        logger.info("issue worker: %d requests were decided already", len(decided))
-        # Of one whose row came after its end, as from a process that hung at the door.
+        logger.info("issue worker: %d requests were already decided", len(decided))
+        # A process that hung in the accept API may insert a reservation after the request was finished.
         with transaction.atomic():
             reservations.release(decided)
-    if strange := len(set(taken)) - len(decided) - len(messages):
-        logger.warning("issue worker: dropped %d entries of the list that are no request of the worker's", strange)
-    return [messages[request_id] for request_id in waiting if request_id in messages]
+    if dropped := len(set(claimed)) - len(decided) - len(messages):
+        logger.warning(
+            "issue worker: dropped %d entries of the Redis queue that are not requests on this transport", dropped
+        )
+    return [messages[request_id] for request_id in undecided if request_id in messages]
 
 
 def _request_id(text: bytes) -> UUID | None:

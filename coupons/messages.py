@@ -1,4 +1,4 @@
-"""The messages about coupons: which event becomes which, and how they are read."""
+"""The messages about coupon requests: their event types, and how they are built and read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ISSUE_FAILED = "coupon.issue.failed.v1"
 
 
 class IssueTask(NamedTuple):
-    """A request as it came out of the topic, with the place it stood at."""
+    """A request read from its topic, with its position (topic, partition, offset)."""
 
     request_id: UUID
     request: IssueRequested
@@ -32,7 +32,7 @@ class IssueTask(NamedTuple):
 
 
 class ResultTask(NamedTuple):
-    """A result as it came out of its topic. ``event_id`` is under what the inbox knows it."""
+    """A result read from its topic. ``event_id`` is its id in the inbox."""
 
     event_id: UUID
     result: IssueEnded
@@ -40,7 +40,7 @@ class ResultTask(NamedTuple):
 
 
 def message_of(event: IssueRequested | IssueEnded, *, traceparent: str = "") -> Message:
-    """The message that tells of ``event``; that of a request has the request's id."""
+    """Build the message of ``event``; the event id of a request is the request's id."""
     if isinstance(event, IssueEnded):
         event_type = ISSUE_SUCCEEDED if event.status == SUCCESS else ISSUE_FAILED
         return Message(event_type, event, traceparent=traceparent)
@@ -53,7 +53,7 @@ _result_decoder = msgspec.json.Decoder(IssueEnded)
 
 
 def read_issue_task(message: ReceivedMessage) -> IssueTask:
-    """The request in ``message``. A body without requestId takes it from ``ce_id``. Raises PoisonMessage."""
+    """Read the request in ``message``; without a requestId in the body, ``ce_id`` is its id. Raises PoisonMessage."""
     request = decode_body(message, _request_decoder, ISSUE_REQUESTED)
     if request.coupon_id is None and request.coupon_type is None:
         raise PoisonMessage("neither couponId nor couponType is given")
@@ -66,6 +66,6 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
 
 
 def read_result_task(message: ReceivedMessage) -> ResultTask:
-    """The result in ``message``. Raises PoisonMessage."""
+    """Read the result in ``message``. Raises PoisonMessage."""
     result = decode_body(message, _result_decoder, "result")
     return ResultTask(message.inbox_id, result, traceparent_of(message))

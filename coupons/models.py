@@ -9,12 +9,12 @@ from .policy import Window
 
 
 def admission_choices() -> list[tuple[str, str]]:
-    """The admissions that a coupon can have. Asked for when it is needed, so that one more takes no migration."""
+    """The admissions that a coupon can have. A callable, so that a new admission needs no migration."""
     return [(name, name.capitalize()) for name in ADMISSIONS]
 
 
 class Coupon(models.Model):
-    """A limited number of equal coupons, handed out first come, first served."""
+    """A limited number of equal coupons, issued first come, first served."""
 
     class DiscountType(models.TextChoices):
         PERCENT = "PERCENT"
@@ -61,12 +61,12 @@ class Coupon(models.Model):
             models.CheckConstraint(
                 name="coupon_type_letters", condition=Q(coupon_type__regex=r"^[A-Za-z0-9_-]{1,64}$")
             ),
-            # A date further away would overflow where the issuer computes it, and poison every request.
+            # A later expiry would overflow in the issuer and make every request of the coupon fail.
             models.CheckConstraint(
                 name="coupon_valid_days", condition=Q(valid_days=None) | Q(valid_days__range=(1, 36500))
             ),
             models.CheckConstraint(name="coupon_window", condition=Q(closes_at=None) | Q(closes_at__gte=F("opens_at"))),
-            # Whatever writes it: a time that Python or another zone has no date for would fail every list with the row.
+            # For every writer: a time without a date in Python or in another zone would break every list with the row.
             models.CheckConstraint(
                 name="coupon_times",
                 condition=Q(opens_at__gte=policy.EARLIEST, opens_at__lt=policy.TOO_LATE)
@@ -87,7 +87,7 @@ class Coupon(models.Model):
 
 
 class UserCoupon(models.Model):
-    """A coupon that a user has. ``user_id`` comes from the token: users live elsewhere."""
+    """A coupon that a user has. ``user_id`` comes from the token; users are managed by the identity provider."""
 
     class Status(models.TextChoices):
         ISSUED = policy.COUPON_ISSUED
@@ -96,7 +96,7 @@ class UserCoupon(models.Model):
         REVOKED = policy.COUPON_REVOKED
 
     id = models.BigAutoField(primary_key=True)
-    # No database check per row: whoever inserts holds the lock on the coupon, and coupons are never deleted.
+    # No foreign key in the database: an insert happens under the lock on the coupon, and coupons are never deleted.
     coupon = models.ForeignKey(
         Coupon, on_delete=models.PROTECT, db_constraint=False, db_index=False, related_name="user_coupons"
     )
@@ -108,12 +108,12 @@ class UserCoupon(models.Model):
 
     class Meta:
         constraints = [
-            # Also the index of a user's own list, hence the user first.
+            # Also the index of a user's list of coupons, hence the user first.
             models.UniqueConstraint(fields=["user_id", "coupon"], name="one_coupon_per_user"),
         ]
         indexes = [
-            # The loading of a coupon's gate. Rows of one coupon lie together in time, so that a summary of blocks,
-            # which costs an insert nothing, spares most of the table.
+            # For loading a coupon's gate. Rows of one coupon are written close together, so a BRIN index skips most of
+            # the table and costs an insert nothing.
             BrinIndex(fields=["coupon"], name="user_coupon_by_coupon", pages_per_range=32, autosummarize=True),
         ]
 
@@ -122,9 +122,10 @@ class UserCoupon(models.Model):
 
 
 class IssueRequest(models.Model):
-    """How a request ended: its terminal answer, the inbox of the issuer and the audit trail in one row.
+    """The terminal row of a request: its result, the issuer's inbox and the audit trail in one.
 
-    It is written once, together with the coupon, and never changed. Until it exists the request is its outbox row.
+    It is inserted once, together with the user's coupon, and never changed. A request without it is undecided: it
+    exists only as its outbox row.
     """
 
     class Status(models.TextChoices):
@@ -139,7 +140,7 @@ class IssueRequest(models.Model):
         ERROR = policy.ERROR
 
     request_id = models.UUIDField(primary_key=True)
-    # Null for a request that named no coupon of ours, or that nobody could read.
+    # Null for a request that named an unknown coupon, or that could not be read.
     coupon = models.ForeignKey(
         Coupon, on_delete=models.PROTECT, null=True, db_constraint=False, db_index=False, related_name="requests"
     )
@@ -161,9 +162,9 @@ class IssueRequest(models.Model):
 
 
 class Reservation(models.Model):
-    """Something was taken at the door for an accepted request that is undecided: see ``admission.reservations``.
+    """A unit reserved for an accepted, undecided request: see ``admission.reservations``.
 
-    It is written with the outbox row and deleted with the terminal row.
+    It is inserted with the outbox row and deleted with the terminal row.
     """
 
     request_id = models.UUIDField(primary_key=True)
@@ -177,11 +178,11 @@ class Reservation(models.Model):
 
     class Meta:
         indexes = [
-            # The worker's search for what its list has lost, however much else is under way.
+            # For the issue worker's search for requests lost by its Redis queue, however many others are undecided.
             models.Index(fields=["created_at"], name="reservation_by_worker", condition=Q(by_worker=True)),
         ]
         constraints = [
-            # Also the index of what is under way for a coupon, hence the coupon first.
+            # Also the index of a coupon's undecided requests, hence the coupon first.
             models.UniqueConstraint(fields=["coupon", "user_id"], name="one_reservation_per_user"),
         ]
 
@@ -190,9 +191,9 @@ class Reservation(models.Model):
 
 
 class CouponLedgerEntry(models.Model):
-    """A step of a coupon on its way through an order. Rows are only ever added: the database refuses anything else.
+    """A step of a coupon through an order. Append-only: the database refuses updates and deletes.
 
-    The latest step tells the state of the coupon, see ``policy.STATUS_AFTER``.
+    The latest step determines the status of the coupon, see ``policy.STATUS_AFTER``.
     """
 
     class Step(models.TextChoices):
@@ -220,10 +221,10 @@ class CouponLedgerEntry(models.Model):
 
 
 class CouponControl(models.Model):
-    """What an operator did to a coupon, also where it changed nothing. Rows are only ever added: the database refuses
-    anything else.
+    """An operator's control of a coupon, also one that changed nothing.
 
-    The key is the control's own id: the same id again is the same control, so a restock counts once.
+    Append-only: the database refuses updates and deletes. The primary key is the control's id: a repeated id is the
+    same control, so a restock counts once.
     """
 
     class Action(models.TextChoices):
@@ -254,7 +255,7 @@ class CouponControl(models.Model):
 
 
 class Notification(models.Model):
-    """A message to a user that nobody sends, since no ALIMTALK_URL is set: it can be read here instead."""
+    """A message to a user, stored instead of sent because ALIMTALK_URL is not set."""
 
     id = models.BigAutoField(primary_key=True)
     event_id = models.UUIDField(unique=True)
@@ -265,7 +266,7 @@ class Notification(models.Model):
 
     class Meta:
         indexes = [
-            # The admin's search by user id.
+            # For the admin's search by user id.
             models.Index(fields=["user_id"], name="notification_user"),
         ]
 

@@ -1,4 +1,4 @@
-"""The rules, free of I/O: the decision of a batch, and what a coupon's state is at a moment."""
+"""The rules, without I/O: the decisions of a batch, a coupon's window and state, discounts, valid names and times."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NOT_OPEN = "NOT_OPEN"
 UNKNOWN_COUPON = "UNKNOWN_COUPON"
 ERROR = "ERROR"
 
-# The states of a user's coupon in the table; what is past its time reads as EXPIRED.
+# The states of a user's coupon in the table; the API shows one past its expiry as EXPIRED.
 COUPON_ISSUED = "ISSUED"
 COUPON_HELD = "HELD"
 COUPON_USED = "USED"
 COUPON_REVOKED = "REVOKED"
 
-# The steps of a coupon through an order, and the state that each leaves the coupon in.
+# The steps of a user's coupon in an order, and the state after each step.
 HELD = "HELD"
 USED = "USED"
 RELEASED = "RELEASED"
@@ -44,27 +44,27 @@ STATUS_AFTER = {
 
 _COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# What the columns take.
+# The limits of the columns.
 MOST_VALID_DAYS = 36_500
 MOST_UNITS = 2**63 - 1
 MOST_DISCOUNT_WON = 10**15
 LONGEST_NAME = 200
 
-# The times that people may give: from the first, before the second. Beyond them other zones, languages and sums have no
-# date.
+# Valid times for input: from EARLIEST on, before TOO_LATE. Outside this range the date does not exist in other time
+# zones, in other languages or in date arithmetic.
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 TOO_LATE = datetime(9999, 1, 1, tzinfo=UTC)
 
-# They turn the text around them, on a page as in a terminal.
+# They reverse the surrounding text, on pages and in terminals.
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Letters and symbols that look like blanks.
+# Letters and symbols that are displayed as blanks.
 _FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
 class Claim(NamedTuple):
-    """One request of a batch. ``coupon_id`` None: no such coupon; ``in_window`` False: asked outside its window.
+    """One request of a batch. ``coupon_id`` None: no such coupon; ``in_window`` False: requested outside its window.
 
-    ``reserved``: a piece of the coupon was taken for it when it was accepted.
+    ``reserved``: a unit of the coupon was reserved for it when it was accepted.
     """
 
     request_id: UUID
@@ -75,7 +75,7 @@ class Claim(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """How one claim ends. ``reason`` None is success; ``remaining`` is what was left of the coupon afterwards."""
+    """The decision of one claim. ``reason`` None is success; ``remaining``: stock after it, None without a coupon."""
 
     claim: Claim
     reason: str | None
@@ -95,53 +95,53 @@ def decide(
 ) -> list[tuple[int, Decision]]:
     """Decide ``claims`` one after the other, in the order given.
 
-    ``free`` is the stock left by coupon id, without what is reserved; ``decided`` the request ids that have their
-    answer, ``holders`` the (coupon id, user id) pairs that have the coupon. Returns (index of the claim, its decision)
-    for the first claim of every request id that is not decided yet; the others keep the answer they have. A duplicate
-    is told so even when the stock is gone, and its reserved piece is there for whoever comes after it.
+    ``free`` is the stock left by coupon id, without reserved units; ``decided`` the request ids that have a result;
+    ``holders`` the (coupon id, user id) pairs that have the coupon. Returns (index of the claim, its decision) for the
+    first claim of every undecided request id; decided requests keep their result. A duplicate gets ALREADY_ISSUED even
+    if the stock is gone, and its reserved unit is available to the claims after it.
     """
-    left = dict(free)
+    remaining_by_coupon = dict(free)
     seen = set(decided)
-    holding = set(holders)
+    current_holders = set(holders)
     decisions: list[tuple[int, Decision]] = []
     for index, claim in enumerate(claims):
         if claim.request_id in seen:
             continue
         seen.add(claim.request_id)
         coupon_id = claim.coupon_id
-        if coupon_id is None or coupon_id not in left:
+        if coupon_id is None or coupon_id not in remaining_by_coupon:
             decisions.append((index, Decision(claim, UNKNOWN_COUPON, None)))
             continue
-        left[coupon_id] += claim.reserved
+        remaining_by_coupon[coupon_id] += claim.reserved
         pair = (coupon_id, claim.user_id)
         reason: str | None = None
         if not claim.in_window:
             reason = NOT_OPEN
-        elif pair in holding:
+        elif pair in current_holders:
             reason = ALREADY_ISSUED
-        elif left[coupon_id] <= 0:
+        elif remaining_by_coupon[coupon_id] <= 0:
             reason = SOLD_OUT
         else:
-            left[coupon_id] -= 1
-            holding.add(pair)
-        decisions.append((index, Decision(claim, reason, left[coupon_id])))
+            remaining_by_coupon[coupon_id] -= 1
+            current_holders.add(pair)
+        decisions.append((index, Decision(claim, reason, remaining_by_coupon[coupon_id])))
     return decisions
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """When a coupon takes requests: from ``opens_at`` on, before ``closes_at`` (None: no end), unless paused."""
+    """When a coupon accepts requests: from ``opens_at`` on, before ``closes_at`` (None: no end), unless paused."""
 
     opens_at: datetime
     closes_at: datetime | None
     paused: bool = False
 
     def contains(self, moment: datetime) -> bool:
-        """Whether ``moment`` lies between opening and closing; a pause does not count."""
+        """Whether ``moment`` is between opening and closing; ``paused`` is ignored."""
         return self.opens_at <= moment and (self.closes_at is None or moment < self.closes_at)
 
     def state(self, moment: datetime, remaining: int) -> str:
-        """``SCHEDULED``, ``OPEN``, ``PAUSED``, ``SOLD_OUT`` or ``CLOSED``."""
+        """Return ``SCHEDULED``, ``OPEN``, ``PAUSED``, ``SOLD_OUT`` or ``CLOSED``."""
         if self.closes_at is not None and moment >= self.closes_at:
             return "CLOSED"
         if moment < self.opens_at:
@@ -151,7 +151,7 @@ class Window:
         return "OPEN" if remaining > 0 else "SOLD_OUT"
 
     def refusal(self, moment: datetime) -> str | None:
-        """Why a request at ``moment`` is not taken, as a sentence; None if it is."""
+        """Return why a request at ``moment`` is refused, as a sentence; None if the coupon is open."""
         state = self.state(moment, remaining=1)
         return {
             "SCHEDULED": f"The coupon opens at {self.opens_at.isoformat()}.",
@@ -161,11 +161,11 @@ class Window:
 
 
 def discount(kind: str, value: int, cap: int | None, amount: int) -> int:
-    """What a coupon takes off ``amount``, in won: at most all of it, of a percentage at most ``cap``, rounded down."""
-    off = value if kind == "FIXED" else amount * value // 100
+    """Return the discount in won, at most ``amount``; a PERCENT discount is rounded down and at most ``cap``."""
+    reduction = value if kind == "FIXED" else amount * value // 100
     if kind == "PERCENT" and cap is not None:
-        off = min(off, cap)
-    return min(off, amount)
+        reduction = min(reduction, cap)
+    return min(reduction, amount)
 
 
 def is_coupon_type(text: str) -> bool:
@@ -174,10 +174,10 @@ def is_coupon_type(text: str) -> bool:
 
 
 def name_refusal(text: str) -> str | None:
-    """Why ``text`` cannot be the name of a coupon or a product, as the end of a sentence; None if it can.
+    """Return why ``text`` is not a valid name of a coupon or product, as the end of a sentence; None if it is valid.
 
-    Any language and emoji are taken as they are: also blanks of any width and joiners. At least one character must be
-    visible.
+    Any language and emoji are accepted unchanged, including blanks of any width and joiners. At least one character
+    must be visible.
     """
     if not 1 <= len(text) <= LONGEST_NAME:
         return f"must be 1 to {LONGEST_NAME} characters"
@@ -195,5 +195,5 @@ def name_refusal(text: str) -> str | None:
 
 
 def time_refusal(moment: datetime) -> str | None:
-    """Why the aware ``moment`` cannot be an opening or a closing, as the end of a sentence; None if it can."""
+    """Return why the aware ``moment`` is no valid opening or closing, as the end of a sentence; None if it is valid."""
     return None if EARLIEST <= moment < TOO_LATE else "must be in the years 1970 to 9998 (UTC)"

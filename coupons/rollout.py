@@ -1,11 +1,12 @@
-"""Which requests of the gate go to the issue worker: a share of the users, by flags of waffle's.
+"""The rollout: which users' gate requests use the Redis queue instead of Kafka, by flags of django-waffle.
 
-``issue-worker-<COUPON_TYPE>`` for one coupon, else ``issue-worker`` for all. Everyone "yes" is 100 %, "no" is 0 %; else
-its percentage counts, and a flag without one is 0 %.
+The flag ``issue-worker-<COUPON_TYPE>`` applies to one coupon, else ``issue-worker`` to all. Everyone "yes" is 100 %,
+"no" is 0 %; otherwise the flag's percentage counts, and a flag without a percentage is 0 %.
 
-Only waffle's table, admin page and command are used. Its own way to ask a flag draws lots per browser, keeps them in
-cookies and flags in a cache that may be away, whereas here the same user goes the same way in every process and without
-a cookie, a flag is at most a second old, and a request costs no query for it: it comes with the catalogue's.
+Only waffle's table, admin page and command are used. Waffle's own flag check picks randomly per browser, remembers that
+in cookies and keeps flags in a cache that may be unavailable. Here a user gets the same transport in every process and
+without a cookie, a flag is at most a second old, and a request costs no extra query: the coupon cache reads the flag
+together with the coupon.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ from waffle.models import Flag
 from .admission.reservations import GATE
 
 FLAG = "issue-worker"
-_ALL = 1000
+_ALL_USERS = 1000
 
 
-def rollout_share() -> Expression:
-    """For a query of coupons: of a thousand users, those whose requests go to the worker; 0 where there is no gate."""
-    own, general = _share(Concat(Value(f"{FLAG}-"), OuterRef("coupon_type"))), _share(Value(FLAG))
-    return Case(When(admission=GATE, then=Coalesce(own, general, Value(0))), default=Value(0))
+def rollout_permille() -> Expression:
+    """Return an expression for a query of coupons: users per thousand on the Redis queue, 0 without a gate."""
+    coupon_flag = _flag_permille(Concat(Value(f"{FLAG}-"), OuterRef("coupon_type")))
+    global_flag = _flag_permille(Value(FLAG))
+    return Case(When(admission=GATE, then=Coalesce(coupon_flag, global_flag, Value(0))), default=Value(0))
 
 
-def uses_redis_queue(user_id: int, share: int) -> bool:
-    """Whether a user is among that many of a thousand. A larger share has the users of a smaller one, and others."""
-    if share <= 0:
+def uses_redis_queue(user_id: int, permille: int) -> bool:
+    """Whether the user is among ``permille`` of a thousand users. A larger value keeps the users of a smaller one."""
+    if permille <= 0:
         return False
     digest = blake2b(str(user_id).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % _ALL < share
+    return int.from_bytes(digest) % _ALL_USERS < permille
 
 
-def _share(flag_name: Expression) -> Subquery:
-    share = Case(
-        When(everyone=True, then=Value(_ALL)),
+def _flag_permille(flag_name: Expression) -> Subquery:
+    permille = Case(
+        When(everyone=True, then=Value(_ALL_USERS)),
         When(everyone=False, then=Value(0)),
-        default=Cast(Coalesce(F("percent"), Value(0)) * Value(_ALL // 100), IntegerField()),
+        default=Cast(Coalesce(F("percent"), Value(0)) * Value(_ALL_USERS // 100), IntegerField()),
     )
-    return Subquery(Flag.objects.filter(name=flag_name).values(share=share), output_field=IntegerField())
+    return Subquery(Flag.objects.filter(name=flag_name).values(permille=permille), output_field=IntegerField())

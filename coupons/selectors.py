@@ -1,4 +1,4 @@
-"""Reads."""
+"""Reads of coupons, users' coupons and requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .issuance.status_cache import RequestStatus
 from .messages import ISSUE_REQUESTED
 from .models import Coupon, IssueRequest, UserCoupon
 
-# A look at the primary key per id: the planner would rather scan the whole of a table that is not huge yet.
+# LATERAL forces one primary-key lookup per id: for a small table the planner would prefer a full scan.
 _READ_OUTCOMES = """
     SELECT request_id, status, reason
     FROM unnest(%s::uuid[]) AS asked (id),
@@ -34,7 +34,7 @@ _READ_OUTCOMES = """
 
 @dataclass(frozen=True, slots=True)
 class CouponView:
-    """A coupon as the API and the pages tell it; ``state`` and ``server_time`` by the database's clock."""
+    """A coupon as the API and the pages show it; ``state`` and ``server_time`` by the database's clock."""
 
     coupon_id: int
     coupon_type: str
@@ -63,12 +63,12 @@ class UserCouponView:
 
 
 def coupons() -> QuerySet[Coupon]:
-    """All coupons with the database's time, for ``coupon_view``."""
+    """All coupons, annotated with the database's time for ``coupon_view``."""
     return Coupon.objects.annotate(server_time=Now())
 
 
 def coupon_view(coupon: Any) -> CouponView:
-    """The view of a row of ``coupons()``."""
+    """Convert a row of ``coupons()``."""
     return CouponView(
         coupon_id=coupon.id,
         coupon_type=coupon.coupon_type,
@@ -92,12 +92,12 @@ def coupon_list(limit: int) -> Sequence[CouponView]:
 
 
 def user_coupons(user_id: int) -> QuerySet[UserCoupon]:
-    """The coupons of a user with the database's time, for ``user_coupon_view``."""
+    """The coupons of a user, annotated with the database's time for ``user_coupon_view``."""
     return UserCoupon.objects.filter(user_id=user_id).select_related("coupon").annotate(server_time=Now())
 
 
 def user_coupon_view(row: Any) -> UserCouponView:
-    """The view of a row of ``user_coupons()``; an unused coupon past its time reads as EXPIRED."""
+    """Convert a row of ``user_coupons()``; an ISSUED coupon past ``expires_at`` becomes EXPIRED."""
     expired = row.status == UserCoupon.Status.ISSUED and row.expires_at and row.expires_at <= row.server_time
     return UserCouponView(
         user_coupon_id=row.id,
@@ -111,21 +111,22 @@ def user_coupon_view(row: Any) -> UserCouponView:
 
 
 def request_status(request_id: UUID) -> RequestStatus | None:
-    """How a request stands, None if there is no such request.
+    """The status of a request; None if it does not exist.
 
-    Redis first, then the terminal row, then the outbox: a request is PENDING while its outbox row is all there is.
+    Sources, in this order: the status cache in Redis, the terminal row, the outbox row. A request with only an outbox
+    row is PENDING.
     """
     return status_cache.load(request_id) or ended_request(request_id) or accepted_request(request_id)
 
 
 def ended_request(request_id: UUID) -> RequestStatus | None:
-    """The terminal answer of a request, from PostgreSQL."""
+    """The terminal status of a request from PostgreSQL; None while it is undecided or if it does not exist."""
     row = IssueRequest.objects.filter(request_id=request_id).first()
     return None if row is None else terminal_status(row)
 
 
 def terminal_status(row: IssueRequest) -> RequestStatus:
-    """The terminal answer that ``row`` is."""
+    """Convert a terminal row to a status."""
     return RequestStatus(
         request_id=row.request_id,
         coupon_type=row.coupon_type,
@@ -139,14 +140,14 @@ def terminal_status(row: IssueRequest) -> RequestStatus:
 
 
 def request_outcomes(request_ids: Collection[UUID]) -> dict[UUID, tuple[str, str | None]]:
-    """Status and reason of those of ``request_ids`` that have ended, from PostgreSQL."""
+    """(status, reason) by id of the decided requests among ``request_ids``, from PostgreSQL."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_OUTCOMES, [arrays.uuids(request_ids)])
         return {request_id: (status, reason) for request_id, status, reason in cursor.fetchall()}
 
 
 def accepted_request(request_id: UUID) -> RequestStatus | None:
-    """A request as it was accepted, from its outbox row."""
+    """The PENDING status of a request from its outbox row; None if there is none."""
     payload = stored_payload(ISSUE_REQUESTED, request_id)
     if payload is None:
         return None

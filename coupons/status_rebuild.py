@@ -1,4 +1,4 @@
-"""The status views in Redis made anew, from PostgreSQL or from the history of the topics."""
+"""Rebuild the status cache in Redis from PostgreSQL, or from the history of the topics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ _CHUNK = 1000
 
 @dataclass(slots=True)
 class ResultHistory:
-    """What the results on the topics tell: ``written`` status views, and what became of each coupon's requests."""
+    """The results on the topics.
+
+    ``written``: number of statuses written to the cache. ``unreadable``: number of messages skipped. ``trails``: the
+    results by coupon type.
+    """
 
     written: int = 0
     unreadable: int = 0
@@ -41,9 +45,9 @@ class ResultHistory:
 
 
 def statuses_rebuild(*, stop: StopFlag) -> int:
-    """Write the answers that are still cached by their age from PostgreSQL; returns how many.
+    """Write all results young enough for the status cache from PostgreSQL; return how many were written.
 
-    Ends early when told to stop: every view that is written is right by itself. Raises RedisError.
+    Ends early on ``stop``: each cached status is correct by itself. Raises RedisError.
     """
     oldest = _oldest()
     rows = IssueRequest.objects.filter(
@@ -63,9 +67,10 @@ def statuses_rebuild(*, stop: StopFlag) -> int:
 
 
 def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag) -> ResultHistory:
-    """Write the answers that are still cached by their age from their events, which may come several times.
+    """Write all results young enough for the status cache from their events; a repeated event counts once.
 
-    Remembers the id of every event: about 100 bytes each. Ends early and raises as above.
+    Keeps the id of every event in memory, about 100 bytes each. Unreadable messages are logged and counted. Ends early
+    on ``stop``. Raises RedisError.
     """
     history = ResultHistory()
     oldest = _oldest()
@@ -98,9 +103,9 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
 
 
 def _statuses(results: Sequence[IssueEnded]) -> list[RequestStatus]:
-    """The views of ``results``. When a request was made stands in PostgreSQL only."""
+    """Convert events to statuses. Only PostgreSQL has the times at which the requests were made."""
     request_ids = [result.request_id for result in results]
-    asked: dict[UUID, datetime | None] = dict(
+    requested_at: dict[UUID, datetime | None] = dict(
         IssueRequest.objects.filter(request_id__in=request_ids).values_list("request_id", "requested_at")
     )
     return [
@@ -111,7 +116,7 @@ def _statuses(results: Sequence[IssueEnded]) -> list[RequestStatus]:
             status=result.status,
             reason=result.reason,
             user_coupon_id=result.user_coupon_id,
-            requested_at=isoformat_z(moment) if (moment := asked.get(result.request_id)) else None,
+            requested_at=isoformat_z(moment) if (moment := requested_at.get(result.request_id)) else None,
             processed_at=isoformat_z(result.processed_at),
         )
         for result in results
@@ -123,6 +128,6 @@ def _write(statuses: Sequence[RequestStatus]) -> int:
 
 
 def _oldest() -> dict[str, datetime]:
-    """By status what was decided before is no longer kept in Redis; by the database's clock."""
+    """By status, the time since which results are still cached in Redis, by the database's clock."""
     now = database_time()
     return {status: now - timedelta(seconds=status_cache.seconds_kept(status)) for status in (SUCCESS, FAILED)}

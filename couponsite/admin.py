@@ -1,4 +1,4 @@
-"""Accounts of the admin in the looks of its other pages."""
+"""Admin pages of users and groups, in the same theme as the other pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 if TYPE_CHECKING:
 
     class ModelAdmin:
-        """unfold is untyped; here it only brings templates and widgets."""
+        """unfold is untyped; its ModelAdmin only supplies templates and widgets here."""
 else:
     from unfold.admin import ModelAdmin
 
@@ -22,7 +22,7 @@ admin.site.unregister([User, Group])
 
 
 class ExactLookups:
-    """Addresses may filter by values alone: years past all calendars and broken patterns fail in the database."""
+    """Allow only exact filters in URLs: other lookups take years and patterns that fail in the database."""
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         allowed: bool = super().lookup_allowed(lookup, value, request)  # type: ignore[misc]

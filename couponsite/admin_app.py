@@ -1,4 +1,4 @@
-"""Stands in INSTALLED_APPS for ``django.contrib.admin``: apart from the site itself, which needs loaded models."""
+"""Replaces ``django.contrib.admin`` in INSTALLED_APPS. Apart from admin_site, whose imports need loaded models."""
 
 from django.contrib.admin.apps import AdminConfig
 

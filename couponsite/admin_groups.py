@@ -1,4 +1,4 @@
-"""The group ``viewers``: may look at everything of ours in the admin and change nothing."""
+"""The group ``viewers``: read-only access to all models of this project in the admin."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _APPS = frozenset({"coupons", "kafka_bridge", "orders", "waffle"})
 
 
 def grant_views(app_config: AppConfig, using: str, apps: Apps = installed_apps, **_options: Any) -> None:
-    """After ``migrate`` of one of our apps: the group exists and has the view permission of each of its models.
+    """Receiver of ``post_migrate``: create the group and grant it the view permission of each model of the app.
 
-    Permissions are created by the same signal, earlier; a migration would run before they exist. It only adds: what
-    an operator grants besides stays.
+    Django creates the permissions in an earlier receiver of the same signal; a migration would run before they exist.
+    Permissions that an operator adds to the group are kept.
     """
     if app_config.label not in _APPS:
         return
@@ -25,7 +25,7 @@ def grant_views(app_config: AppConfig, using: str, apps: Apps = installed_apps, 
         group_model = apps.get_model("auth", "Group")
         permission_model = apps.get_model("auth", "Permission")
     except LookupError:
-        # Migrated before django.contrib.auth: the signal comes again when that is migrated.
+        # Migrated before django.contrib.auth: the signal is sent again when that is migrated.
         return
     if not router.allow_migrate_model(using, group_model):
         return

@@ -1,4 +1,4 @@
-"""The admin site: unfold's, apart from its login and its search for pages."""
+"""The admin site: unfold's, with its own login and page search."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ else:
     from unfold.forms import AuthenticationForm
     from unfold.sites import UnfoldAdminSite
 
-_MOST_RESULTS = 100
+_MAX_RESULTS = 100
 
 
 class LoginForm(AuthenticationForm):
-    """unfold's, behind the brake that ``/api/v1/auth/token`` has too."""
+    """unfold's form, throttled like ``/api/v1/auth/token``."""
 
-    # Seconds to wait, once there were too many logins.
+    # Seconds until the next attempt; None unless throttled.
     retry_after: int | None = None
 
     def clean(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class CouponAdminSite(UnfoldAdminSite):
     login_form = LoginForm
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """The page to log in; with status 429 and Retry-After once there were too many logins."""
+        """Serve the login page; with status 429 and Retry-After when throttled."""
         response = super().login(request, extra_context)
         form = (getattr(response, "context_data", None) or {}).get("form")
         if isinstance(form, LoginForm) and form.retry_after is not None:
@@ -60,14 +60,14 @@ class CouponAdminSite(UnfoldAdminSite):
         return response
 
     def search(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """The pages whose name contains ``s``, as a fragment for the palette (Ctrl+K).
+        """Return the pages whose name contains ``s``, as a fragment for the command palette (Ctrl+K).
 
-        unfold's own stores objects in the cache, which takes JSON only and may be away.
+        unfold's own view stores objects in the cache, which takes only JSON and may be unavailable.
         """
         text = request.GET.get("s", "").lower()
         if not text:
             return HttpResponse()
-        paginator = Paginator(self._search_apps(self.get_app_list(request), text), _MOST_RESULTS)
+        paginator = Paginator(self._search_apps(self.get_app_list(request), text), _MAX_RESULTS)
         fragment = "command_results" if "extended" in request.GET else "search_results"
         return TemplateResponse(
             request,

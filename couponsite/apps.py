@@ -9,7 +9,7 @@ class CouponsiteConfig(AppConfig):
     name = "couponsite"
 
     def ready(self) -> None:
-        # Imported for what they register.
+        # Imported for their side effect: they register checks and schema extensions.
         from couponsite import checks, openapi  # noqa: F401
         from couponsite.admin_groups import grant_views
         from couponsite.connections import begin_request

@@ -1,4 +1,4 @@
-"""``/api/v1/auth/``: a name and a password buy tokens, a refresh token buys the next access token."""
+"""``/api/v1/auth/``: exchange a username and password for tokens, and a refresh token for an access token."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from couponsite import tokens
 from couponsite.authentication import may_issue_for_others
 from couponsite.login_brake import check_password
 
-# Short enough for any valid body to stay below the 16 KiB of a body, even with each character escaped.
-_MOST = 1024
+# Characters. Any valid body stays below the limit of 16 KiB, even with each character escaped.
+_MAX_LENGTH = 1024
 
 
 class Credentials(msgspec.Struct, forbid_unknown_fields=True):
     username: Annotated[str, Meta(min_length=1, max_length=150)]
-    password: Annotated[str, Meta(min_length=1, max_length=_MOST)]
+    password: Annotated[str, Meta(min_length=1, max_length=_MAX_LENGTH)]
 
 
 class Refresh(msgspec.Struct, forbid_unknown_fields=True):
-    refresh: Annotated[str, Meta(min_length=1, max_length=_MOST)]
+    refresh: Annotated[str, Meta(min_length=1, max_length=_MAX_LENGTH)]
 
 
 class TokenPair(msgspec.Struct):
@@ -43,25 +43,25 @@ class Access(msgspec.Struct):
 
 
 EXAMPLE_LOGIN = {"username": "shopper", "password": "correct horse battery staple"}
-# No token of anybody: the signature is missing.
+# Not valid tokens: the signature is missing.
 _EXAMPLE_TOKENS = {"access": "eyJhbGciOiJIUzI1NiJ9.e30.", "refresh": "eyJhbGciOiJIUzI1NiJ9.e30."}
 
 
 class TokenView(APIView):
-    # A stale token in the header shall not keep anyone from getting a new one.
+    # An expired token in the header must not prevent a login.
     authentication_classes = []
     permission_classes = [AllowAny]
 
     @describe(
         "authToken",
-        {200: answer(TokenPair, "A short token to act with, a long one for the next.", _EXAMPLE_TOKENS)},
+        {200: answer(TokenPair, "A short-lived access token and a long-lived refresh token.", _EXAMPLE_TOKENS)},
         body=Credentials,
         bodies={"login": EXAMPLE_LOGIN},
         refusals=["unauthenticated", "throttled"],
     )
     def post(self, request: Request) -> Response:
         """Exchange a username and password for tokens."""
-        credentials = body_of(request, Credentials, normalize=_composed)
+        credentials = body_of(request, Credentials, normalize=_normalize_username)
         user = check_password(request._request, credentials.username, credentials.password)
         if user is None:
             raise AuthenticationFailed("No active account has this username and password.")
@@ -86,13 +86,13 @@ class TokenRefreshView(APIView):
         except tokens.InvalidToken as error:
             raise AuthenticationFailed(str(error)) from None
         user = get_user_model()._default_manager.filter(pk=claims.user_id, is_active=True).first()
-        if user is None or not constant_time_compare(claims.password_mark, _password_fingerprint(user)):
+        if user is None or not constant_time_compare(claims.password_fingerprint, _password_fingerprint(user)):
             raise AuthenticationFailed("The account is not active any more, or its password has changed.")
         return Response(Access(_access(user)))
 
 
-def _composed(body: Any) -> Any:
-    """``body`` with the name as Django stores it (NFKC): macOS sends NFD, which may be three times as long."""
+def _normalize_username(body: Any) -> Any:
+    """Return ``body`` with the username as Django stores it (NFKC): macOS sends NFD, up to three times as long."""
     name = body.get("username")
     return {**body, "username": AbstractBaseUser.normalize_username(name)} if isinstance(name, str) else body
 
@@ -102,5 +102,5 @@ def _access(user: AbstractBaseUser) -> str:
 
 
 def _password_fingerprint(user: AbstractBaseUser) -> str:
-    # The keyed hash that ends sessions at a change of password; a prefix is enough to notice one.
+    # The keyed hash with which Django ends sessions when the password changes; a prefix is enough to detect a change.
     return user.get_session_auth_hash()[:16]

@@ -1,4 +1,4 @@
-"""Who is calling: a bearer of a token, or a user of the site with a session."""
+"""Authentication of API calls: a bearer token, or a session of the site."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ISSUE_FOR_OTHERS_PERMISSION = "coupons.issue_for_others"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """``request.user`` of the API: a user id that a token or a session vouches for.
+    """``request.user`` of the API: a user id authenticated by a token or a session.
 
-    A token can do what its scopes say, whatever permissions a row with the same id may have here; a
-    session can do what its user may.
+    A token has the rights of its scopes, independent of the permissions of a user row with the same id; a session has
+    the permissions of its user.
     """
 
     user_id: int
@@ -37,7 +37,7 @@ class Principal:
 
     @property
     def may_issue_for_others(self) -> bool:
-        """Asks the database only for a session, and only when read."""
+        """Whether the caller may issue for other users; queries the database only for a session, and only when read."""
         if self.session_user is None:
             return ISSUE_FOR_OTHERS in self.scopes
         return may_issue_for_others(self.session_user)
@@ -48,7 +48,7 @@ def may_issue_for_others(user: AbstractBaseUser) -> bool:
 
 
 class BearerAuthentication(authentication.BaseAuthentication):
-    """``Authorization: Bearer <JWT>``; no query. A header that is there and wrong is a 401."""
+    """``Authorization: Bearer <JWT>``, without a query. A present but invalid header is a 401."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None] | None:
         header: str | None = request.META.get("HTTP_AUTHORIZATION")
@@ -69,7 +69,7 @@ class BearerAuthentication(authentication.BaseAuthentication):
 
 
 class SessionAuthentication(authentication.SessionAuthentication):
-    """The Django session, with CSRF."""
+    """The Django session, with CSRF check."""
 
     def authenticate(self, request: Request) -> tuple[Principal, None] | None:
         found = super().authenticate(request)

@@ -1,4 +1,4 @@
-"""System checks of settings that only make sense together."""
+"""System checks of settings that depend on each other or on other servers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAFE_REPLICATION = 3
 
 @register(Tags.compatibility)
 def topics_can_be_created(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
-    """A dead-letter topic that is also an event topic would feed its consumers their own failures."""
+    """A dead-letter topic must not be an event topic: its consumers would read their own dead letters."""
     events = {route.topic for route in settings.KAFKA_ROUTES.values()}
     return [
         Error(
@@ -34,9 +34,9 @@ def topics_can_be_created(app_configs: Sequence[AppConfig] | None, **_options: A
 
 @register(Tags.compatibility)
 def payment_gateway_can_be_used(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
-    """Found out at the first payment, every order would stay in doubt.
+    """Load the gateway at start: with a broken one every payment would stay in doubt.
 
-    Raised rather than listed: a start that fails over a setting says so in one line.
+    Raises instead of returning an Error, so that a start that fails over a setting prints one line.
     """
     name = settings.PAYMENT_GATEWAY
     try:
@@ -52,7 +52,7 @@ def payment_gateway_can_be_used(app_configs: Sequence[AppConfig] | None, **_opti
 
 @register(Tags.compatibility)
 def redis_has_the_database(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
-    """Only the server knows how many databases it has. One that is away is no reason not to start."""
+    """Ask the server whether the database exists; an unavailable server does not prevent the start."""
     try:
         check_redis()
     except BadRedisDatabase as error:
@@ -64,14 +64,14 @@ def redis_has_the_database(app_configs: Sequence[AppConfig] | None, **_options: 
 
 @register(Tags.security, deploy=True)
 def several_brokers_mean_replication(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
-    """With three brokers and one replica, each broker that stops takes a third of the requests with it."""
+    """With three brokers and one replica, each stopped broker blocks a third of the requests."""
     brokers = settings.KAFKA_BOOTSTRAP_SERVERS.count(",") + 1
     if brokers < _SAFE_REPLICATION:
         return []
     return [
         Warning(
             f"{event_type} has {replicas} replica(s) on {brokers} brokers.",
-            hint="Set KAFKA_REPLICATION_FACTOR=3: then min.insync.replicas is 2 and one broker may be away.",
+            hint="Set KAFKA_REPLICATION_FACTOR=3: then min.insync.replicas is 2 and one broker may be down.",
             id="couponsite.W001",
         )
         for event_type, route in settings.KAFKA_ROUTES.items()

@@ -1,4 +1,4 @@
-"""Where a call comes from, as far as it can be counted against."""
+"""The client address that throttling counts against."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from django.http import HttpRequest
 
 
 def client_network(request: HttpRequest) -> str:
-    """The client's IPv4 address, or the /64 of its IPv6 address: the least that one client is given there.
+    """Return the client's IPv4 address, or the /64 of its IPv6 address, the smallest block assigned to one client.
 
-    The last ``TRUSTED_PROXY_COUNT`` entries of X-Forwarded-For were written by proxies that are believed, what stands
-    before them by anyone. An entry that is no address counts as that of the connection.
+    Trusted proxies wrote the last ``TRUSTED_PROXY_COUNT`` entries of X-Forwarded-For; the entries before them can be
+    forged. If the entry is not an address, the address of the connection is used.
     """
     peer = _network(request.META.get("REMOTE_ADDR", ""))
     proxies: int = settings.TRUSTED_PROXY_COUNT
@@ -24,7 +24,7 @@ def client_network(request: HttpRequest) -> str:
 
 
 def _network(text: str) -> str:
-    """The network of an address, which may be quoted and have a port (``[2001:db8::1]:80``); empty for other texts."""
+    """Return the network of an address, which may be quoted and have a port (``[2001:db8::1]:80``); else ``""``."""
     host = text.strip().strip('"').strip()
     if host.startswith("["):
         host = host[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""Keeps a request from starting on a database connection whose server has gone."""
+"""Close dead database connections before a request uses them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 
-def _hung_up(connection: BaseDatabaseWrapper) -> bool:
-    # An idle session has nothing to read: what is there is the server's farewell, or the end of the stream.
+def _is_closed_by_server(connection: BaseDatabaseWrapper) -> bool:
+    # An idle connection is readable only after the server has closed it: an error message, or the end of the stream.
     raw = connection.connection
     if raw is None or connection.in_atomic_block:
         return False
@@ -23,12 +23,12 @@ def _hung_up(connection: BaseDatabaseWrapper) -> bool:
 
 
 def begin_request(**_signal: Any) -> None:
-    """Receiver of ``request_started``: fresh log context, and no connection that the server has closed.
+    """Receiver of ``request_started``: clear the log context, and close connections that the server has closed.
 
-    Looking at the socket costs a microsecond where ``CONN_HEALTH_CHECKS`` costs a round trip; after a restart
-    of PostgreSQL only the requests under way fail.
+    Polling the socket costs a microsecond, ``CONN_HEALTH_CHECKS`` a round trip; after a restart of PostgreSQL only the
+    requests in progress fail.
     """
     structlog.contextvars.clear_contextvars()
     for connection in connections.all(initialized_only=True):
-        if _hung_up(connection):
+        if _is_closed_by_server(connection):
             connection.close()

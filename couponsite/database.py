@@ -1,8 +1,8 @@
 """Limits of statements, lock waits and commits, set inside each transaction.
 
-``SET LOCAL`` travels in the message of a transaction's first statement, or of a statement outside a transaction: no
-round trip of its own, and nothing that stays on the session. A pooler in transaction mode refuses startup options, and
-hands what ``SET`` leaves on a session to other clients.
+``SET LOCAL`` is sent in the same message as the first statement of a transaction, or as a statement outside
+transactions: it costs no round trip and leaves nothing on the session. A pooler in transaction mode refuses startup
+options, and shares the effects of a plain ``SET`` with other clients.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from psycopg2 import extensions, sql
 
 from common.processes.outages import OutcomeUnknown, is_rolled_back
 
-# A process that hangs in its transaction, or whose machine is gone, must not keep a coupon's row for ever.
+# A process that hangs in its transaction, or whose machine is lost, must not keep the lock of a coupon row.
 IDLE_IN_TRANSACTION_SECONDS = 60
-# For the web process only: its clients wait, and those of other coupons wait behind them.
+# For the web process only: a slow statement delays its client, and the requests queued behind it.
 STATEMENT_SECONDS = 5.0
 LOCK_SECONDS = 2.0
-# PostgreSQL limits no commit: it may wait for a standby. The client's side of the socket does.
+# PostgreSQL has no timeout for a commit, which may wait for a standby: the client closes its side of the socket.
 COMMIT_SECONDS = 5.0
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 def _set_local(**milliseconds: float) -> str:
@@ -39,18 +39,18 @@ STATEMENT_LIMITS = _set_local(statement_timeout=STATEMENT_SECONDS * 1000, lock_t
 
 
 def limit_statements() -> None:
-    """Limit every statement, lock wait and commit of sessions that begin from now on. Call it after any fork."""
+    """Limit every statement, lock wait and commit of sessions opened from now on. Must be called after a fork."""
     global _watchdog
     _watchdog = Watchdog()
     _watchdog.start()
 
 
 class Connection(extensions.connection):  # type: ignore[misc]
-    """A session that sets limits with its statements; a commit that is not confirmed raises OutcomeUnknown.
+    """A session that prepends limits to its statements; an unconfirmed commit raises OutcomeUnknown.
 
-    ``before_transaction`` is put before the first statement of a transaction, ``before_statement`` before one outside
-    transactions: SET LOCAL commands, or nothing. ``longest_call_seconds`` is what one call may take, commits aside, if
-    the process limits its statements: the statement itself, and outside transactions its commit.
+    ``before_transaction`` is prepended to the first statement of a transaction, ``before_statement`` to a statement
+    outside transactions: SET LOCAL commands, or nothing. ``longest_call_seconds`` limits one call other than a commit,
+    if the process limits its statements: the statement, and outside transactions its implicit commit.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -72,7 +72,7 @@ class Connection(extensions.connection):  # type: ignore[misc]
 
 
 class Cursor(extensions.cursor):  # type: ignore[misc]
-    """Puts the limits before the first statement of a transaction, and before each statement outside one."""
+    """Prepend the limits to the first statement of a transaction, and to each statement outside transactions."""
 
     connection: Connection
 
@@ -83,7 +83,7 @@ class Cursor(extensions.cursor):  # type: ignore[misc]
             if limits and self.name is None:
                 query = limits + _text(query, self)
             elif limits and not connection.autocommit:
-                # DECLARE is put before the query of a named cursor, so the limits take a statement of their own.
+                # A named cursor prepends DECLARE to its query, so the limits need a separate statement.
                 with connection.cursor() as first:
                     first.execute("SELECT")
         _watched(connection, connection.longest_call_seconds, super().execute, query, vars)
@@ -108,31 +108,31 @@ def _watched(connection: Connection, seconds: float, call: Callable[..., None], 
 
 
 class Watchdog:
-    """Shuts down the socket of a session whose call is overdue: the thread that waits there gets an OperationalError.
+    """Shut down the socket of a session whose call is overdue: the waiting thread gets an OperationalError.
 
-    It covers what PostgreSQL cannot limit: a commit that waits, and a server that does not answer at all.
+    It covers what PostgreSQL cannot limit: a waiting commit, and a server that does not answer.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # By thread: when its call is overdue, on which socket.
+        # Thread id -> (time.monotonic() when its call is overdue, socket descriptor).
         self._calls: dict[int, tuple[float, int]] = {}
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="database-watchdog", daemon=True).start()
 
     def enter(self, descriptor: int, seconds: float) -> None:
-        """This thread begins a call."""
+        """Register the call that this thread begins."""
         with self._lock:
             self._calls[threading.get_ident()] = (time.monotonic() + seconds, descriptor)
 
     def leave(self) -> None:
-        """This thread's call has ended. Its socket, which may be closed from now on, is not touched any more."""
+        """Remove this thread's call; its socket, which may be closed from now on, is no longer touched."""
         with self._lock:
             del self._calls[threading.get_ident()]
 
-    def look(self) -> None:
-        """End what is overdue."""
+    def check(self) -> None:
+        """Shut down the sockets of overdue calls."""
         with self._lock:
             now = time.monotonic()
             for overdue_at, descriptor in self._calls.values():
@@ -141,17 +141,17 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            time.sleep(_LOOK_SECONDS)
-            self.look()
+            time.sleep(_POLL_SECONDS)
+            self.check()
 
 
 def _shut_down(descriptor: int) -> None:
-    # The descriptor stays libpq's own to close.
+    # A duplicate: libpq closes the descriptor itself.
     with socket.socket(fileno=os.dup(descriptor)) as line:
         try:
             line.shutdown(socket.SHUT_RDWR)
         except OSError:
-            return  # The server has hung up by itself.
+            return  # The server has already closed the connection.
 
 
 _watchdog: Watchdog | None = None

@@ -1,4 +1,4 @@
-"""Typed reading of the process environment: every refusal names the variable and says what to do."""
+"""Typed access to environment variables: every error names the variable and says what to do."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ T = TypeVar("T")
 _FLAGS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 _PERIODS = {"second": 1, "min": 60, "hour": 3600, "day": 86400}
 
-# What a Host header may say (django.http.request.host_validation_re), without a port.
+# Valid Host headers (django.http.request.host_validation_re), without a port.
 _HOST = re.compile(r"\.?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[A-Fa-f0-9:.]+\]|\*")
 _SERVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[A-Fa-f0-9:.]+\]")
-# The origin of a page as browsers send it: lower case, no path, no port that the scheme implies.
+# An origin as browsers send it: lower case, no path, no default port.
 _ORIGIN = re.compile(r"(https?)://((?:\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[a-f0-9:.]+\])(?::([1-9][0-9]{0,4}))?")
-_IMPLIED_PORTS = {"http": "80", "https": "443"}
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
-_LONGEST = 4096
-_SHOWN = 40
-_MOST_RATE = 1_000_000
-_MOST_REDIS_DATABASE = 9_999
-# Query arguments of REDIS_URL besides those for TLS: any other goes to redis-py, which fails at the first command.
+_MAX_LENGTH = 4096
+# Longer values are truncated in error messages.
+_MAX_SHOWN = 40
+_MAX_RATE = 1_000_000
+_MAX_REDIS_DATABASE = 9_999
+# Query arguments accepted in REDIS_URL besides those for TLS. redis-py would take others and fail at the first command.
 _REDIS_ARGUMENTS = frozenset({"db", "client_name", "health_check_interval"})
-# What a line of JSON may hold besides printable characters.
+# Whitespace that JSON values may contain.
 _LAYOUT = str.maketrans("", "", "\n\r\t")
 
 
@@ -50,20 +51,20 @@ class Rate(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Texts on both sides of what a setting accepts: values at its limits, and values just past them."""
+    """Test values of a setting: accepted ones at its limits, and refused ones just past them."""
 
     accepted: tuple[str, ...]
     refused: tuple[str, ...]
 
 
 class Environment:
-    """Reads settings from ``variables``; an empty value counts as unset.
+    """Read settings from ``variables``; an empty value counts as unset.
 
     Every method takes the variable's name and returns the typed value, or ``default`` when it is unset (a
     ``None`` default makes it required). A missing or bad value raises ImproperlyConfigured with one line,
-    ``NAME: what is wrong, what to do``; a value that may be a secret is never repeated.
+    ``NAME: what is wrong, what to do``; a value that may be a secret is never quoted.
 
-    No setting without limits: what each accepts at the most and refuses just beyond stands in ``limits`` by its name.
+    Every setting has limits: ``limits`` maps its name to test values at and just past them.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
@@ -80,13 +81,13 @@ class Environment:
                 raise ImproperlyConfigured(f"{name}: is not set, give it a value (see .env.example)")
             return default
         try:
-            _refuse_characters(raw, is_ascii=is_ascii)
+            _check_characters(raw, is_ascii=is_ascii)
             return parse(raw)
         except ValueError as error:
             raise ImproperlyConfigured(f"{name}: {error}") from None
 
     def text(self, name: str, default: str | None = None, *, longest: int) -> str:
-        """Up to ``longest`` printable ASCII characters."""
+        """Read up to ``longest`` printable ASCII characters."""
 
         def parse(raw: str) -> str:
             if len(raw) > longest:
@@ -95,28 +96,28 @@ class Environment:
 
         return self._read(name, default, parse, Limits(("x", "x" * longest), ("x" * (longest + 1), "a\x07", "\u00e9")))
 
-    def matching(self, name: str, default: str, pattern: re.Pattern[str], told: str, *, limits: Limits) -> str:
-        """A text that ``pattern`` matches as a whole; ``told`` says what that is."""
+    def regex(self, name: str, default: str, pattern: re.Pattern[str], description: str, *, limits: Limits) -> str:
+        """Read a text that matches ``pattern`` completely; ``description`` names the format in the error."""
 
         def parse(raw: str) -> str:
             if not pattern.fullmatch(raw):
-                raise ValueError(f"{_shown(raw)} is not {told}, correct it")
+                raise ValueError(f"{_shown(raw)} is not {description}, correct it")
             return raw
 
         return self._read(name, default, parse, limits)
 
     def secret(self, name: str, default: str | None = None, *, at_least: int) -> str:
-        """A text of ``at_least`` bytes of UTF-8."""
+        """Read a text of ``at_least`` bytes of UTF-8."""
 
         def parse(raw: str) -> str:
             size = len(raw.encode())
             if size < at_least:
                 raise ValueError(f"is shorter than {at_least} bytes, make one with `openssl rand -hex 32`")
-            if size > _LONGEST:
-                raise ValueError(f"is longer than {_LONGEST} bytes, make one with `openssl rand -hex 32`")
+            if size > _MAX_LENGTH:
+                raise ValueError(f"is longer than {_MAX_LENGTH} bytes, make one with `openssl rand -hex 32`")
             return raw
 
-        limits = Limits(("s" * at_least, "s" * _LONGEST), ("s" * (_LONGEST + 1), "s" * at_least + "\x01"))
+        limits = Limits(("s" * at_least, "s" * _MAX_LENGTH), ("s" * (_MAX_LENGTH + 1), "s" * at_least + "\x01"))
         if at_least > 1:
             limits = Limits(limits.accepted, ("s" * (at_least - 1), *limits.refused))
         return self._read(name, default, parse, limits, is_ascii=False)
@@ -129,8 +130,8 @@ class Environment:
 
         return self._read(name, default, parse, Limits(tuple(_FLAGS), ("yes", "2", "TRUE")))
 
-    def whole(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
-        """A decimal integer from ``minimum`` to ``maximum``."""
+    def integer(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
+        """Read an integer from ``minimum`` to ``maximum``."""
 
         def parse(raw: str) -> int:
             if not (raw.isascii() and raw.removeprefix("-").isdigit()):
@@ -146,8 +147,8 @@ class Environment:
             Limits((str(minimum), str(maximum)), (str(minimum - 1), str(maximum + 1), "9" * 5000)),
         )
 
-    def real(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
-        """A decimal number from ``minimum`` to ``maximum``."""
+    def decimal(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
+        """Read a decimal number from ``minimum`` to ``maximum``."""
 
         def parse(raw: str) -> float:
             try:
@@ -162,7 +163,7 @@ class Environment:
         return self._read(name, default, parse, Limits((f"{minimum!r}", f"{maximum!r}"), past))
 
     def hosts(self, name: str, default: list[str]) -> list[str]:
-        """A comma-separated list of what Host headers may say: no scheme, no port; ``.example.com`` with subdomains."""
+        """Read a comma-separated list of host names without scheme and port; ``.example.com`` includes subdomains."""
 
         def parse(raw: str) -> list[str]:
             found = [word.strip() for word in raw.split(",") if word.strip()]
@@ -185,7 +186,7 @@ class Environment:
         )
 
     def origins(self, name: str) -> list[str]:
-        """A comma-separated list of origins as browsers send them, scheme included; none when unset."""
+        """Read a comma-separated list of origins as browsers send them, scheme included; empty when unset."""
 
         def parse(raw: str) -> list[str]:
             found = [word.strip() for word in raw.split(",") if word.strip()]
@@ -195,12 +196,12 @@ class Environment:
                 if (
                     match is None
                     or not _is_address_if_bracketed(match[2])
-                    or port == _IMPLIED_PORTS[match[1]]
+                    or port == _DEFAULT_PORTS[match[1]]
                     or int(port or 0) > 65535
                 ):
                     raise ValueError(
-                        f"{_shown(origin)} is not an origin: lower case, no path, no slash at the end, no port that the"
-                        " scheme implies; write it like https://shop.example,https://app.example:8443"
+                        f"{_shown(origin)} is not an origin: lower case, no path, no slash at the end, no default"
+                        " port; write it like https://shop.example,https://app.example:8443"
                     )
             return found
 
@@ -223,30 +224,30 @@ class Environment:
             try:
                 return strict_json.decode(raw.encode())
             except ValueError:
-                raise ValueError("is not valid JSON, mind the quotes and names that stand twice") from None
+                raise ValueError("is not valid JSON, check the quotes and duplicate names") from None
 
         limits = Limits(limits.accepted, (*limits.refused, "{", "[]", "1", '{"a": NaN}', "[" * 100))
         return self._read(name, default, parse, limits, is_ascii=False)
 
-    def overlay(self, name: str, lay_over: Callable[[object], T], *, limits: Limits) -> T:
-        """What ``lay_over`` makes of the JSON object in the variable (``{}`` when unset).
+    def json_overlay(self, name: str, apply: Callable[[object], T], *, limits: Limits) -> T:
+        """Return ``apply`` of the JSON object in the variable (``{}`` when unset).
 
-        A ValueError from ``lay_over`` becomes the refusal.
+        A ValueError from ``apply`` becomes the error.
         """
         try:
-            return lay_over(self.json(name, {}, limits=limits))
+            return apply(self.json(name, {}, limits=limits))
         except ValueError as error:
             raise ImproperlyConfigured(f"{name}: {error}") from None
 
     def choices(
         self, name: str, *, default: Mapping[str, str], allowed: tuple[str, ...] = (), longest: int = 100
     ) -> dict[str, str]:
-        """``default`` with a JSON object of texts laid over it: known names only, and only ``allowed`` values.
+        """Read a JSON object of strings that overrides entries of ``default``: only its names, only ``allowed`` values.
 
-        Without ``allowed`` a value is any text of 1 to ``longest`` characters without control characters.
+        Without ``allowed`` a value is any text of 1 to ``longest`` printable characters.
         """
 
-        def lay_over(changes: object) -> dict[str, str]:
+        def override(changes: object) -> dict[str, str]:
             if not isinstance(changes, dict):
                 raise ValueError(f'is not a JSON object, write {{"{next(iter(default))}": "..."}}')
             for key, value in changes.items():
@@ -261,9 +262,9 @@ class Environment:
         first = next(iter(default))
         accepted = allowed or ("x", "x" * longest)
         refused = ("no such choice", "") if allowed else ("", " ", "x" * (longest + 1), "\x07")
-        return self.overlay(
+        return self.json_overlay(
             name,
-            lay_over,
+            override,
             limits=Limits(
                 tuple(json.dumps({first: value}) for value in accepted),
                 (
@@ -277,10 +278,10 @@ class Environment:
     def client_options(
         self, name: str, *, fixed: frozenset[str], ranges: Mapping[str, tuple[int, int]]
     ) -> dict[str, str | int | float | bool]:
-        """librdkafka properties from a JSON object.
+        """Read librdkafka properties from a JSON object.
 
-        Those in ``fixed`` carry safety and are refused; those in ``ranges`` must be whole numbers from the first to the
-        second: librdkafka takes more than the service can work with.
+        Properties in ``fixed`` protect the guarantees and are refused; those in ``ranges`` must be whole numbers from
+        the first to the second limit, because librdkafka accepts values that the service cannot work with.
         """
 
         def check(options: object) -> dict[str, str | int | float | bool]:
@@ -290,7 +291,7 @@ class Environment:
                 _check_option(key, value, fixed, ranges)
             return options
 
-        return self.overlay(
+        return self.json_overlay(
             name,
             check,
             limits=Limits(
@@ -307,11 +308,11 @@ class Environment:
         )  # fmt: skip
 
     def url(self, name: str, default: str | None) -> str:
-        """The address of an HTTP service: http or https, with a host."""
+        """Read the URL of an HTTP service: http or https, with a host."""
 
         def parse(raw: str) -> str:
-            if len(raw) > _LONGEST:
-                raise ValueError(f"is longer than {_LONGEST} characters, shorten it")
+            if len(raw) > _MAX_LENGTH:
+                raise ValueError(f"is longer than {_MAX_LENGTH} characters, shorten it")
             try:
                 parts = urlsplit(raw)
                 port, host = parts.port, parts.hostname
@@ -339,15 +340,15 @@ class Environment:
         return self._read(name, default, parse, Limits(accepted, refused))
 
     def redis(self, name: str, default: str | None) -> str:
-        """The address of a Redis server: ``redis://host:port/0``, ``rediss://`` with TLS, ``unix:///socket?db=0``."""
+        """Read the URL of a Redis server: ``redis://host:port/0``, ``rediss://`` with TLS, ``unix:///socket?db=0``."""
         accepted = (
-            "redis://h", "redis://h/", f"redis://:p%40ss@h:65535/{_MOST_REDIS_DATABASE}", "rediss://u:p@[::1]:1/0?db=1",
-            f"unix:///run/redis.sock?db={_MOST_REDIS_DATABASE}", "rediss://h/0?ssl_cert_reqs=none",
+            "redis://h", "redis://h/", f"redis://:p%40ss@h:65535/{_MAX_REDIS_DATABASE}", "rediss://u:p@[::1]:1/0?db=1",
+            f"unix:///run/redis.sock?db={_MAX_REDIS_DATABASE}", "rediss://h/0?ssl_cert_reqs=none",
         )  # fmt: skip
         refused = (
             "h", "http://h", "redis://", "redis:///0", "redis://h:0/0", "redis://h:65536/0", "redis://h:x", "redis://[h",
             "redis://h/cache", "redis://h/1/2", "redis://h//1", "redis://h/-1", "redis://h/+1", "redis://h/1_0",
-            f"redis://h/{_MOST_REDIS_DATABASE + 1}", f"redis://h/0?db={_MOST_REDIS_DATABASE + 1}", "redis://h/0?db=x",
+            f"redis://h/{_MAX_REDIS_DATABASE + 1}", f"redis://h/0?db={_MAX_REDIS_DATABASE + 1}", "redis://h/0?db=x",
             "redis://h/0?db=1&db=2", "redis://h/0?db=", "redis://h/0?host=other", "redis://h/0?max_connections=1",
             "rediss://h/0?ssl_cert_reqs=perhaps", "redis://h/0#1", "unix://", "unix://run/redis.sock",
             "unix:///run/redis.sock/0?db=x", "redis://a,b/0",
@@ -355,7 +356,7 @@ class Environment:
         return self._read(name, default, _redis_url, Limits(accepted, refused))
 
     def database(self, name: str, default: str | None) -> dict[str, Any]:
-        """Django's settings of a PostgreSQL database from its URL, read by libpq; query arguments are libpq options."""
+        """Read a PostgreSQL URL as Django's database settings; libpq parses it, query arguments are its options."""
         accepted = (
             "postgres://h/d", "postgresql://u:p%40ss@[::1]:65535/d?sslmode=require", "postgres://u@%2Frun%2Fpg/d",
             "postgres:///d?host=/run/pg", "postgres://u@a:5432,b:5433/d", "postgres://u@a,b/d",
@@ -370,7 +371,7 @@ class Environment:
         return self._read(name, _database(default) if default else None, _database, Limits(accepted, refused))
 
     def servers(self, name: str, default: str | None) -> str:
-        """A comma-separated list of ``host:port``."""
+        """Read a comma-separated list of ``host:port``."""
 
         def parse(raw: str) -> str:
             servers = [server.strip() for server in raw.split(",")]
@@ -385,14 +386,14 @@ class Environment:
         return self._read(name, default, parse, Limits(accepted, refused))
 
     def address(self, name: str, default: str) -> str:
-        """An IP address to listen on; servers resolve no names."""
+        """Read an IP address to listen on; the servers do not resolve names."""
 
         def parse(raw: str) -> str:
             try:
                 ipaddress.ip_address(raw)
             except ValueError:
                 raise ValueError(
-                    f"{_shown(raw)} is not an IP address, use 0.0.0.0 for every interface, :: for those of IPv6 too"
+                    f"{_shown(raw)} is not an IP address, use 0.0.0.0 for every interface, :: to include IPv6"
                 ) from None
             return raw
 
@@ -400,36 +401,36 @@ class Environment:
         return self._read(name, default, parse, Limits(("0.0.0.0", "127.0.0.1", "::", "::1"), refused))
 
     def folder(self, name: str) -> str:
-        """The path of an existing folder that this process can write to; empty when unset."""
+        """Read the path of an existing folder that this process can write to; empty when unset."""
 
         def parse(raw: str) -> str:
             if not os.path.isdir(raw) or not os.access(raw, os.W_OK | os.X_OK):
-                raise ValueError("is not a folder that this process can write to, make it first or unset it")
+                raise ValueError("is not a folder that this process can write to, create it or unset the variable")
             return raw
 
         return self._read(name, "", parse, Limits((tempfile.gettempdir(),), ("/no/such/folder", "/dev/null")))
 
     def rate(self, name: str, default: str) -> Rate:
-        """So many per second, minute, hour or day, as in ``10/min``."""
+        """Read a number per second, minute, hour or day, as in ``10/min``."""
 
         def parse(raw: str) -> Rate:
             count, _, period = raw.partition("/")
             if not (count.isascii() and count.isdigit()) or period not in _PERIODS:
                 raise ValueError(f"{_shown(raw)} is not a rate, write it like 10/min ({', '.join(_PERIODS)})")
-            if len(count) > 18 or not 1 <= int(count) <= _MOST_RATE:
-                raise ValueError(f"{_shown(raw)} is out of range, use 1 to {_MOST_RATE} per {', '.join(_PERIODS)}")
+            if len(count) > 18 or not 1 <= int(count) <= _MAX_RATE:
+                raise ValueError(f"{_shown(raw)} is out of range, use 1 to {_MAX_RATE} per {', '.join(_PERIODS)}")
             return Rate(int(count), _PERIODS[period])
 
-        accepted = (*(f"1/{period}" for period in _PERIODS), f"{_MOST_RATE}/day")
+        accepted = (*(f"1/{period}" for period in _PERIODS), f"{_MAX_RATE}/day")
         return self._read(
-            name, parse(default), parse, Limits(accepted, ("0/min", f"{_MOST_RATE + 1}/day", "10/week", "10", "-1/min"))
+            name, parse(default), parse, Limits(accepted, ("0/min", f"{_MAX_RATE + 1}/day", "10/week", "10", "-1/min"))
         )
 
     def time_zone(self, name: str, default: str) -> str:
         def parse(raw: str) -> str:
             try:
                 ZoneInfo(raw)
-            # An absolute or relative path, a directory and a file that is no zone each fail in their own way.
+            # Paths, directories and files that are not zones raise different errors.
             except (KeyError, OSError, ValueError):
                 raise ValueError(f"{_shown(raw)} is not a known time zone, write it like Asia/Seoul") from None
             return raw
@@ -438,19 +439,19 @@ class Environment:
         return self._read(name, default, parse, Limits(accepted, refused))
 
 
-def _refuse_characters(raw: str, *, is_ascii: bool) -> None:
+def _check_characters(raw: str, *, is_ascii: bool) -> None:
     try:
         raw.encode()
     except UnicodeEncodeError:
-        raise ValueError("has bytes that are not UTF-8, take them out") from None
+        raise ValueError("has bytes that are not UTF-8, remove them") from None
     if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in raw.translate(_LAYOUT)):
-        raise ValueError("has a control character, take it out")
+        raise ValueError("has a control character, remove it")
     if is_ascii and not (raw.isascii() and raw.isprintable()):
-        raise ValueError("has a character that is not printable ASCII; write a URL's percent-encoded")
+        raise ValueError("has a character that is not printable ASCII; percent-encode it in a URL")
 
 
 def _shown(raw: str) -> str:
-    return repr(raw if len(raw) <= _SHOWN else f"{raw[:_SHOWN]}...")
+    return repr(raw if len(raw) <= _MAX_SHOWN else f"{raw[:_MAX_SHOWN]}...")
 
 
 def _is_port(text: str) -> bool:
@@ -469,12 +470,12 @@ def _is_address_if_bracketed(host: str) -> bool:
 
 def _check_option(key: str, value: object, fixed: frozenset[str], ranges: Mapping[str, tuple[int, int]]) -> None:
     if key in fixed:
-        raise ValueError(f"{key} is fixed for safety, take it out")
+        raise ValueError(f"{key} is fixed for safety, remove it")
     if not isinstance(value, str | int | float | bool):
         raise ValueError(f"{key} must be a text, a number or a boolean, change its value")
     text = str(value)
-    if not text.strip() or not text.isprintable() or not text.isascii() or len(text) > _LONGEST:
-        raise ValueError(f"{key} must be 1 to {_LONGEST} printable ASCII characters")
+    if not text.strip() or not text.isprintable() or not text.isascii() or len(text) > _MAX_LENGTH:
+        raise ValueError(f"{key} must be 1 to {_MAX_LENGTH} printable ASCII characters")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError(f"{key} is too large for 64 bits")
     if key in ranges:
@@ -506,7 +507,7 @@ def _redis_url(raw: str) -> str:
     if not by_socket and parts.path not in ("", "/"):
         numbers.append(parts.path[1:])
     if not all(_is_redis_database(number) for number in numbers):
-        raise ValueError(f"has a database that is not a number from 0 to {_MOST_REDIS_DATABASE}, {example}")
+        raise ValueError(f"has a database that is not a number from 0 to {_MAX_REDIS_DATABASE}, {example}")
     names = [name for name, _ in arguments]
     if parts.fragment or len(set(names)) < len(names):
         raise ValueError(f"has a fragment (#...) or an argument twice, {example}")
@@ -514,19 +515,19 @@ def _redis_url(raw: str) -> str:
         if name not in _REDIS_ARGUMENTS and not name.startswith("ssl_"):
             raise ValueError(f"has the argument {_shown(name)}; known: {', '.join(sorted(_REDIS_ARGUMENTS))}, ssl_*")
     try:
-        # Connects to nothing: the client only looks at its arguments.
+        # Does not connect: the client only validates its arguments.
         ConnectionPool.from_url(raw).make_connection()
     except Exception:
-        raise ValueError(f"has an argument that the Redis client cannot take, {example}") from None
+        raise ValueError(f"has an argument that the Redis client refuses, {example}") from None
     return raw
 
 
 def _is_redis_database(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= _MOST_REDIS_DATABASE
+    return text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= _MAX_REDIS_DATABASE
 
 
 _DATABASE_EXAMPLE = (
-    "write it like postgres://user@host:5432/name, a socket's folder as postgres:///name?host=/run/postgresql"
+    "write it like postgres://user@host:5432/name, or with a socket's folder postgres:///name?host=/run/postgresql"
 )
 _WHOLE_SECONDS = frozenset({"connect_timeout", "keepalives_idle", "keepalives_interval"})
 _SSL_MODES = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
@@ -538,13 +539,13 @@ def _database(raw: str) -> dict[str, Any]:
     try:
         options = parse_dsn(raw)
     except (ProgrammingError, UnicodeError):
-        # libpq's text may quote a secret.
+        # libpq's message may quote a password.
         raise ValueError(f"is not a URL that libpq can read, {_DATABASE_EXAMPLE}") from None
     name, host, port = (options.pop(key, "") for key in ("dbname", "host", "port"))
     if not name:
         raise ValueError(f"names no database, {_DATABASE_EXAMPLE}")
     if "/" in name or "#" in name:
-        raise ValueError(f"has a path or a fragment (#...) where the database's name stands, {_DATABASE_EXAMPLE}")
+        raise ValueError(f"has a path or a fragment (#...) in the database name, {_DATABASE_EXAMPLE}")
     hosts = host.split(",")
     if not all(each.startswith("/") or _SERVER_NAME.fullmatch(each) or _is_ipv6(each) for each in hosts):
         raise ValueError(f"names no server, {_DATABASE_EXAMPLE}")
@@ -556,7 +557,7 @@ def _database(raw: str) -> dict[str, Any]:
     if options.get("sslmode", "prefer") not in _SSL_MODES:
         raise ValueError(f"sslmode is none of {', '.join(sorted(_SSL_MODES))}, correct it")
     if len(hosts) > 1:
-        # Of several servers the primary is meant: a standby would refuse every write.
+        # Connect to the primary: a standby refuses every write.
         options.setdefault("target_session_attrs", "read-write")
     return {
         "ENGINE": "django.db.backends.postgresql",

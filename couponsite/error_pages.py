@@ -1,4 +1,4 @@
-"""Every refusal of the API as an RFC 9457 problem, from an app, DRF, Django or a dead server."""
+"""Error responses: RFC 9457 problems on paths of the API, pages elsewhere."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ _API_PREFIXES = ("/api/", "/coupons/")
 
 
 def is_api_path(path: str) -> bool:
-    """Whether ``path`` answers problems instead of pages: the API and the seeds' doors without prefix."""
+    """Whether errors on ``path`` are problems instead of pages: the API, and the seeds' paths without its prefix."""
     return path.startswith(_API_PREFIXES)
 
 
-# Django's own handlers: what no DRF view has seen.
-
-
 def refusal(request: HttpRequest, code: str, detail: str, *, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    """The answer of ``code``: a problem on paths of the API, elsewhere a page."""
+    """Build the error response of ``code``: a problem on paths of the API, elsewhere a page."""
     if is_api_path(request.path):
         return problem(request, code, detail, headers=headers)
     status, title = KINDS[code]
@@ -38,7 +35,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return refusal(request, "forbidden", "This is not for you.")
+    return refusal(request, "forbidden", "You have no permission for this.")
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
@@ -51,7 +48,7 @@ def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 @csrf_exempt
 def no_such_endpoint(request: HttpRequest) -> HttpResponse:
-    """The view behind every API path that is none; with DEBUG on, Django would answer those with a page."""
+    """Answer unknown API paths with a problem; with DEBUG on, Django would answer with a page."""
     return problem(request, "not_found", "There is nothing at this address.")
 
 

@@ -1,4 +1,4 @@
-"""Probes and metrics, answered before any other middleware: who asks knows our address, not our ALLOWED_HOSTS."""
+"""Probes and metrics, served before any other middleware: probes use the IP address, which ALLOWED_HOSTS may refuse."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from common.postgres.connections import drop_connections
 from common.redis_client import NotPrimary, redis_connection
 from kafka_bridge import metrics
 
-# Written by the readiness probe: PING says nothing about writes.
+# Written by the readiness probe: a successful PING does not prove that writes succeed.
 _PROBE_KEY = "readyz"
 
-# A server that takes longer to answer nothing is not ready.
+# A server that takes longer for an empty query is not ready.
 _LONGEST_SECONDS = 2.0
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
 def live(request: HttpRequest) -> HttpResponse:
-    """200 while the process answers at all; asks nobody."""
+    """Answer 200 while the process runs; checks no other service."""
     return JsonResponse({"status": "ok"})
 
 
 def ready(request: HttpRequest) -> HttpResponse:
-    """200 when PostgreSQL answers, else 503; Redis is only reported and Kafka not asked, they may be away.
+    """Answer 200 if PostgreSQL answers, else 503; Redis is only reported and Kafka not checked: both may be down.
 
     ``redis`` is ``ok``, ``read_only`` (it answers and refuses writes: a replica, full, or unable to save) or
-    ``unavailable``. With either, coupons with admission ``queue`` and ``reserve`` are served as usual.
+    ``unavailable``. In each state, coupons with admission ``queue`` and ``reserve`` are served as usual.
     """
     postgresql = "ok" if _postgresql_answers() else "unavailable"
     body = {"status": postgresql, "postgresql": postgresql, "redis": _redis_state()}
@@ -62,7 +62,7 @@ def _redis_state() -> str:
 
 
 def metrics_view(request: HttpRequest) -> HttpResponse:
-    """What Prometheus scrapes, in its text format: figures of every process of the server."""
+    """Serve the metrics of all processes of the server in the text format of Prometheus."""
     return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""Limits of the settings that are JSON for Kafka: librdkafka and brokers take more than the service can work with."""
+"""Limits of the JSON settings for Kafka: librdkafka and brokers accept values that the service cannot work with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GROUPS = Limits(
     ),
 )
 
-# librdkafka's properties, each from the first to the second.
+# librdkafka property -> (minimum, maximum).
 _CLIENT = {
     "socket.timeout.ms": (1_000, 60_000),
     "socket.connection.setup.timeout.ms": (1_000, 60_000),
@@ -53,12 +53,12 @@ _CLIENT = {
 }
 PRODUCER = {
     **_CLIENT,
-    # The largest dead letter must fit.
+    # The minimum fits the largest dead letter.
     "message.max.bytes": (2 * 1024 * 1024, 16 * 1024 * 1024),
-    # A batch of the relay at the least; the memory of a process at the most.
+    # The minimum fits a batch of the relay; the maximum protects the memory of the process.
     "queue.buffering.max.messages": (1_000, 1_000_000),
     "queue.buffering.max.kbytes": (16_384, 1_048_576),
-    # Every request waits so long. Both are names of one property.
+    # Delays every request. Both names mean the same property.
     "linger.ms": (0, 1_000),
     "queue.buffering.max.ms": (0, 1_000),
     "request.timeout.ms": (1_000, 60_000),
@@ -67,11 +67,11 @@ PRODUCER = {
 }
 CONSUMER = {
     **_CLIENT,
-    # Brokers refuse a shorter session, and the group never gets its partitions.
+    # Brokers refuse a shorter session, and the group never receives partitions.
     "session.timeout.ms": (6_000, 300_000),
-    # Half of the shortest session at the most.
+    # The maximum is half of the shortest session.
     "heartbeat.interval.ms": (100, 3_000),
-    # The groups that call services outside are busy for so long: see kafka_bridge.client.
+    # The minimum covers the groups that call external services: see kafka_bridge.client.
     "max.poll.interval.ms": (300_000, 3_600_000),
     "fetch.wait.max.ms": (0, 5_000),
     "fetch.min.bytes": (1, 52_428_800),

@@ -1,6 +1,6 @@
 """Structured logs: one JSON line per event on stderr, or coloured text while debugging.
 
-Loggers of the standard library go through the same formatter, so a line of Django looks like one of ours.
+Loggers of the standard library use the same formatter, so lines of Django have the same format.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import msgspec
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
-# A second line of defence: nothing of ours logs these, and a library's log call shall not either.
+# Second line of defence: our code does not log these, but a library might.
 _HIDDEN = frozenset({"access", "authorization", "body", "cookie", "password", "payload", "refresh", "secret", "token"})
 
 
 def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replaces values under names that hold payloads or credentials."""
+    """Replace values under names that hold payloads or credentials."""
     for name in _HIDDEN & event.keys():
         event[name] = "[hidden]"
     return event
@@ -36,16 +36,16 @@ def _shared_processors(*, debug: bool) -> list[Processor]:
         hide_secrets,
     ]
     if not debug:
-        # Plain text: the structured variant prints local variables, and with them payloads.
+        # Plain text: the structured variant prints local variables, which may hold payloads.
         processors.append(structlog.processors.format_exc_info)
     return processors
 
 
-class Calm(logging.Filter):
-    """Lets one line of a kind through every ``seconds`` from the ``loggers`` named, and says how many were held back.
+class RepeatFilter(logging.Filter):
+    """Pass one line of a kind per ``seconds`` from the named ``loggers``, with the number of lines suppressed before.
 
-    Clients of a broker that is away complain many times a second, and each complaint says the same. The kind is the
-    logger and the first word of the message: librdkafka begins its lines with a code like FAIL.
+    Clients of an unreachable broker log the same error many times a second. The kind is the logger and the first word
+    of the message: librdkafka begins its lines with a code like FAIL.
     """
 
     def __init__(self, loggers: Collection[str], seconds: float) -> None:
@@ -53,7 +53,7 @@ class Calm(logging.Filter):
         self._loggers = frozenset(loggers)
         self._seconds = seconds
         self._last: dict[tuple[str, str], float] = {}
-        self._held: Counter[tuple[str, str]] = Counter()
+        self._suppressed: Counter[tuple[str, str]] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name not in self._loggers:
@@ -61,16 +61,16 @@ class Calm(logging.Filter):
         kind = (record.name, record.getMessage().partition(" ")[0])
         now = time.monotonic()
         if now - self._last.get(kind, -self._seconds) < self._seconds:
-            self._held[kind] += 1
+            self._suppressed[kind] += 1
             return False
         self._last[kind] = now
-        if held := self._held.pop(kind, 0):
-            record.msg, record.args = f"{record.getMessage()} ({held} more like this before)", ()
+        if suppressed := self._suppressed.pop(kind, 0):
+            record.msg, record.args = f"{record.getMessage()} ({suppressed} similar lines suppressed)", ()
         return True
 
 
 class RequestFormatter(logging.Formatter):
-    """The lines of ``coupons.requests``: the same JSON as the others, a fifth of their cost."""
+    """Format the lines of ``coupons.requests``: the same JSON as structlog, at a fifth of the cost."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
@@ -82,7 +82,7 @@ class RequestFormatter(logging.Formatter):
 
 
 def logging_config(*, debug: bool, log_requests: bool = True) -> dict[str, Any]:
-    """The value of Django's ``LOGGING``; ``log_requests`` writes a line per request at the door and its decision."""
+    """Build Django's ``LOGGING``; with ``log_requests`` each issue request logs its acceptance and its result."""
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if debug
@@ -103,16 +103,16 @@ def logging_config(*, debug: bool, log_requests: bool = True) -> dict[str, Any]:
             },
             "requests": {"()": RequestFormatter},
         },
-        "filters": {"calm": {"()": Calm, "loggers": ["librdkafka", "kafka_bridge.client"], "seconds": 5.0}},
+        "filters": {"repeats": {"()": RepeatFilter, "loggers": ["librdkafka", "kafka_bridge.client"], "seconds": 5.0}},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "structured", "filters": ["calm"]},
+            "stderr": {"class": "logging.StreamHandler", "formatter": "structured", "filters": ["repeats"]},
             "requests": {"class": "logging.StreamHandler", "formatter": "structured" if debug else "requests"},
         },
         "root": {"handlers": ["stderr"], "level": "INFO"},
         "loggers": {
-            # Django brings handlers of its own; ours is enough.
+            # Replaces Django's own handlers; the root handler is enough.
             "django": {"handlers": [], "level": "INFO", "propagate": True},
-            # A refused request is an answer, not an event: thousands of 409 a second are the normal case.
+            # Django logs a warning per 4xx response: thousands of 409 a second are normal here.
             "django.request": {"level": "ERROR"},
             "django.security": {"level": "CRITICAL"},
             "coupons.requests": {
@@ -125,7 +125,7 @@ def logging_config(*, debug: bool, log_requests: bool = True) -> dict[str, Any]:
 
 
 def configure_structlog(*, debug: bool) -> None:
-    """Sends structlog's loggers through the standard library's handlers, once per process."""
+    """Route structlog's loggers to the standard library's handlers; called once per process."""
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

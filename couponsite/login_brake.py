@@ -1,4 +1,4 @@
-"""A brake on guessing passwords. Throttles never guard stock: that is the admission's work."""
+"""Throttling of password guesses. Throttles never protect the stock: admissions do that."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from couponsite.client_address import client_network
 
 logger = structlog.get_logger(__name__)
 
-# How long an address stays known after a login, and how many of an account: bounds of what Redis keeps.
+# How long an address stays known after a login, and how many are kept per account: limits on memory in Redis.
 KNOWN_FOR = timedelta(days=30)
 MOST_KNOWN = 16
 
 
 class TooManyLogins(Throttled):
-    """Past the brake; ``wait`` is in seconds."""
+    """The login is throttled; ``wait`` is in seconds."""
 
     def __init__(self, wait: int) -> None:
         super().__init__(wait=wait)
@@ -35,20 +35,20 @@ class TooManyLogins(Throttled):
 
 
 def check_password(request: HttpRequest, username: str, password: str) -> User | None:
-    """The active user with this name and password, else None.
+    """Return the active user with this name and password, else None.
 
     Every call counts against the client's address and against the account; ``username`` may be in any normal form of
-    Unicode. Raises TooManyLogins past ``AUTH_TOKEN_THROTTLE`` of the address. Past that of the
-    account only the right password passes, and only from an address where the account has logged in lately: guesses
-    from elsewhere do not lock the user out, and learn nothing about the password.
+    Unicode. Raises TooManyLogins when the address exceeds ``AUTH_TOKEN_THROTTLE``. When the account exceeds it, only
+    the right password passes, and only from an address with a recent login of the account: guesses from other
+    addresses do not lock the user out, and learn nothing about the password.
 
-    Redis counts for all processes together; while it is away each process counts for itself and no address is known.
+    Redis counts for all processes together; without Redis each process counts alone and no address is known.
     """
     username = get_user_model().normalize_username(username)
     limit, period = settings.AUTH_TOKEN_THROTTLE
     window, elapsed = divmod(int(time.time()), period)
     address, account = _digest(client_network(request)), _digest(username)
-    # Both count even when the first is over: what is refused to an address still counts against the account.
+    # Increment both, even if the first exceeds its limit: refused guesses count against the account too.
     by_address, by_account, shared = _count(
         f"login:address:{address}:{window}", f"login:account:{account}:{window}", period
     )
@@ -68,7 +68,7 @@ def _digest(subject: str) -> str:
 
 
 def _count(by_address: str, by_account: str, period: int) -> tuple[int, int, bool]:
-    """The new values of both counters, and whether all processes share them."""
+    """Increment both counters; returns their values, and whether all processes share them."""
     try:
         return _increment("default", by_address, period), _increment("default", by_account, period), True
     except (RedisError, ConnectionInterrupted) as error:
@@ -82,7 +82,7 @@ def _increment(alias: str, key: str, period: int) -> int:
     try:
         return int(cache.incr(key))
     except ValueError:
-        # The key went away in between: at the end of its window, or with a flush.
+        # The key disappeared in between: its window ended, or Redis was flushed.
         return 1
 
 
@@ -91,7 +91,7 @@ def _known_key(account: str) -> str:
 
 
 def _is_known(account: str, address: str) -> bool:
-    """Whether the account has logged in from there within ``KNOWN_FOR``; False where Redis has lost it."""
+    """Whether the account logged in from the address within ``KNOWN_FOR``; False without Redis."""
     try:
         seen_at: float | None = get_redis_connection("default").zscore(_known_key(account), address)
     except (RedisError, ConnectionInterrupted) as error:
@@ -101,7 +101,7 @@ def _is_known(account: str, address: str) -> bool:
 
 
 def _remember(account: str, address: str) -> None:
-    """Makes the address known: the ``MOST_KNOWN`` latest of an account are kept."""
+    """Store the address as known; an account keeps its ``MOST_KNOWN`` latest addresses."""
     key, now = _known_key(account), time.time()
     try:
         pipeline = get_redis_connection("default").pipeline()

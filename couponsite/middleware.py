@@ -1,4 +1,4 @@
-"""What stands around every request: plain http, the body, and which of Django's parts an API call needs."""
+"""Middleware: redirects to https, checks of the body, and Django middleware that API calls with a token skip."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def https_outside_loopback(get_response: GetResponse) -> GetResponse:
-    """Redirects plain http to https where ``HTTPS_REDIRECT`` says so, unless the client addressed its own machine.
+    """Redirect plain http to https if ``HTTPS_REDIRECT`` is on, except on loopback.
 
-    The Host header may be forged, but whoever forges it only takes the redirect from themself. On loopback
-    cookies lose their Secure flag, or a login would not survive the next request there.
+    A client that forges the Host header only loses its own redirect. On loopback the Secure flag is removed from
+    cookies: with it, browsers would not send the session cookie over http.
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
@@ -46,11 +46,11 @@ def https_outside_loopback(get_response: GetResponse) -> GetResponse:
 
 
 def check_body(get_response: GetResponse) -> GetResponse:
-    """Refuses what no view must take for a body, on every path: too large (413), coded (415), cut short (400).
+    """Refuse bodies that are too large (413), encoded (415) or truncated (400), on every path.
 
-    A connection that broke looks to WSGI like a body that has ended, and an absent body counts as ``{}``: only the
-    comparison with Content-Length keeps a broken connection from paying an order. A chunked body has no length to be
-    compared with; the server hides where it was cut.
+    To WSGI a broken connection looks like the end of the body, and an empty body counts as ``{}``: only the comparison
+    with Content-Length prevents a broken connection from paying an order. A chunked body has no length to compare
+    with, and the server hides a truncation.
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
@@ -64,14 +64,14 @@ def check_body(get_response: GetResponse) -> GetResponse:
             return refusal(request, "too_large", f"The body is larger than {limit} bytes.")
         if not request.META.get("CONTENT_LENGTH") and "HTTP_TRANSFER_ENCODING" in request.META:
             return refusal(request, "invalid", "The body has no Content-Length.")
-        if length and request.method not in ("GET", "HEAD") and _is_coded(request):
+        if length and request.method not in ("GET", "HEAD") and _is_encoded(request):
             return refusal(
                 request,
                 "unsupported_media_type",
-                "The body is coded: send it as it is, without Content-Encoding.",
+                "The body is encoded: send it without Content-Encoding.",
                 headers={"Accept-Encoding": "identity"},
             )
-        if (arrived := _arrived(request)) < length:
+        if (arrived := _received_bytes(request)) < length:
             return refusal(request, "invalid", f"The body ended early: {arrived} of {length} bytes arrived.")
         return get_response(request)
 
@@ -79,31 +79,31 @@ def check_body(get_response: GetResponse) -> GetResponse:
 
 
 def _content_length(request: HttpRequest) -> int | None:
-    """Bytes that the client announced, 0 without the header; None for what is no number."""
+    """Return the announced number of bytes, 0 without the header; None if it is not a number."""
     text: str = request.META.get("CONTENT_LENGTH") or "0"
     if not (text.isascii() and text.isdigit()):
         return None
-    # 19 digits are more than any body has; int() refuses thousands with an error of its own.
+    # 19 digits exceed any body; int() raises on thousands of digits.
     return int(text.lstrip("0")[:19] or "0")
 
 
-def _arrived(request: HttpRequest) -> int:
-    """Bytes of the body that came before it, or the connection, ended."""
+def _received_bytes(request: HttpRequest) -> int:
+    """Return the number of bytes of the body that arrived."""
     try:
         return len(request.body)
     except UnreadablePostError:
         return 0
 
 
-def _is_coded(request: HttpRequest) -> bool:
-    """Whether the body is compressed or coded in another way, as a content coding or as a transfer coding."""
+def _is_encoded(request: HttpRequest) -> bool:
+    """Whether the body has a content coding or a transfer coding other than ``identity`` and ``chunked``."""
     named = f"{request.META.get('HTTP_CONTENT_ENCODING', '')},{request.META.get('HTTP_TRANSFER_ENCODING', '')}"
     codings = {coding.strip().lower() for coding in named.split(",")}
     return bool(codings - {"", "identity", "chunked"})
 
 
 class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
-    """WhiteNoise without the warning about a folder that only ``collectstatic`` makes."""
+    """WhiteNoise without its warning about a missing folder, which only ``collectstatic`` creates."""
 
     def add_files(self, root: Path | str, prefix: str | None = None) -> None:
         if Path(root).is_dir():
@@ -111,7 +111,7 @@ class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
 
 
 class SkippedForTokens(MiddlewareMixin):
-    """Leaves a middleware out for API calls that bring an Authorization header: they have no session."""
+    """Skip the middleware for API calls with an Authorization header: they use no session."""
 
     def __call__(self, request: HttpRequest) -> Any:
         if "HTTP_AUTHORIZATION" in request.META and is_api_path(request.path_info):
@@ -120,7 +120,7 @@ class SkippedForTokens(MiddlewareMixin):
 
 
 class SessionMiddleware(SkippedForTokens, sessions.SessionMiddleware):
-    """Django's, which would ask the database for any text that a cookie can spell, NUL included."""
+    """Django's session middleware, without a query for malformed session keys (NUL included)."""
 
     def process_request(self, request: HttpRequest) -> None:
         key = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")

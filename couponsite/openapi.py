@@ -1,7 +1,7 @@
-"""The OpenAPI document: what drf-spectacular cannot see by itself, and what all calls have in common.
+"""The OpenAPI document: extensions of drf-spectacular, and the parts common to all operations.
 
-Each view describes its own call (coupons.api.openapi.describe). Added here are our authenticators, msgspec Structs, the
-problems with their headers, the seeds' own paths, and the addresses beside the API.
+Each view describes its own operation (coupons.api.openapi.describe). This module adds the authenticators, msgspec
+Structs, the problems with their headers, the seeds' own paths, and the paths outside the API.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Schema = dict[str, Any]
 
 API_PREFIX = "/api/v1"
 
-# What any call of the API may be refused with.
+# Problem codes that every operation of the API may return.
 _EVERYWHERE = ("invalid", "method_not_allowed", "too_large", "unavailable")
 
-_ALLOW = {"required": True, "description": "The methods of this address.", "schema": {"type": "string"}}
+_ALLOW = {"required": True, "description": "The methods of this path.", "schema": {"type": "string"}}
 _RETRY_AFTER = {
     "required": True,
     "description": "Seconds after which to try again.",
@@ -43,17 +43,17 @@ _HEADERS: Mapping[str, Schema] = {
 }
 _PROBLEM = {
     "type": "object",
-    "description": "A refusal (RFC 9457). Programs go by `code`, people read `detail`.",
+    "description": "An error (RFC 9457). Programs evaluate `code`; `detail` is for people.",
     "properties": {
         "type": {"type": "string", "format": "uri"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "instance": {"type": "string", "description": "The path of the call."},
+        "instance": {"type": "string", "description": "The path of the request."},
         "code": {"type": "string"},
         "errors": {
             "type": "array",
-            "description": "What is wrong with which field.",
+            "description": "Errors by field.",
             "items": {
                 "type": "object",
                 "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
@@ -75,7 +75,7 @@ class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
             "scheme": "bearer",
             "bearerFormat": "JWT",
             "description": (
-                "HS256 with the claims `user_id`, `scope` and `exp`. With the scope `coupons:issue-for-others` its "
+                "HS256 with the claims `user_id`, `scope` and `exp`. With the scope `coupons:issue-for-others` the "
                 "bearer may act for other users."
             ),
         }
@@ -91,14 +91,14 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
             "in": "cookie",
             "name": settings.SESSION_COOKIE_NAME,
             "description": (
-                f"A login of the site. A POST needs the value of the cookie `{settings.CSRF_COOKIE_NAME}` in the "
-                "header `X-CSRFToken`, or the answer is 403."
+                f"A session of the site. A POST needs the value of the cookie `{settings.CSRF_COOKIE_NAME}` in the "
+                "header `X-CSRFToken`; without it the response is 403."
             ),
         }
 
 
 class StructSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """Lets ``extend_schema`` take a msgspec Struct for a request or a response."""
+    """Support for msgspec Structs as request and response types in ``extend_schema``."""
 
     target_class = "msgspec.Struct"
     match_subclasses = True
@@ -112,7 +112,7 @@ class StructSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
 
 
 def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
-    """A JSON Schema as OpenAPI 3.0 writes it: Structs in place, and nullable an attribute instead of a type."""
+    """Translate a JSON Schema to OpenAPI 3.0: inline Structs, and ``nullable`` instead of the type null."""
     if isinstance(schema, list):
         return [_openapi(item, named) for item in schema]
     if not isinstance(schema, dict):
@@ -121,7 +121,7 @@ def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
         return _openapi(named[schema["$ref"]], named)
     translated = {name: _openapi(value, named) for name, value in schema.items() if value != []}
     if isinstance(pattern := translated.get("pattern"), str):
-        # The end of the text, in the regular expressions of JSON Schema.
+        # The regular expressions of JSON Schema know no other end of text.
         translated["pattern"] = pattern.replace(r"\Z", "$")
     choices = translated.get("anyOf", [])
     if {"type": "null"} in choices:
@@ -137,12 +137,12 @@ def _openapi(schema: Any, named: Mapping[str, Any]) -> Any:
 
 
 def skip_seed_paths(endpoints: list[Endpoint], **_context: Any) -> list[Endpoint]:
-    """Preprocessing hook: leaves out the seeds' own paths, which ``complete`` adds as copies."""
+    """Preprocessing hook: leave out the seeds' own paths, which ``add_problem_responses`` adds as copies."""
     return [endpoint for endpoint in endpoints if endpoint[0].startswith(API_PREFIX)]
 
 
 def add_problem_responses(result: Schema, **_context: Any) -> Schema:
-    """Postprocessing hook: adds the refusals, the seeds' own paths, and the addresses beside the API."""
+    """Postprocessing hook: add the problem responses, the seeds' own paths, and the paths outside the API."""
     paths: Schema = result["paths"]
     kinds = _kinds()
     used = set(_EVERYWHERE)
@@ -157,7 +157,7 @@ def add_problem_responses(result: Schema, **_context: Any) -> Schema:
             for status, links in operation.pop("x-links", {}).items():
                 operation["responses"][str(status)]["links"] = links
     _add_seed_paths(paths)
-    paths |= deepcopy(BESIDE_THE_API)
+    paths |= deepcopy(NON_API_PATHS)
     components: Schema = result["components"]
     components["schemas"]["Problem"] = _PROBLEM
     components["responses"] = {code: _refusal([code], kinds) for code in sorted(used)}
@@ -165,7 +165,7 @@ def add_problem_responses(result: Schema, **_context: Any) -> Schema:
 
 
 def _kinds() -> dict[str, Kind]:
-    """Status and title of every code: those of couponsite.error_pages and of the domain's errors."""
+    """Return status and title by problem code: those of common.api.problems and of the domain errors."""
     kinds = dict(KINDS)
     errors: list[type[DomainError]] = [DomainError]
     for error in errors:
@@ -175,17 +175,17 @@ def _kinds() -> dict[str, Kind]:
 
 
 def _codes(path: str, method: str, operation: Schema) -> set[str]:
-    """The codes that this call may be refused with; takes what the view told of them out of ``operation``."""
+    """Return the problem codes of an operation; removes the view's ``x-refusals`` from ``operation``."""
     codes = {*_EVERYWHERE, *operation.pop("x-refusals", ())}
     if method != "get":
         codes.add("unsupported_media_type")
     if any(operation.get("security", ())):
         codes.add("unauthenticated")
         if method != "get":
-            # A session without its CSRF token.
+            # The CSRF check of a session failed.
             codes.add("forbidden")
     if "{" in path:
-        # What is no id is no address.
+        # A malformed id matches no path.
         codes.add("not_found")
     return codes
 
@@ -205,7 +205,7 @@ def _reference(code: str) -> Schema:
 
 
 def _refusal(codes: Sequence[str], kinds: Mapping[str, Kind]) -> Schema:
-    """The response that tells of ``codes``, which share a status."""
+    """Build the response of ``codes``, which share a status."""
     narrowed = {"status": {"enum": [kinds[codes[0]].status]}, "code": {"enum": list(codes)}}
     response: Schema = {
         "description": "; ".join(f"`{code}`: {kinds[code].title}" for code in codes),
@@ -218,14 +218,14 @@ def _refusal(codes: Sequence[str], kinds: Mapping[str, Kind]) -> Schema:
     }
     headers = {name: header for code in codes for name, header in _HEADERS.get(code, {}).items()}
     if headers:
-        # Only where no other code shares the status is the header always there.
+        # Required only if no other code shares the status.
         response["headers"] = {name: {**header, "required": len(codes) == 1} for name, header in headers.items()}
     return response
 
 
 def _problem_example(code: str, kind: Kind) -> Schema:
     example: Schema = {
-        "type": f"urn:coupon-service:problem:{code}",
+        "type": f"{settings.PROBLEM_TYPE_PREFIX}{code}",
         "title": kind.title,
         "status": kind.status,
         "detail": f"{kind.title}.",
@@ -239,7 +239,7 @@ def _problem_example(code: str, kind: Kind) -> Schema:
 
 
 def _add_seed_paths(paths: Schema) -> None:
-    """The doors once more, at the paths without prefix."""
+    """Copy the operations of the accept API to the seeds' paths without prefix."""
     # URLconfs are loaded after apps.
     from coupons.api import seed_urls
 
@@ -249,7 +249,7 @@ def _add_seed_paths(paths: Schema) -> None:
         operations = deepcopy(paths[path])
         for operation in operations.values():
             operation["operationId"] += "AtSeedPath"
-            operation["description"] = f"The same door as `{path}`."
+            operation["description"] = f"The same operation as `{path}`."
             operation["tags"] = ["seed paths"]
         paths[path.removeprefix(API_PREFIX)] = operations
 
@@ -258,7 +258,7 @@ def _shape(path: str) -> str:
     return re.sub(r"{.*?}|<.*?>", "{}", path)
 
 
-def _beside(tag: str, operation_id: str, summary: str, responses: Schema) -> Schema:
+def _non_api(tag: str, operation_id: str, summary: str, responses: Schema) -> Schema:
     return {"get": {"operationId": operation_id, "summary": summary, "tags": [tag], "responses": responses}}
 
 
@@ -275,40 +275,40 @@ _GET_ONLY = {"405": {"description": "Only GET and HEAD.", "headers": {"Allow": _
 _PAGE_REFUSALS = {str(KINDS[code].status): _reference(code) for code in _EVERYWHERE if code != "unavailable"}
 _READINESS = _states("status", "postgresql", "redis")
 
-# No views of the API, and nothing of theirs is negotiable: written by hand, for completeness.
-BESIDE_THE_API: Schema = {
-    "/livez": _beside(
+# Not API views, so drf-spectacular does not see them: written by hand.
+NON_API_PATHS: Schema = {
+    "/livez": _non_api(
         "probes",
         "livez",
-        "Whether the process answers at all",
-        {"200": _answer("It does.", "application/json", _states("status")), **_GET_ONLY},
+        "Whether the process answers",
+        {"200": _answer("The process answers.", "application/json", _states("status")), **_GET_ONLY},
     ),
-    "/readyz": _beside(
+    "/readyz": _non_api(
         "probes",
         "readyz",
-        "Whether requests can be taken",
+        "Whether the service is ready for requests",
         {
-            "200": _answer("PostgreSQL answers; Redis may be away.", "application/json", _READINESS),
-            "503": _answer("PostgreSQL is away.", "application/json", _READINESS),
+            "200": _answer("PostgreSQL answers; Redis may be unavailable.", "application/json", _READINESS),
+            "503": _answer("PostgreSQL is unavailable.", "application/json", _READINESS),
             **_GET_ONLY,
         },
     ),
-    "/metrics": _beside(
+    "/metrics": _non_api(
         "probes",
         "metrics",
-        "Figures in the text format of Prometheus",
-        {"200": _answer("The figures of all web processes.", "text/plain", {"type": "string"}), **_GET_ONLY},
+        "Metrics in the text format of Prometheus",
+        {"200": _answer("The metrics of all web processes.", "text/plain", {"type": "string"}), **_GET_ONLY},
     ),
-    "/api/schema": _beside(
+    "/api/schema": _non_api(
         "documentation",
         "schema",
         "This document",
         {"200": _answer("OpenAPI 3.0.", "application/vnd.oai.openapi+json", {"type": "object"}), **_PAGE_REFUSALS},
     ),
-    "/api/docs": _beside(
+    "/api/docs": _non_api(
         "documentation",
         "docs",
-        "This document as a page to try things on",
+        "This document as an interactive page",
         {"200": _answer("Swagger UI.", "text/html", {"type": "string"}), **_PAGE_REFUSALS},
     ),
 }

@@ -1,4 +1,4 @@
-"""The pages of the site."""
+"""Public pages of the site."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from django.views.decorators.http import require_safe
 from common.api.problems import is_outage, report_outage
 from coupons import selectors
 
-_SHOWN = 100
+_MAX_SHOWN = 100
 
 
 @require_safe
 def start(request: HttpRequest) -> HttpResponse:
-    """The coupons and their state; a page that says so, with 503, while the database is away."""
+    """List the coupons with their state; a page with status 503 while the database is unavailable."""
     try:
-        coupons = selectors.coupon_list(limit=_SHOWN)
+        coupons = selectors.coupon_list(limit=_MAX_SHOWN)
     except Exception as error:
         if not is_outage(error):
             raise

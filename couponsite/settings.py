@@ -1,4 +1,4 @@
-"""All settings of the service. What an operator may change comes from the environment: see .env.example."""
+"""All settings of the service. Operators set the environment variables listed in .env.example."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEBUG = env.flag("DEBUG", default=False)
 
 
 def only_in_debug(value: str) -> str | None:
-    """A default that exists while debugging; elsewhere the variable is required."""
+    """Return a default that is used with DEBUG only; without DEBUG the variable is required."""
     return value if DEBUG else None
 
 
@@ -38,19 +38,19 @@ def only_in_debug(value: str) -> str | None:
 SECRET_KEY = env.secret(
     "SECRET_KEY",
     only_in_debug("debug-only-secret-that-signs-nothing-of-value"),
-    # The key signs tokens with HS256, which wants as many bytes as its hash has (RFC 7518, 3.2).
+    # The key signs tokens with HS256, which requires a key as long as its hash (RFC 7518, 3.2).
     at_least=1 if DEBUG else 32,
 )
 ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 
-# How many proxies stand in front and are believed: with 0 no X-Forwarded-* header counts.
-TRUSTED_PROXY_COUNT = env.whole("TRUSTED_PROXY_COUNT", default=0, minimum=0, maximum=16)
+# The number of trusted proxies in front of the service: with 0 all X-Forwarded-* headers are ignored.
+TRUSTED_PROXY_COUNT = env.integer("TRUSTED_PROXY_COUNT", default=0, minimum=0, maximum=16)
 if TRUSTED_PROXY_COUNT:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
-# The web process speaks plain http: only behind a proxy that ends TLS, and says so, does a redirect lead anywhere.
-# Django's own knows no exception for loopback; ours does (couponsite.middleware), hence the silenced check.
+# The web process speaks plain http: a redirect to https needs a proxy that terminates TLS and forwards the scheme.
+# couponsite.middleware redirects instead of Django, which has no exception for loopback; hence the silenced check.
 HTTPS_REDIRECT = env.flag("SECURE_SSL_REDIRECT", default=TRUSTED_PROXY_COUNT > 0)
 SECURE_SSL_REDIRECT = False
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
@@ -63,18 +63,18 @@ SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())
 SESSION_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
 X_FRAME_OPTIONS = "DENY"
 CSRF_FAILURE_VIEW = "couponsite.error_pages.csrf_failure"
-# The admin's forms and nothing else may be larger than an API body (couponsite.middleware refuses those).
+# For forms of the admin; couponsite.middleware applies the smaller API_MAX_BODY_BYTES to the API.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
 
 ACCESS_TOKEN_LIFETIME = timedelta(minutes=15)
 REFRESH_TOKEN_LIFETIME = timedelta(days=1)
-# Guesses of a password from one address, and at one account.
+# Login attempts per client address, and per account.
 AUTH_TOKEN_THROTTLE = env.rate("AUTH_TOKEN_THROTTLE", default="10/min")
 
 # Application
 
 INSTALLED_APPS = [
-    # Before the admin, whose templates it replaces.
+    # Before the admin, whose templates it overrides.
     "unfold.apps.BasicAppConfig",
     "couponsite.admin_app.CouponAdminConfig",
     "django.contrib.auth",
@@ -90,11 +90,11 @@ INSTALLED_APPS = [
     "kafka_bridge",
     "coupons",
     "orders",
-    # Not in the image: it needs the development packages.
+    # Not part of the image: it needs the development packages.
     *(["demo"] if find_spec("demo") else []),
 ]
-# The first answers probes before anything can refuse them. Sessions and messages are left out for API calls
-# that bring a token, which use neither.
+# answer_probes comes first, so that no other middleware refuses probes. API calls with a token skip the middleware
+# of sessions and messages.
 MIDDLEWARE = [
     "couponsite.health.answer_probes",
     "couponsite.middleware.https_outside_loopback",
@@ -141,7 +141,7 @@ BUSINESS_TIME_ZONE = env.time_zone("BUSINESS_TIME_ZONE", default="Asia/Seoul")
 
 STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
-# Without `collectstatic` the files are served from the apps, so that a fresh checkout needs no build step.
+# Without `collectstatic` the files are served from the apps: a fresh checkout needs no build step.
 WHITENOISE_ALLOW_ALL_ORIGINS = False
 WHITENOISE_USE_FINDERS = DEBUG or not (
     process_name() == "coupons collectstatic" or (STATIC_ROOT / "staticfiles.json").exists()
@@ -162,9 +162,9 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         **_database,
         "CONN_MAX_AGE": 60,
-        # A SELECT 1 per request is a round trip; couponsite.connections looks at the socket instead.
+        # A SELECT 1 per request is a round trip; couponsite.connections polls the socket instead.
         "CONN_HEALTH_CHECKS": False,
-        # Forms read their choices outside transactions, where a pooler in transaction mode loses a named cursor.
+        # Forms read their choices outside transactions, where a pooler in transaction mode drops a named cursor.
         "DISABLE_SERVER_SIDE_CURSORS": process_name() == "coupons web",
         "OPTIONS": {
             "connect_timeout": 3,
@@ -173,7 +173,7 @@ DATABASES: dict[str, dict[str, Any]] = {
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            # They set the limits of statements, lock waits and idle transactions.
+            # Both set the limits of statements, lock waits and idle transactions.
             "connection_factory": Connection,
             "cursor_factory": Cursor,
             **_database.get("OPTIONS", {}),
@@ -191,23 +191,23 @@ CACHES: dict[str, dict[str, Any]] = {
             "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
             "SOCKET_CONNECT_TIMEOUT": 0.5,
             "SOCKET_TIMEOUT": 1.0,
-            # Leaves a server that became a replica behind an address that keeps connections open.
+            # Closes connections to a server that has become a replica.
             "CONNECTION_POOL_CLASS": "common.redis_client.Pool",
-            # One more try for a pooled connection whose server went away; no timeout is waited for twice.
+            # One retry for a pooled connection that the server has closed; timeouts are not retried.
             "CONNECTION_POOL_KWARGS": {
                 "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             },
         },
     },
-    # Stands in for counters of this process while Redis is away.
+    # Counters of this process, used while Redis is unavailable.
     "process": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "process"},
 }
 
-# The share of its memory in use past which statuses are no longer cached in Redis: the rest is for gates.
-STATUS_CACHE_MEMORY_PERCENT = env.whole("STATUS_CACHE_MEMORY_PERCENT", default=50, minimum=0, maximum=90)
+# Percentage of Redis memory in use above which statuses are no longer cached: the rest is reserved for gates.
+STATUS_CACHE_MEMORY_PERCENT = env.integer("STATUS_CACHE_MEMORY_PERCENT", default=50, minimum=0, maximum=90)
 
-# Flags: of waffle only the table, the command and an admin page of our own are used, see coupons.rollout. Saving a
-# flag clears waffle's cache, and must not need Redis: that is when somebody wants to change it.
+# Flags: only waffle's table and command are used, and our own admin page, see coupons.rollout. Saving a flag clears
+# waffle's cache and must work without Redis: an outage of Redis is a reason to change the flag.
 WAFFLE_CACHE_NAME = "process"
 WAFFLE_ENABLE_ADMIN_PAGES = False
 
@@ -243,12 +243,12 @@ API_MAX_BODY_BYTES = 16 * 1024
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Flash coupons",
     "DESCRIPTION": (
-        "First come, first served coupons. A request for one is taken at once (202) and decided soon after: ask "
-        "`GET /api/v1/issue-requests/{requestId}` how it ended. Orders are placed with a coupon or without, paid "
-        "within their time, and paid once however often that is asked for.\n\n"
+        "First come, first served coupons. A request for a coupon is accepted at once (202) and decided soon after: "
+        "`GET /api/v1/issue-requests/{requestId}` returns its result. Orders are placed with or without a coupon, paid "
+        "before they expire, and paid once however often the payment is requested.\n\n"
         "Bodies are one JSON object of at most 16 KiB without unknown fields; an empty body counts as `{}`. Times are "
-        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Refusals are RFC 9457 problems with a "
-        "`code`. Lists come in pages: `next` is the address of the next one, or null."
+        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Errors are RFC 9457 problems with a "
+        "`code`. Lists are paginated: `next` is the URL of the next page, or null."
     ),
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
@@ -256,7 +256,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    # By default the page asks a public validator about our document.
+    # Without this the page sends the document to a public validator.
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
     "CAMELIZE_NAMES": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
@@ -267,16 +267,25 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
 # Kafka
 
 KAFKA_BOOTSTRAP_SERVERS = env.servers("KAFKA_BOOTSTRAP_SERVERS", only_in_debug("localhost:9092"))
-KAFKA_TOPIC_PREFIX = env.matching(
+KAFKA_TOPIC_PREFIX = env.regex(
     "KAFKA_TOPIC_PREFIX",
     "",
     TOPIC_PREFIX,
-    f"letters, digits, '.', '_' and '-', {LONGEST_PREFIX} at the most",
+    f"letters, digits, '.', '_' and '-', at most {LONGEST_PREFIX} characters",
     limits=Limits(("a", "x" * LONGEST_PREFIX), ("x" * (LONGEST_PREFIX + 1), "a b", "a/", "가")),
 )
-KAFKA_REPLICATION_FACTOR = env.whole("KAFKA_REPLICATION_FACTOR", default=1, minimum=1, maximum=MOST_REPLICAS)
+KAFKA_REPLICATION_FACTOR = env.integer("KAFKA_REPLICATION_FACTOR", default=1, minimum=1, maximum=MOST_REPLICAS)
 
-KAFKA_ROUTES: dict[str, Route] = env.overlay(
+# The CloudEvents `source` of every event.
+EVENT_SOURCE = "/coupon-service"
+# The body fields that may be a message key, each with its attribute on a Struct.
+EVENT_KEY_FIELDS = {"couponType": "coupon_type", "couponId": "coupon_id", "orderId": "order_id"}
+# Sets of key fields that every body of the same event types holds: an overlay may change one for another.
+INTERCHANGEABLE_EVENT_KEYS = (frozenset({"couponType", "couponId"}),)
+# The `type` of a problem (RFC 9457) is this prefix and the problem's code.
+PROBLEM_TYPE_PREFIX = "urn:coupon-service:problem:"
+
+KAFKA_ROUTES: dict[str, Route] = env.json_overlay(
     "KAFKA_ROUTES",
     partial(
         overlay_routes,
@@ -287,10 +296,11 @@ KAFKA_ROUTES: dict[str, Route] = env.overlay(
             "order.completed.v1": Route("order-completed", key="orderId", partitions=3),
             "order.cancelled.v1": Route("order-cancelled", key="orderId", partitions=3),
         },
+        interchangeable_keys=INTERCHANGEABLE_EVENT_KEYS,
     ),
     limits=kafka_limits.ROUTES,
 )
-KAFKA_GROUPS: dict[str, str] = env.overlay(
+KAFKA_GROUPS: dict[str, str] = env.json_overlay(
     "KAFKA_GROUPS",
     partial(
         overlay_groups,
@@ -353,43 +363,44 @@ KAFKA_CONSUMER_CONFIG = env.client_options(
     ranges=kafka_limits.CONSUMER,
 )
 
-# One transaction holds a batch, and one read of librdkafka returns it: at most a million there, seconds of work here.
-CONSUMER_BATCH_SIZE = env.whole("CONSUMER_BATCH_SIZE", default=1000, minimum=1, maximum=10_000)
-# A consumer is busy meanwhile: see kafka_bridge.client for how long Kafka waits for it.
-CONSUMER_MAX_ATTEMPTS = env.whole("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1, maximum=10)
-CONSUMER_BACKOFF_SECONDS = env.real("CONSUMER_BACKOFF_SECONDS", default=1.0, minimum=0.01, maximum=10.0)
+# One poll of librdkafka returns the batch (at most a million messages there), and one transaction handles it: 10,000
+# messages are seconds of work.
+CONSUMER_BATCH_SIZE = env.integer("CONSUMER_BATCH_SIZE", default=1000, minimum=1, maximum=10_000)
+# The consumer does not poll during these attempts: see kafka_bridge.client for how long Kafka waits.
+CONSUMER_MAX_ATTEMPTS = env.integer("CONSUMER_MAX_ATTEMPTS", default=3, minimum=1, maximum=10)
+CONSUMER_BACKOFF_SECONDS = env.decimal("CONSUMER_BACKOFF_SECONDS", default=1.0, minimum=0.01, maximum=10.0)
 
-# Set but empty, it would make the metrics' client write its files into the working folder.
+# A set but empty variable would make prometheus_client write its files into the working folder.
 if not env.folder("PROMETHEUS_MULTIPROC_DIR"):
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-# The Procfile hands these to the web server, whose own refusal would not name them.
-env.whole("PORT", default=8000, minimum=0, maximum=65535)
+# The Procfile passes these to the web server, whose own error messages do not name the variables.
+env.integer("PORT", default=8000, minimum=0, maximum=65535)
 env.address("HOST", default="0.0.0.0")
-env.whole("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
-# Requests that one web server process works on at once, each with a database connection.
-WEB_THREADS = env.whole("WEB_THREADS", default=16, minimum=1, maximum=256)
-# Idle connections are closed after that; granian takes no more.
-env.whole("WEB_KEEP_ALIVE_SECONDS", default=60, minimum=1, maximum=60)
-METRICS_PORT = env.whole("METRICS_PORT", default=0, minimum=0, maximum=65535)
+env.integer("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
+# Requests that one web process handles at once, each with a database connection.
+WEB_THREADS = env.integer("WEB_THREADS", default=16, minimum=1, maximum=256)
+# Idle connections are closed after this time; granian accepts at most 60.
+env.integer("WEB_KEEP_ALIVE_SECONDS", default=60, minimum=1, maximum=60)
+METRICS_PORT = env.integer("METRICS_PORT", default=0, minimum=0, maximum=65535)
 METRICS_HOST = env.address("METRICS_HOST", default="127.0.0.1")
 
-# Ten years: what is computed with them must stay a time that exists.
+# Ten years: times computed with it stay within the range of datetime.
 _MOST_HOURS = 10 * 366 * 24
-OUTBOX_RETENTION_HOURS = env.whole("OUTBOX_RETENTION_HOURS", default=72, minimum=0, maximum=_MOST_HOURS)
-OUTBOX_MAX_AGE_SECONDS = env.whole("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1, maximum=30 * 86400)
-OUTBOX_MAX_DEPTH = env.whole("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1, maximum=1_000_000_000)
-REQUEST_DEADLINE_SECONDS = env.whole("REQUEST_DEADLINE_SECONDS", default=300, minimum=1, maximum=30 * 86400)
-RECONCILE_PATIENCE_SECONDS = env.whole("RECONCILE_PATIENCE_SECONDS", default=60, minimum=1, maximum=86400)
+OUTBOX_RETENTION_HOURS = env.integer("OUTBOX_RETENTION_HOURS", default=72, minimum=0, maximum=_MOST_HOURS)
+OUTBOX_MAX_AGE_SECONDS = env.integer("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1, maximum=30 * 86400)
+OUTBOX_MAX_DEPTH = env.integer("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1, maximum=1_000_000_000)
+REQUEST_DEADLINE_SECONDS = env.integer("REQUEST_DEADLINE_SECONDS", default=300, minimum=1, maximum=30 * 86400)
+RECONCILE_PATIENCE_SECONDS = env.integer("RECONCILE_PATIENCE_SECONDS", default=60, minimum=1, maximum=86400)
 
-# Orders, and what follows from a paid one
+# Orders and their effects
 
-ORDER_PAYMENT_MINUTES = env.whole("ORDER_PAYMENT_MINUTES", default=30, minimum=1, maximum=366 * 24 * 60)
+ORDER_PAYMENT_MINUTES = env.integer("ORDER_PAYMENT_MINUTES", default=30, minimum=1, maximum=366 * 24 * 60)
 # A class with the methods of orders.clients.payment.PaymentGateway.
-PAYMENT_GATEWAY = env.matching(
+PAYMENT_GATEWAY = env.regex(
     "PAYMENT_GATEWAY",
     "orders.clients.payment.ApprovingGateway",
     re.compile(r"(?=.{1,200}\Z)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII),
-    "the dotted name of a class, 200 characters at the most",
+    "the dotted name of a class, at most 200 characters",
     limits=Limits(("a.B", "a." + "B" * 198), ("a." + "B" * 199, "B", "a..B", "a b.C", "a.B()")),
 )
 ORDER_EFFECT_POLICIES: dict[str, str] = env.choices(
@@ -408,8 +419,8 @@ ALIMTALK_TEMPLATES: dict[str, str] = env.choices(
     },
 )
 DATA_PLATFORM_URL = env.url("DATA_PLATFORM_URL", "")
-# How long AlimTalk and the data platform may take for one call.
-HTTP_TIMEOUT_SECONDS = env.real("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1, maximum=30.0)
-# Above these an alert is opened; 0 is off.
-ALERT_ORDERS_PER_MINUTE = env.whole("ALERT_ORDERS_PER_MINUTE", default=6000, minimum=0, maximum=1_000_000_000)
-ALERT_CANCELLED_PERCENT = env.whole("ALERT_CANCELLED_PERCENT", default=20, minimum=0, maximum=100)
+# Timeout of one call to AlimTalk or the data platform.
+HTTP_TIMEOUT_SECONDS = env.decimal("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1, maximum=30.0)
+# An alert is opened above these values; 0 turns it off.
+ALERT_ORDERS_PER_MINUTE = env.integer("ALERT_ORDERS_PER_MINUTE", default=6000, minimum=0, maximum=1_000_000_000)
+ALERT_CANCELLED_PERCENT = env.integer("ALERT_CANCELLED_PERCENT", default=20, minimum=0, maximum=100)

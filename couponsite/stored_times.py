@@ -1,4 +1,4 @@
-"""Reads every stored time as one that Python can work with."""
+"""Convert stored times outside Python's range to the nearest supported time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from psycopg2.extensions import (
     register_type,
 )
 
-# With a year of room on both sides for other time zones and for sums of times.
+# A year of margin on both sides for other time zones and for arithmetic.
 _FIRST = datetime(2, 1, 1, tzinfo=UTC)
 _LAST = datetime(9998, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 _FIRST_YEAR, _YEAR_AFTER = "0002", "9999"
@@ -21,7 +21,7 @@ _TIMESTAMPTZ, _TIMESTAMPTZ_ARRAY = 1184, 1185
 
 
 def _read(text: str | None, cursor: Any) -> Any:
-    """The time in ``text``, as PostgreSQL writes it (ISO); the nearest in the years 2 to 9998 if it is outside them."""
+    """Parse a time in PostgreSQL's ISO format; times outside the years 2 to 9998 become the nearest within them."""
     if text is None:
         return None
     if _FIRST_YEAR <= text[:4] < _YEAR_AFTER and text[4] == "-" and not text.endswith("BC"):
@@ -35,10 +35,10 @@ _TIMES = new_array_type((_TIMESTAMPTZ_ARRAY,), "NEAREST_TIMESTAMPTZ_ARRAY", _TIM
 
 
 def read_nearest_times(connection: BaseDatabaseWrapper, **_signal: Any) -> None:
-    """Receiver of ``connection_created``: one row with a time that Python has no date for fails no list.
+    """Receiver of ``connection_created``: prevent that one row with an out-of-range time fails a whole query.
 
-    PostgreSQL stores times from 4713 BC to 294276, and infinity; the driver raises for most of what Python has no date
-    for, and with it fails the query that read the row.
+    PostgreSQL stores times from 4713 BC to 294276, and infinity; for most times outside Python's range the driver
+    raises, which fails the query that read the row.
     """
     register_type(_TIME, connection.connection)
     register_type(_TIMES, connection.connection)

@@ -1,4 +1,4 @@
-"""JSON Web Tokens, HS256 with SECRET_KEY and nothing else."""
+"""JSON Web Tokens, signed with SECRET_KEY by HS256 only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hmac
 import json
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -18,13 +17,13 @@ ISSUE_FOR_OTHERS = "coupons:issue-for-others"
 _ALGORITHM = "HS256"
 _MAX_ID = 2**63 - 1
 
-# What _sign makes. Other claims and spellings are as good, but PyJWT's to judge.
+# The header and claims that _sign writes. PyJWT verifies tokens with others.
 _PLAIN_HEADER = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
 _PLAIN_CLAIMS = frozenset({"user_id", "scope", "exp", "token_type", "mark"})
 
 
 class InvalidToken(Exception):
-    """The token is malformed, forged, expired, or not of the kind asked for."""
+    """The token is malformed, forged, expired, or of the wrong type."""
 
 
 class AccessClaims(NamedTuple):
@@ -34,25 +33,25 @@ class AccessClaims(NamedTuple):
 
 class RefreshClaims(NamedTuple):
     user_id: int
-    password_mark: str
+    password_fingerprint: str
 
 
 def issue_access_token(user_id: int, scope: str = "", lifetime: timedelta | None = None) -> str:
-    """A token that lets its bearer act as ``user_id`` with the space-separated scopes in ``scope``."""
+    """Create a token that lets its bearer act as ``user_id`` with the space-separated scopes in ``scope``."""
     lifetime = settings.ACCESS_TOKEN_LIFETIME if lifetime is None else lifetime
     return _sign({"user_id": user_id, "scope": scope}, lifetime)
 
 
-def issue_refresh_token(user_id: int, password_mark: str) -> str:
-    """A token that buys access tokens until it expires or the user's ``password_mark`` changes."""
-    claims = {"token_type": "refresh", "user_id": user_id, "mark": password_mark}
+def issue_refresh_token(user_id: int, password_fingerprint: str) -> str:
+    """Create a token for new access tokens, valid until it expires or ``password_fingerprint`` changes."""
+    claims = {"token_type": "refresh", "user_id": user_id, "mark": password_fingerprint}
     return _sign(claims, settings.REFRESH_TOKEN_LIFETIME)
 
 
 def read_access_token(token: str) -> AccessClaims:
-    """The claims of an access token, its own or an outsider's with just ``user_id``, ``scope`` and ``exp``.
+    """Verify an access token, of this service or of another issuer with only ``user_id``, ``scope`` and ``exp``.
 
-    ``scope`` may be missing, a space-separated text or a list. Raises InvalidToken; asks nobody.
+    ``scope`` may be missing, a space-separated text or a list. Raises InvalidToken; makes no query.
     """
     claims = _verify(token)
     if claims.get("token_type", "access") != "access":
@@ -61,12 +60,12 @@ def read_access_token(token: str) -> AccessClaims:
 
 
 def read_refresh_token(token: str) -> RefreshClaims:
-    """The claims of a refresh token of ours; InvalidToken otherwise."""
+    """Verify a refresh token of this service. Raises InvalidToken."""
     claims = _verify(token)
-    mark = claims.get("mark")
-    if claims.get("token_type") != "refresh" or not isinstance(mark, str):
+    password_fingerprint = claims.get("mark")
+    if claims.get("token_type") != "refresh" or not isinstance(password_fingerprint, str):
         raise InvalidToken("This is not a refresh token.")
-    return RefreshClaims(_user_id(claims), mark)
+    return RefreshClaims(_user_id(claims), password_fingerprint)
 
 
 def _sign(claims: dict[str, Any], lifetime: timedelta) -> str:
@@ -75,15 +74,15 @@ def _sign(claims: dict[str, Any], lifetime: timedelta) -> str:
 
 
 def _verify(token: str) -> dict[str, Any]:
-    """The claims of a valid token; InvalidToken otherwise."""
+    """Return the claims of a valid token. Raises InvalidToken."""
     claims = _verify_plain(token)
     return _verify_any(token) if claims is None else claims
 
 
 def _verify_plain(token: str) -> dict[str, Any] | None:
-    """The claims of a valid token that looks like our own; None for one that PyJWT has to judge.
+    """Return the claims of a valid token in the format of ``_sign``; None for a token that PyJWT has to verify.
 
-    Takes nothing that PyJWT would refuse, at a sixth of its cost.
+    Accepts no token that PyJWT would refuse, at a sixth of its cost.
     """
     signed, _, signature = token.rpartition(".")
     header, _, payload = signed.partition(".")
@@ -110,7 +109,7 @@ def _verify_any(token: str) -> dict[str, Any]:
             token,
             settings.SECRET_KEY,
             algorithms=[_ALGORITHM],
-            # Other services' clocks and subjects are not ours to judge; audience and nbf still are.
+            # Tokens of other services may have any iat, sub and jti; audience and nbf are still verified.
             options={
                 "require": ["exp", "user_id"],
                 "verify_iat": False,
@@ -120,7 +119,7 @@ def _verify_any(token: str) -> dict[str, Any]:
         )
     except jwt.ExpiredSignatureError:
         raise InvalidToken("The token has expired.") from None
-    # PyJWT reads the header before it knows the signature, and trusts the numbers in the claims to be finite.
+    # PyJWT parses the header before it verifies the signature, and assumes that numeric claims are finite.
     except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidToken("The token is not valid.") from None
     return claims
@@ -143,8 +142,3 @@ def _scopes(value: object) -> frozenset[str]:
     if isinstance(value, list) and all(isinstance(scope, str) for scope in value):
         return frozenset(value)
     raise InvalidToken("The token's scope is neither a text nor a list of texts.")
-
-
-def scope_text(scopes: Iterable[str]) -> str:
-    """The ``scope`` claim of several scopes."""
-    return " ".join(sorted(scopes))

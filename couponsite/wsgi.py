@@ -21,9 +21,9 @@ from couponsite.database import limit_statements
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
 
 
-# The characters of RFC 2046, 5.1.1, but for the space.
+# The characters of RFC 2046, 5.1.1, without the space.
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
-# A request that has waited for a slot for so long is answered 503.
+# A request that gets no slot within this time is answered 503.
 _SLOT_SECONDS = 5.0
 _PROBE_SECONDS = 1.0
 _LARGE_BODIES = 8
@@ -33,10 +33,10 @@ Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
 def plain_content_type(raw: str) -> str:
-    """``raw`` without its parameters, but for the boundary of a form.
+    """Remove the parameters of a content type, except the boundary of a form.
 
-    Django would decode the query and the body as ``charset`` says, be it ``base64``, and fails outside of all error
-    handling over a parameter in an encoding that it does not know. All texts here are UTF-8.
+    Django would decode the query and the body with any ``charset``, even ``base64``, and raises outside its error
+    handling for a parameter in an unknown encoding. All texts of this service are UTF-8.
     """
     media_type, *parameters = (part.strip() for part in raw.split(";"))
     for parameter in parameters:
@@ -48,14 +48,13 @@ def plain_content_type(raw: str) -> str:
 
 
 def buffer_body(application: Application) -> Application:
-    """Reads bodies before anybody answers them or takes a slot for them, and tells their length.
+    """Read the body before a slot is taken and the request is handled, and set its Content-Length.
 
-    An answer given before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
-    that keeps its connections loses its next request on it. And Django takes a body without Content-Length (chunked,
-    HTTP/2) for empty. What is read is bounded: of a body that says it is too large nothing, of one that does not say
-    one byte past the limit, which is enough for the refusal. Only a server that ends the input where the body ends can
-    be read from like this, and it says so in ``wsgi.input_terminated``; with others a body of unknown length is refused
-    (couponsite.middleware).
+    A response sent before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
+    with keep-alive loses its next request. Django also treats a body without Content-Length (chunked, HTTP/2) as empty.
+    Reading is bounded: nothing of a body that announces too large a size, and of a body of unknown size one byte past
+    the limit, which is enough to refuse it. This works only if the server ends the input at the end of the body, which
+    it declares by ``wsgi.input_terminated``; with other servers couponsite.middleware refuses a body of unknown size.
     """
     from django.conf import settings
 
@@ -74,7 +73,7 @@ def buffer_body(application: Application) -> Application:
             )
             if unknown or (length.isdigit() and 0 < int(length) <= limit):
                 large = unknown or int(length) > settings.API_MAX_BODY_BYTES
-                # The threads are many and would hold as many large bodies at once.
+                # Bounds memory: otherwise every thread could hold a large body at once.
                 with large_bodies if large and not api else nullcontext():
                     body = environ["wsgi.input"].read(limit + 1)
                 environ["wsgi.input"] = BytesIO(body)
@@ -84,11 +83,11 @@ def buffer_body(application: Application) -> Application:
     return with_body
 
 
-def takes_turns(application: WSGIHandler) -> Application:
-    """Lets ``WEB_THREADS`` requests work at a time, and those who wait for long know; probes have slots of their own.
+def limit_concurrency(application: WSGIHandler) -> Application:
+    """Run at most ``WEB_THREADS`` requests at a time, and answer 503 after a long wait; probes have their own slot.
 
-    The server has a thread for each connection, so that what waits (a body that comes slowly, a request in line)
-    keeps nothing from others.
+    The server has one thread per connection, so that a slow body or a request that waits for a slot does not block
+    other connections.
     """
     from django.conf import settings
     from django.core.handlers.wsgi import WSGIRequest
@@ -101,36 +100,38 @@ def takes_turns(application: WSGIHandler) -> Application:
     slots, probe_slots = Slots(settings.WEB_THREADS), Slots(1)
     without_database = {path for path, probe in PROBES.items() if probe in (live, metrics_view)}
 
-    def in_turn(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def with_slot(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path in without_database:
             return answer(environ, start_response)
         mine, seconds = (probe_slots, _PROBE_SECONDS) if path in PROBES else (slots, _SLOT_SECONDS)
         if not mine.take(seconds):
-            refusal = unavailable(WSGIRequest(environ), "Too many requests are under way. It was not executed.")
+            refusal = unavailable(
+                WSGIRequest(environ), "Too many requests are in progress. This request was not executed."
+            )
             start_response(f"{refusal.status_code} {refusal.reason_phrase}", list(refusal.items()))
             return [refusal.content]
         try:
             return answer(environ, start_response)
         finally:
             mine.give_back()
-            # What a request that gave its slot back early has opened since, which is rare, belongs to no slot.
+            # A request that released its slot early may, rarely, have opened a connection that belongs to no slot.
             connections.close_all()
 
     def answer(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         response: Any = application(environ, start_response)
         if response.streaming:
             return response  # type: ignore[no-any-return]
-        # Closed while the slot's connection is at hand: the signal of the request's end looks after it.
+        # Close now, while the thread holds the slot: request_finished cleans up the slot's connection.
         response.close()
         return [response.content]
 
-    return in_turn
+    return with_slot
 
 
 try:
     limit_statements()
-    application = buffer_body(takes_turns(get_wsgi_application()))
+    application = buffer_body(limit_concurrency(get_wsgi_application()))
     from kafka_bridge.operating.heartbeat import Heartbeat
     from kafka_bridge.outbox.backpressure import outbox_backpressure
 
@@ -139,6 +140,6 @@ try:
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 
-# What is loaded by now lives as long as the process: collections need not walk it, which cuts the tail.
+# Objects loaded by now live as long as the process: excluding them from collections cuts the tail latency.
 gc.collect()
 gc.freeze()

@@ -1,4 +1,4 @@
-"""The demo: a flash sale on the real processes, with a crowd, a supervisor and a ledger.
+"""The demo: a flash sale on the real processes, with a load client, a supervisor and a verification.
 
-Tests of whole processes use the crowd and the ledger too.
+Tests of whole processes use the load client and the verification too.
 """

@@ -1,4 +1,4 @@
-"""A crowd that asks for coupons over HTTP, and asks again under the same key until it has an answer."""
+"""A load client that requests coupons over HTTP and retries under the same Idempotency-Key until it has an answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One wish of one user. ``door`` is a number: which of the addresses for the same thing is used."""
+    """One coupon request of one user. ``door`` is a number that selects one of the equivalent endpoints."""
 
     key: str
     user_id: int
@@ -29,21 +29,21 @@ class Ask:
     door: int
 
     def target(self) -> tuple[str, dict[str, str]]:
-        """The path and the JSON body: the contract's three doors, and the two that the seeds had."""
+        """Return path and JSON body: one of the contract's three endpoints, or of the two older ones from the seeds."""
         by_type = {"couponType": self.coupon_type}
-        doors: tuple[tuple[str, dict[str, str]], ...] = (
+        endpoints: tuple[tuple[str, dict[str, str]], ...] = (
             ("/api/v1/coupons/issue-async", by_type),
             (f"/api/v1/coupons/{self.coupon_id}/issue-async", {}),
             (f"/api/v1/users/{self.user_id}/coupons/{self.coupon_id}/issue", {}),
             ("/coupons/issue-async", by_type),
             (f"/coupons/{self.coupon_id}/issue-async", {}),
         )
-        return doors[self.door % len(doors)]
+        return endpoints[self.door % len(endpoints)]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of an ask. ``request_id`` is set for a 202; ``latency`` in seconds, from the first attempt on."""
+    """The answer to an ask. ``request_id`` is set for a 202; ``latency`` in seconds, from the first attempt on."""
 
     ask: Ask
     status: int
@@ -53,10 +53,10 @@ class Answer:
 
 
 class Crowd:
-    """Sends asks over ``connections`` kept-alive connections; no more of them are under way at once.
+    """Sends asks over ``connections`` keep-alive connections, with at most one ask in flight on each.
 
-    HTTP by hand on asyncio's streams: a client library takes several times the processor time per request, which
-    is missing to the service when both share two cores.
+    Writes HTTP directly on asyncio streams: a client library takes several times the CPU time per request, which the
+    service lacks when both share two cores.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Crowd:
     ) -> None:
         """``tokens`` holds the Authorization header of every user; ``on_answer`` gets the number of answers so far."""
         self.answers: list[Answer] = []
-        # Why asks were sent again.
+        # Retried attempts by reason: status, ``in_progress`` or error name.
         self.retries: Counter[str] = Counter()
         self._port = port
         self._tokens = tokens
@@ -77,16 +77,16 @@ class Crowd:
         self._on_answer = on_answer
 
     async def ask_all(self, asks: Sequence[Ask]) -> None:
-        """Ask until every ask has an answer. Never gives up: cancel it to end it earlier."""
-        waiting = iter(asks)
+        """Send every ask until it has an answer. Retries without limit: cancel the task to stop it."""
+        remaining = iter(asks)
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._connections, len(asks))):
-                group.create_task(self._work_off(waiting))
+                group.create_task(self._send_remaining(remaining))
 
-    async def _work_off(self, waiting: Iterator[Ask]) -> None:
+    async def _send_remaining(self, remaining: Iterator[Ask]) -> None:
         connection = Connection(self._port)
         try:
-            for ask in waiting:
+            for ask in remaining:
                 answer = await self._ask(connection, ask)
                 self.answers.append(answer)
                 self._on_answer(len(self.answers))
@@ -105,17 +105,17 @@ class Crowd:
 
 
 class Connection:
-    """One HTTP/1.1 connection to this machine, opened when needed and anew after a failure."""
+    """One HTTP/1.1 connection to this machine, opened when needed and reopened after a failure."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def insist(self, message: bytes, failures: Counter[str]) -> tuple[int, bytes, int]:
-        """Send a request again and again until it has an answer of its own.
+        """Send a request until it has a final answer: neither 5xx nor 409 ``in_progress``.
 
-        Returns its status, its body and the number of attempts. ``failures`` counts what the other attempts met:
-        statuses of 500 and more, ``in_progress``, or the name of the connection's error.
+        Returns status, body and the number of attempts. ``failures`` counts the other attempts by reason: the 5xx
+        status, ``in_progress`` or the name of the connection error.
         """
         for attempt in itertools.count(1):
             try:
@@ -123,17 +123,17 @@ class Connection:
             except (OSError, EOFError, TimeoutError) as error:
                 failures[type(error).__name__] += 1
             else:
-                under_way = status == 409 and b'"in_progress"' in body
-                if status < 500 and not under_way:
+                in_progress = status == 409 and b'"in_progress"' in body
+                if status < 500 and not in_progress:
                     return status, body, attempt
-                failures["in_progress" if under_way else str(status)] += 1
+                failures["in_progress" if in_progress else str(status)] += 1
             await asyncio.sleep(min(0.02 * 2 ** min(attempt, 10), _LONGEST_PAUSE))
         raise AssertionError("unreachable")
 
     async def exchange(self, message: bytes) -> tuple[int, bytes]:
-        """Send a request and return the status and the body of its answer.
+        """Send a request once and return status and body of the answer.
 
-        Raises OSError, EOFError or TimeoutError: the request may have had its effect or not.
+        Raises OSError, EOFError or TimeoutError; it is then unknown whether the request had its effect.
         """
         try:
             async with asyncio.timeout(_ATTEMPT_SECONDS):
@@ -150,14 +150,14 @@ class Connection:
         head = await reader.readuntil(b"\r\n\r\n")
         length = _CONTENT_LENGTH.search(head)
         if length is None:
-            raise ConnectionError(f"an answer without Content-Length: {head!r}")
+            raise ConnectionError(f"answer without Content-Length: {head!r}")
         body = await reader.readexactly(int(length[1]))
         if b"\r\nconnection: close\r\n" in head.lower():
             self.close()
         return int(head[9:12]), body
 
     def close(self) -> None:
-        """Drop the connection; the next exchange opens another."""
+        """Close the connection; the next exchange opens a new one."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
@@ -166,7 +166,7 @@ class Connection:
 def encode_request(
     method: str, path: str, port: int, headers: Mapping[str, str], body: Mapping[str, Any] | None = None
 ) -> bytes:
-    """The bytes of a request with a JSON body, or without one."""
+    """Return the bytes of an HTTP/1.1 request with a JSON body; ``body`` None sends no body."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [
         f"{method} {path} HTTP/1.1",

@@ -1,4 +1,4 @@
-"""The shop after the sale: orders over HTTP, some with the coupons that were won, one of them cancelled."""
+"""The shop after the sale: places and pays orders over HTTP, some with issued coupons, and cancels one of them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from kafka_bridge.models import ProcessedEvent
 from orders.models import Order, Product
 from orders.schemas import CancelledOrder, CreatedOrder, PaidOrder
 
-_CATALOGUE = (("Keyboard", 89_000), ("Headphones", 129_000), ("Mug", 12_000), ("Lamp", 45_000), ("Notebook", 6_500))
+_PRODUCTS = (("Keyboard", 89_000), ("Headphones", 129_000), ("Mug", 12_000), ("Lamp", 45_000), ("Notebook", 6_500))
 _EFFECTS = ("notification", "data-platform", "ranking", "monitoring")
 _CONNECTIONS = 16
 _WITH_COUPON = 3
 _PAID_SECONDS = 300.0
 _EFFECT_SECONDS = 120.0
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 class BestSeller(msgspec.Struct, frozen=True, rename="camel"):
@@ -42,12 +42,12 @@ class _BestSellers(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class OrderOutcome:
-    """What happened. Durations in seconds, money in won; ``complaints`` has a line for whatever does not hold."""
+    """Result of the orders. Durations in seconds, money in won; ``complaints`` has a line per failed check."""
 
     paid: list[CreatedOrder] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     paid_in: float = 0.0
-    told_in: float = 0.0
+    processed_in: float = 0.0
     best_sellers: list[BestSeller] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -57,19 +57,20 @@ class OrderOutcome:
 
 
 class OrderRound:
-    """Places and pays ``count`` orders of the sale's users, every third with a coupon if its user won one."""
+    """Places and pays ``count`` orders of the sale's users, every third with a coupon if its user has one."""
 
     def __init__(self, port: int, coupons: Sequence[Coupon], *, count: int) -> None:
         self._port = port
         self._count = count
-        self._products = Product.objects.bulk_create([Product(name=name, price=price) for name, price in _CATALOGUE])
-        won = UserCoupon.objects.filter(coupon__in=coupons, status=UserCoupon.Status.ISSUED).order_by("id")
-        self._won = dict(won.values_list("user_id", "id")[:count])
-        self._users = [*self._won, *(user_id for user_id in range(1, count + 1) if user_id not in self._won)][:count]
+        self._products = Product.objects.bulk_create([Product(name=name, price=price) for name, price in _PRODUCTS])
+        issued = UserCoupon.objects.filter(coupon__in=coupons, status=UserCoupon.Status.ISSUED).order_by("id")
+        self._issued = dict(issued.values_list("user_id", "id")[:count])
+        others = (user_id for user_id in range(1, count + 1) if user_id not in self._issued)
+        self._users = [*self._issued, *others][:count]
         self._tokens = bearer_tokens(self._users)
 
     def run(self, paying: AbstractContextManager[Progress]) -> OrderOutcome:
-        """Place, pay, cancel one, and wait until every effect has had every event."""
+        """Place and pay the orders, cancel one, and wait until every effect has processed every event."""
         outcome = OrderOutcome()
         started = time.monotonic()
         with paying as progress:
@@ -79,25 +80,27 @@ class OrderRound:
                 outcome.complaints.append(f"I7 not every order was paid within {_PAID_SECONDS:.0f} s")
         outcome.paid_in = time.monotonic() - started
         self._await_effects(outcome)
-        outcome.told_in = time.monotonic() - started
-        asyncio.run(self._look_at_ranking(outcome))
+        outcome.processed_in = time.monotonic() - started
+        asyncio.run(self._check_ranking(outcome))
         return outcome
 
     async def _pay_all(self, outcome: OrderOutcome, progress: Progress) -> None:
-        waiting = iter(enumerate(self._users))
+        remaining = iter(enumerate(self._users))
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_CONNECTIONS, len(self._users))):
-                group.create_task(self._work_off(waiting, outcome, progress))
+                group.create_task(self._pay_remaining(remaining, outcome, progress))
         if outcome.with_coupon:
             await self._cancel(outcome.with_coupon[0], outcome)
 
-    async def _work_off(self, waiting: Iterator[tuple[int, int]], outcome: OrderOutcome, progress: Progress) -> None:
+    async def _pay_remaining(
+        self, remaining: Iterator[tuple[int, int]], outcome: OrderOutcome, progress: Progress
+    ) -> None:
         connection = Connection(self._port)
         try:
-            for number, user_id in waiting:
-                body: dict[str, Any] = {"items": self._wishes()}
-                if number % _WITH_COUPON == 0 and user_id in self._won:
-                    body["userCouponId"] = self._won[user_id]
+            for number, user_id in remaining:
+                body: dict[str, Any] = {"items": self._random_items()}
+                if number % _WITH_COUPON == 0 and user_id in self._issued:
+                    body["userCouponId"] = self._issued[user_id]
                 created = await self._post(connection, user_id, "/api/v1/orders", body, CreatedOrder, outcome)
                 if created is None:
                     continue
@@ -110,7 +113,7 @@ class OrderRound:
 
     async def _cancel(self, order: CreatedOrder, outcome: OrderOutcome) -> None:
         connection = Connection(self._port)
-        user_id = next(user_id for user_id, coupon in self._won.items() if coupon == order.user_coupon_id)
+        user_id = next(user_id for user_id, coupon in self._issued.items() if coupon == order.user_coupon_id)
         path = f"/api/v1/orders/{order.order_id}/cancel"
         if await self._post(connection, user_id, path, {}, CancelledOrder, outcome):
             outcome.cancelled.append(order.order_id)
@@ -133,7 +136,7 @@ class OrderRound:
             return None
         return msgspec.json.decode(raw, type=kind)
 
-    def _wishes(self) -> list[dict[str, int]]:
+    def _random_items(self) -> list[dict[str, int]]:
         chosen = random.sample(self._products, random.randint(1, 3))
         return [{"productId": product.id, "quantity": random.randint(1, 3)} for product in chosen]
 
@@ -142,15 +145,15 @@ class OrderRound:
         wanted = {event_id for event_id in events.values_list("completed_event_id", flat=True) if event_id}
         deadline = time.monotonic() + _EFFECT_SECONDS
         for group in _EFFECTS:
-            told = ProcessedEvent.objects.filter(consumer_group=group, event_id__in=wanted)
-            while (count := told.count()) < len(wanted):
+            processed = ProcessedEvent.objects.filter(consumer_group=group, event_id__in=wanted)
+            while (count := processed.count()) < len(wanted):
                 if time.monotonic() > deadline:
-                    outcome.complaints.append(f"I7 {group} has had {count} of {len(wanted)} paid orders")
+                    outcome.complaints.append(f"I7 {group} has processed {count} of {len(wanted)} paid orders")
                     break
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
 
-    async def _look_at_ranking(self, outcome: OrderOutcome) -> None:
-        """Read the best sellers of today until they are what was sold, and was not given back."""
+    async def _check_ranking(self, outcome: OrderOutcome) -> None:
+        """Read today's best sellers until they match what was sold and not cancelled."""
         sold: Counter[int] = Counter()
         for order in outcome.paid:
             if order.order_id not in outcome.cancelled:
@@ -162,12 +165,12 @@ class OrderRound:
         message = encode_request("GET", "/api/v1/rankings/best-sellers?days=1&limit=200", self._port, headers)
         while True:
             _, raw, _ = await connection.insist(message, Counter())
-            ours = [row for row in msgspec.json.decode(raw, type=_BestSellers).results if row.product_id in sold]
-            if {row.product_id: row.quantity for row in ours} == sold:
+            rows = [row for row in msgspec.json.decode(raw, type=_BestSellers).results if row.product_id in sold]
+            if {row.product_id: row.quantity for row in rows} == sold:
                 break
             if time.monotonic() > deadline:
                 outcome.complaints.append("I7 the ranking does not show what was sold")
                 break
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         connection.close()
-        outcome.best_sellers = ours
+        outcome.best_sellers = rows

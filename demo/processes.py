@@ -1,4 +1,4 @@
-"""The processes of the Procfile on this machine, and a supervisor that starts again what dies."""
+"""Runs the processes of the Procfile on this machine, with a supervisor that restarts those that die."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pathlib import Path
 from devstack import ManagedProcess, wait_until
 
 _ROOT = Path(__file__).resolve().parents[1]
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _LONGEST_PAUSE = 5.0
 _READY_SECONDS = 60.0
-# Longer than the web server waits for the requests under way.
+# Longer than the web server takes to finish its requests.
 _STOP_SECONDS = 25.0
 
 
 def procfile_process(
     role: str, env: Mapping[str, str], log_path: Path, *, name: str = "", arguments: Sequence[str] = ()
 ) -> ManagedProcess:
-    """The process that the Procfile calls ``role``, not started yet.
+    """Return the Procfile's process ``role``, not started yet.
 
-    ``env`` is laid over this program's environment, ``arguments`` are added to the command and ``name`` is
-    what the process is called here, by default its role. Raises KeyError for a role that is not in the Procfile.
+    ``env`` overrides this program's environment, ``arguments`` are appended to the command and ``name`` is the name of
+    the process here, by default its role. Raises KeyError for a role that is not in the Procfile.
     """
     command = f"{_procfile()[role]} {shlex.join(arguments)}".rstrip()
-    # With exec the shell is gone once the program runs: signals reach the program itself.
+    # exec replaces the shell by the program, so that signals reach the program itself.
     line = command if "exec " in command else f"exec {command}"
-    # `python` must be the one that runs this.
+    # `python` must be the interpreter that runs this program.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return ManagedProcess(name or role, ["sh", "-c", line], {**os.environ, "PATH": path, **env}, _ROOT, log_path)
 
@@ -43,7 +43,7 @@ def _procfile() -> dict[str, str]:
 
 
 def is_ready(port: int) -> bool:
-    """Whether a web process on this machine answers that it is ready."""
+    """Return whether the web process on this port answers 200 at /readyz."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)
@@ -52,7 +52,7 @@ def is_ready(port: int) -> bool:
 
 
 def wait_until_ready(web: ManagedProcess, port: int) -> None:
-    """Wait for a web process; raises TimeoutError with the end of its log."""
+    """Wait until the web process is ready, at most 60 s. Raises TimeoutError with the end of its log."""
     try:
         wait_until(lambda: is_ready(port), _READY_SECONDS, "")
     except TimeoutError:
@@ -60,10 +60,10 @@ def wait_until_ready(web: ManagedProcess, port: int) -> None:
 
 
 class Supervisor:
-    """Runs processes and starts again whatever dies, until ``stop``. Use it as a context manager."""
+    """Runs processes and restarts those that die. Use it as a context manager; leaving it stops them."""
 
     def __init__(self, processes: Sequence[ManagedProcess], say: Callable[[str], None]) -> None:
-        """``processes`` are stopped in the order given; ``say`` gets a line for each death, from a thread."""
+        """``processes`` are stopped in the given order; ``say`` gets a line per process death, from a thread."""
         self._processes = processes
         self._started: list[ManagedProcess] = []
         self._say = say
@@ -93,14 +93,14 @@ class Supervisor:
 
     def _watch(self) -> None:
         pauses = dict.fromkeys((process.name for process in self._processes), 0.0)
-        while not self._stopping.wait(_LOOK_SECONDS):
+        while not self._stopping.wait(_POLL_SECONDS):
             for process in self._processes:
                 code = process.poll()
                 if code is None:
                     continue
                 ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 self._say(f"{process.name} (pid {process.pid}) {ended}: starting it again")
-                # A process that cannot start must not keep the machine busy.
+                # Exponential backoff: a process that cannot start must not use up the CPU.
                 if self._stopping.wait(pauses[process.name]):
                     return
                 pauses[process.name] = min(2 * pauses[process.name] + 0.1, _LONGEST_PAUSE)

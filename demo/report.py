@@ -1,4 +1,4 @@
-"""What the demo shows: progress while it runs, tables and the verdict at the end."""
+"""Output of the demo: progress while it runs, tables at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WAITED = """
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Report]:
-    """A bar on a terminal; elsewhere a line for every tenth."""
+    """Yield a function that shows progress: a bar on a terminal, otherwise a line per tenth."""
     if not console.is_terminal:
         yield _progress_lines(console, title, total)
         return
@@ -53,23 +53,23 @@ def _progress_lines(console: Console, title: str, total: int) -> Report:
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """The tables of a sale."""
+    """Print the tables of a sale."""
     console.print(_sale_table(outcome))
     console.print(_coupon_table(outcome.coupons))
 
 
 def print_orders(console: Console, outcome: OrderOutcome) -> None:
-    """The tables of the orders after the sale."""
+    """Print the tables of the orders after the sale."""
     table = _two_columns("The orders")
     saved = sum(order.discount_amount for order in outcome.paid)
     for name, value in (
         ("paid", f"{len(outcome.paid)}"),
         ("with a coupon", f"{len(outcome.with_coupon)}"),
-        ("cancelled after the payment", f"{len(outcome.cancelled)}"),
-        ("paid in all", f"{sum(order.pay_amount for order in outcome.paid):,} won"),
+        ("cancelled after payment", f"{len(outcome.cancelled)}"),
+        ("total paid", f"{sum(order.pay_amount for order in outcome.paid):,} won"),
         ("saved by coupons", f"{saved:,} won"),
         ("until all were paid", f"{outcome.paid_in:.1f} s"),
-        ("until every effect had them", f"{outcome.told_in:.1f} s"),
+        ("until every effect had processed them", f"{outcome.processed_in:.1f} s"),
     ):
         table.add_row(name, value)
     console.print(table)
@@ -94,8 +94,8 @@ def _sale_table(outcome: Outcome) -> Table:
     for name, value in (
         ("requests answered", f"{len(outcome.answers)}"),
         ("accepted (202)", f"{accepted}"),
-        ("refused at the door", f"{len(outcome.answers) - accepted}"),
-        ("sent again", retries or "0"),
+        ("refused by the accept API", f"{len(outcome.answers) - accepted}"),
+        ("retried attempts", retries or "0"),
         ("issued", f"{results['SUCCESS', '']}"),
         ("sold out", f"{results['FAILED', 'SOLD_OUT']}"),
         ("duplicates", f"{results['FAILED', 'ALREADY_ISSUED']}"),

@@ -1,4 +1,4 @@
-"""The whole demo: prepares the services, starts the processes, runs the sale and keeps the pages up."""
+"""The whole demo: prepares the services, starts the processes, runs the sale and keeps the web server running."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Login:
 
 
 class Demo:
-    """Everything from the empty database to the verdict, cleaned up at the end however that comes."""
+    """The demo from the empty database to the verdict; it stops processes and deletes topics however it ends."""
 
     def __init__(self, *, size: Size, orders: int, issuers: int, log_folder: Path, console: Console) -> None:
         self._size = size
@@ -49,7 +49,7 @@ class Demo:
         self._console = console
 
     def run(self, *, stay: bool) -> bool:
-        """Run it and return whether everything held; with ``stay`` keep the pages up until interrupted.
+        """Run the demo and return whether every check passed; with ``stay`` keep serving until interrupted.
 
         Raises ServiceUnavailable when a service does not answer and TimeoutError when the web process does not.
         """
@@ -90,7 +90,7 @@ class Demo:
 
     @contextmanager
     def _topics(self) -> Iterator[None]:
-        """The topics; those that were not there before go again."""
+        """Create the missing topics, and delete those at the end."""
         self._say("creating the topics")
         wait_for(check_kafka, _SERVICE_SECONDS, StopFlag())
         created, complaints = ensure_topics(settings.KAFKA_ROUTES)
@@ -130,15 +130,13 @@ class Demo:
         return path
 
     def _verdict(self, outcome: Outcome, orders: OrderOutcome) -> bool:
-        self._say(f"{outcome.sampled} statuses were read back through the API and compared with PostgreSQL")
+        self._say(f"{outcome.sampled} statuses read through the API and compared with PostgreSQL")
         for line in (complaints := [*outcome.complaints, *orders.complaints]):
             self._say(f"FAIL {line}")
         if not outcome.complaints:
-            self._say(
-                "ok   every accepted request has one result, the stock went out to the last piece, nobody has two"
-            )
+            self._say("ok   every accepted request has one result, all stock is issued, no user has a coupon twice")
         if not orders.complaints:
-            self._say("ok   every paid order reached every effect, and the ranking shows what was sold")
+            self._say("ok   every effect has processed every paid order, and the ranking shows what was sold")
         try:
             output = StringIO()
             call_command("check_invariants", stdout=output)
@@ -155,7 +153,7 @@ class Demo:
         self._say(f"shopper's page  {site}/")
         self._say(f"admin           {site}/admin/    name {login.name}, password {login.password}")
         self._say(f"API             {site}/api/docs")
-        self._say("Ctrl-C ends it; until then, end any of the processes by `kill -9` and see it come back")
+        self._say("Ctrl-C ends it; until then, `kill -9` any process and see it restart")
 
 
 def _web_port() -> int:
@@ -163,12 +161,12 @@ def _web_port() -> int:
     if not wanted:
         return _USUAL_PORT if is_free(_USUAL_PORT) else free_port()
     if not (wanted.isascii() and wanted.isdigit() and is_free(int(wanted))):
-        raise ServiceUnavailable(f"PORT {wanted} is taken or no port: choose another, or leave it unset")
+        raise ServiceUnavailable(f"PORT {wanted} is in use or not a port number: choose another, or leave it unset")
     return int(wanted)
 
 
 def _make_admin_login() -> Login:
-    # On a database that is used again: the same name with a new password.
+    # On a database of an earlier run the user exists: it gets a new password.
     login = Login(_ADMIN_NAME, secrets.token_urlsafe(9))
     user, _ = get_user_model().objects.get_or_create(username=login.name)
     user.is_staff = user.is_superuser = True

@@ -24,13 +24,13 @@ from demo.verification import Undecided, violations
 _TOKEN_LIFETIME = timedelta(hours=1)
 _ANSWER_SECONDS = 300.0
 _RESULT_SECONDS = 120.0
-_LOOK_SECONDS = 0.05
-_EARLY = 20
+_POLL_SECONDS = 0.05
+_WARM_UP = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How big a sale is: ``quantity`` is the stock of each coupon, and every user wants one coupon of one type."""
+    """Size of a sale: ``quantity`` is the stock of each coupon, and every user requests coupons of one type only."""
 
     requests: int
     users: int
@@ -40,7 +40,7 @@ class Size:
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened. Durations in seconds; ``complaints`` has a line for everything that does not hold."""
+    """Result of a sale. Durations in seconds; ``complaints`` has a line per failed check."""
 
     coupons: Sequence[Coupon]
     answers: list[Answer] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class Result(msgspec.Struct, frozen=True, rename="camel"):
-    """How a request ended, as the API and the table both tell it."""
+    """The result of a request, as both the API and the table give it."""
 
     status: str
     reason: str | None
@@ -67,7 +67,7 @@ def _no_progress(done: int) -> None:
 
 
 class FlashSale:
-    """Makes the coupons, sends the crowd, waits for the results and holds one against the other."""
+    """Creates the coupons, sends the requests, waits for the results and compares answers with results."""
 
     def __init__(self, size: Size, port: int) -> None:
         self._port = port
@@ -82,17 +82,17 @@ class FlashSale:
         *,
         sample: int,
     ) -> Outcome:
-        """Run the sale; the contexts get the number of answers, and of results, as they grow.
+        """Run the sale. ``sending`` and ``deciding`` yield functions that get the number of answers and results.
 
-        ``sample`` statuses are read back through the API and compared.
+        ``sample`` statuses are read through the API and compared with PostgreSQL.
         """
         outcome = Outcome(self._coupons)
-        # Until these have results, relay and issuers are still on their way up: not what is to be measured.
-        self._send(outcome, self._asks[:_EARLY], _no_progress)
+        # Wait until the first requests have results: before that relay and issuers are starting, which is not measured.
+        self._send(outcome, self._asks[:_WARM_UP], _no_progress)
         self._await_results(outcome, _no_progress)
         started = time.monotonic()
         with sending as progress:
-            self._send(outcome, self._asks[_EARLY:], progress)
+            self._send(outcome, self._asks[_WARM_UP:], progress)
         outcome.answered_in = time.monotonic() - started
         with deciding as progress:
             self._await_results(outcome, progress)
@@ -109,7 +109,7 @@ class FlashSale:
         try:
             asyncio.run(asyncio.wait_for(crowd.ask_all(asks), _ANSWER_SECONDS))
         except TimeoutError:
-            outcome.complaints.append(f"I1 not everything was answered within {_ANSWER_SECONDS:.0f} s")
+            outcome.complaints.append(f"I1 not every request was answered within {_ANSWER_SECONDS:.0f} s")
         outcome.answers += crowd.answers
         outcome.retries += crowd.retries
 
@@ -117,12 +117,12 @@ class FlashSale:
         undecided = Undecided(answer.request_id for answer in outcome.answers if answer.request_id)
         accepted = len(undecided)
         deadline = time.monotonic() + _RESULT_SECONDS
-        while left := undecided.look():
-            progress(accepted - left)
+        while pending := undecided.look():
+            progress(accepted - pending)
             if time.monotonic() > deadline:
-                outcome.complaints.append(f"I1 {left} requests without a result after {_RESULT_SECONDS:.0f} s")
+                outcome.complaints.append(f"I1 {pending} requests without a result after {_RESULT_SECONDS:.0f} s")
                 return
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         progress(accepted)
 
     async def _compare_statuses(self, outcome: Outcome, sample: int) -> None:
@@ -131,15 +131,15 @@ class FlashSale:
         stored = await asyncio.to_thread(_stored_results, chosen)
         connection = Connection(self._port)
         for request_id in chosen:
-            told = await self._told_result(connection, request_id, accepted[request_id].user_id)
-            if told != stored.get(request_id):
+            answered = await self._api_result(connection, request_id, accepted[request_id].user_id)
+            if answered != stored.get(request_id):
                 outcome.complaints.append(
-                    f"I1 request {request_id}: the API says {told}, PostgreSQL {stored.get(request_id)}"
+                    f"I1 request {request_id}: the API says {answered}, PostgreSQL {stored.get(request_id)}"
                 )
         connection.close()
         outcome.sampled = len(chosen)
 
-    async def _told_result(self, connection: Connection, request_id: UUID, user_id: int) -> Result | None:
+    async def _api_result(self, connection: Connection, request_id: UUID, user_id: int) -> Result | None:
         message = encode_request(
             "GET", f"/api/v1/issue-requests/{request_id}", self._port, {"authorization": self._tokens[user_id]}
         )
@@ -148,7 +148,7 @@ class FlashSale:
 
 
 def _make_coupons(size: Size) -> list[Coupon]:
-    # A name of its own for each run: on a database that is used again, the old coupons are sold out.
+    # Every run has new coupon types: on a database of an earlier run the old coupons are sold out.
     run = secrets.token_hex(3).upper()
     return [
         coupon_create(
@@ -163,7 +163,7 @@ def _make_coupons(size: Size) -> list[Coupon]:
 
 
 def make_asks(requests: int, users: int, coupons: Sequence[Coupon]) -> list[Ask]:
-    """Asks in random order; user ``u`` wants coupon ``u % len(coupons)``, once or as often as there are asks left."""
+    """Return asks in random order; user ``u`` asks for coupon ``u % len(coupons)``, repeatedly if requests > users."""
     asks = []
     for number in range(requests):
         user_id = number % users + 1
@@ -174,7 +174,7 @@ def make_asks(requests: int, users: int, coupons: Sequence[Coupon]) -> list[Ask]
 
 
 def bearer_tokens(user_ids: Iterable[int]) -> dict[int, str]:
-    """The value of the Authorization header for each user."""
+    """Return the value of the Authorization header by user id."""
     return {user_id: f"Bearer {issue_access_token(user_id, lifetime=_TOKEN_LIFETIME)}" for user_id in set(user_ids)}
 
 

@@ -1,4 +1,4 @@
-"""Holds what the crowd was told against PostgreSQL. The letters are those of ``check_invariants``."""
+"""Compares the answers that the load client got with PostgreSQL. The codes are those of ``check_invariants``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 5
 _CHUNK = 1000
 
 _DECIDED = "SELECT request_id FROM coupons_issuerequest WHERE request_id = ANY(%s::uuid[])"
-_UNKEPT = """
+_MISMATCHED = """
     SELECT promise.request_id, promise.user_id, promise.coupon_id, row.user_id, row.coupon_id
     FROM unnest(%s::uuid[], %s::bigint[], %s::bigint[]) AS promise (request_id, user_id, coupon_id)
     LEFT JOIN coupons_issuerequest AS row ON row.request_id = promise.request_id
@@ -27,7 +27,7 @@ _ISSUED = """
 
 
 class Undecided:
-    """The accepted requests that have no result yet, looked up by primary key and a thousand at a time."""
+    """The accepted requests that have no result yet, looked up by primary key, a thousand at a time."""
 
     def __init__(self, request_ids: Iterable[UUID]) -> None:
         self._request_ids = deque(request_ids)
@@ -36,28 +36,28 @@ class Undecided:
         return len(self._request_ids)
 
     def look(self) -> int:
-        """Forget those with a result and return how many are left.
+        """Remove requests that have a result and return the number of remaining ones.
 
-        Oldest first, and no further than the first thousand that is not done entirely.
+        Checks the oldest first and stops at the first thousand that is not completely decided.
         """
         while self._request_ids:
             chunk = [self._request_ids.popleft() for _ in range(min(_CHUNK, len(self._request_ids)))]
             with connection.cursor() as cursor:
                 cursor.execute(_DECIDED, [[str(request_id) for request_id in chunk]])
                 decided = {request_id for (request_id,) in cursor.fetchall()}
-            if left := [request_id for request_id in chunk if request_id not in decided]:
-                self._request_ids.extendleft(reversed(left))
+            if pending := [request_id for request_id in chunk if request_id not in decided]:
+                self._request_ids.extendleft(reversed(pending))
                 break
         return len(self._request_ids)
 
 
 def violations(asks: Sequence[Ask], answers: Sequence[Answer], stock: Mapping[int, int]) -> list[str]:
-    """What does not hold, a line each; empty when all is well.
+    """Return a line per failed check, empty when all hold.
 
-    ``asks`` is everything that was asked, ``answers`` what came back and ``stock`` the pieces by coupon id. All
-    coupons must have been new, and everything that was accepted decided.
+    ``asks`` are all requests sent, ``answers`` all answers and ``stock`` the units by coupon id. All coupons must have
+    been new, and every accepted request decided.
     """
-    return [*_unanswered(asks, answers), *_unkept(answers), *_miscounted(asks, stock)]
+    return [*_unanswered(asks, answers), *_mismatched(answers), *_miscounted(asks, stock)]
 
 
 def _unanswered(asks: Sequence[Ask], answers: Sequence[Answer]) -> list[str]:
@@ -71,12 +71,12 @@ def _unanswered(asks: Sequence[Ask], answers: Sequence[Answer]) -> list[str]:
     return lines
 
 
-def _unkept(answers: Sequence[Answer]) -> list[str]:
-    """Accepted requests without a result, or with somebody else's. That there is but one is the primary key's doing."""
+def _mismatched(answers: Sequence[Answer]) -> list[str]:
+    """Accepted requests without a result, or with another user's or coupon's. The primary key excludes duplicates."""
     accepted = [answer for answer in answers if answer.request_id]
     with connection.cursor() as cursor:
         cursor.execute(
-            _UNKEPT,
+            _MISMATCHED,
             [
                 [str(answer.request_id) for answer in accepted],
                 [answer.ask.user_id for answer in accepted],
@@ -88,7 +88,7 @@ def _unkept(answers: Sequence[Answer]) -> list[str]:
     lines = [
         f"I1 request {request_id} of user {user} for coupon {coupon} has no result"
         if found_user is None
-        else f"I1 request {request_id} of user {user} for coupon {coupon} ended for {found_user} and {found_coupon}"
+        else f"I1 request {request_id} of user {user} for coupon {coupon} has that of {found_user} and {found_coupon}"
         for request_id, user, coupon, found_user, found_coupon in rows
     ]
     return [*lines, f"I1 and {more} more"] if more > 0 else lines
@@ -101,11 +101,11 @@ def _miscounted(asks: Sequence[Ask], stock: Mapping[int, int]) -> list[str]:
     lines = []
     for coupon_id, total in stock.items():
         count, users = issued.get(coupon_id, (0, 0))
-        wanted = min(total, len({ask.user_id for ask in asks if ask.coupon_id == coupon_id}))
+        expected = min(total, len({ask.user_id for ask in asks if ask.coupon_id == coupon_id}))
         if count > total:
             lines.append(f"I2 coupon {coupon_id}: {count} issued of {total}")
         if count > users:
             lines.append(f"I3 coupon {coupon_id}: {count} issued to {users} users")
-        if count < wanted:
-            lines.append(f"I8 coupon {coupon_id}: {count} issued, {wanted} could have been")
+        if count < expected:
+            lines.append(f"I8 coupon {coupon_id}: {count} issued, expected {expected}")
     return lines

@@ -1,7 +1,7 @@
 """Real PostgreSQL, Redis and Kafka on one machine, without containers and without root.
 
-``python -m devstack --help`` shows the commands; ``Stack`` is the same for programs. ``ManagedProcess`` runs
-our own programs beside them.
+``python -m devstack --help`` lists the commands; ``Stack`` is their Python API. ``ManagedProcess`` runs the service's
+own programs beside the servers.
 """
 
 from devstack.addresses import Addresses

@@ -18,11 +18,11 @@ _FOLLOW_SECONDS = 0.2
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; not an Exception, so that only the top handles it."""
+    """SIGTERM or SIGHUP was received. A BaseException, so that only ``main`` handles it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command of the line and return its exit code."""
+    """Run the command that the arguments name and return its exit code."""
     options = _parser().parse_args(arguments)
     if not sys.platform.startswith("linux"):
         print("devstack: runs on Linux only: set the three addresses in the environment", file=sys.stderr)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"devstack: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of our output has left, as `head` does; nothing more can be written.
+        # The reader of the output has closed the pipe, as `head` does: nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -88,7 +88,7 @@ def _logs(options: argparse.Namespace) -> int:
                     text = file.read(size - positions[path])
                 for line in text.decode(errors="replace").splitlines():
                     print(f"{name:<10} {line}")
-            # Smaller when the stack was wiped meanwhile.
+            # The size may have shrunk, if the stack was wiped.
             positions[path] = size
     return 0
 
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
         raise DevstackError(f"cannot run {command[0]!r}: there is no such program")
     with Stack(options.name, options.brokers).used(fresh=options.fresh) as addresses:
         code = run_in_foreground(command, {**os.environ, **addresses.environment()})
-        # Nothing but SIGKILL may keep the servers from being stopped now.
+        # From here on only SIGKILL may prevent stopping the servers.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     return code
@@ -119,27 +119,29 @@ def _parser() -> argparse.ArgumentParser:
         help="the stack (default: $DEVSTACK_NAME or %(default)s)",
     )
     sized = argparse.ArgumentParser(add_help=False)
-    sized.add_argument("--brokers", type=int, help="Kafka brokers (default: as it is, 1 when new)")
+    sized.add_argument(
+        "--brokers", type=int, help="number of Kafka brokers (default: as the stack has, 1 for a new one)"
+    )
 
     up = commands.add_parser(
         "up", parents=[named, sized], help="start what is not running, print the addresses as exports"
     )
     up.set_defaults(action=_up)
-    down = commands.add_parser("down", parents=[named], help="stop all of it")
-    down.add_argument("--wipe", action="store_true", help="delete its data and logs too")
+    down = commands.add_parser("down", parents=[named], help="stop all servers of the stack")
+    down.add_argument("--wipe", action="store_true", help="delete data and logs as well")
     down.set_defaults(action=_down)
     status = commands.add_parser("status", parents=[named], help="show each part; exit 0 when all run")
     status.set_defaults(action=_status)
     logs = commands.add_parser("logs", parents=[named], help="show the ends of the logs")
     logs.add_argument("part", nargs="?", metavar="PART", help="postgres, redis, kafka-1, ... (default: all)")
-    logs.add_argument("--lines", type=int, default=20, help="lines of each (default: %(default)s)")
-    logs.add_argument("--follow", action="store_true", help="go on until interrupted")
+    logs.add_argument("--lines", type=int, default=20, help="lines per log (default: %(default)s)")
+    logs.add_argument("--follow", action="store_true", help="follow the logs until interrupted")
     logs.set_defaults(action=_logs)
     run = commands.add_parser(
-        "run", parents=[named, sized], help="have it up while a command runs, exit with the command's code"
+        "run", parents=[named, sized], help="run a command with the stack up, exit with the command's code"
     )
-    run.add_argument("--fresh", action="store_true", help="delete the data first; only when it is down")
-    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+    run.add_argument("--fresh", action="store_true", help="delete the data first; only when the stack is down")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="command to run")
     run.set_defaults(action=_run)
     return parser
 

@@ -1,4 +1,4 @@
-"""Where a stack's services are reached, and the environment variables that say so."""
+"""Addresses of a stack's services, and the environment variables that hold them."""
 
 from dataclasses import dataclass
 

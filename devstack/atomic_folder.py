@@ -1,4 +1,4 @@
-"""Makes folders that are either complete or not there."""
+"""Creates folders atomically: complete or not at all."""
 
 import contextlib
 import shutil
@@ -9,17 +9,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a path to make a folder at; it becomes ``target`` at the end, unless an exception passes.
+    """Yield a path at which to make a folder; it is renamed to ``target`` at the end, unless an exception is raised.
 
-    The path's parent is a folder of its own, for helper files, and goes in any case. Each call has another
-    one: a tool whose caller was killed may still be writing into the former. Callers hold a lock for ``target``.
+    The path's parent is a temporary folder, usable for helper files, and always deleted. Each call has a new one: a
+    tool whose caller was killed may still write into the previous one. Callers must hold a lock for ``target``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f"{target.name}.unfinished-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f"{target.name}.unfinished-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.unfinished-", dir=target.parent))
     try:
-        yield workshop / target.name
-        (workshop / target.name).rename(target)
+        yield temporary / target.name
+        (temporary / target.name).rename(target)
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

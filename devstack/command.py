@@ -1,23 +1,23 @@
-"""Runs the reader's command in the foreground and passes signals on to it."""
+"""Runs the user's command in the foreground and forwards signals to it."""
 
 import os
 import signal
 from collections.abc import Mapping, Sequence
 
-_PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-_SENT_BY_KERNEL = 0x80  # SI_KERNEL: a terminal's Ctrl-C, which the kernel gives to the command as well
+_FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SENT_BY_KERNEL = 0x80  # SI_KERNEL: Ctrl-C at the terminal, which the kernel sends to the command as well
 
 
 def run_in_foreground(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command and return its exit code, 128 + N when signal N ended it.
+    """Run a command and return its exit code, 128 + N if signal N ended it.
 
-    SIGINT, SIGTERM and SIGHUP go to the command and are ignored here until it has ended.
+    SIGINT, SIGTERM and SIGHUP are forwarded to the command and have no effect here until it has ended.
     """
-    waited_for = {*_PASSED_ON, signal.SIGCHLD}
+    waited_for = {*_FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     try:
         pid = os.posix_spawnp(
-            argv[0], list(argv), environment, setsigmask=before, setsigdef=[*_PASSED_ON, signal.SIGPIPE]
+            argv[0], list(argv), environment, setsigmask=before, setsigdef=[*_FORWARDED, signal.SIGPIPE]
         )
         while True:
             received = signal.sigwaitinfo(waited_for)
@@ -30,7 +30,7 @@ def run_in_foreground(argv: Sequence[str], environment: Mapping[str, str]) -> in
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
     finally:
-        # Of what came too late for the command, nothing must interrupt the clearing up.
-        while signal.sigpending() & _PASSED_ON:
-            signal.sigwait(_PASSED_ON)
+        # Discard signals that came too late for the command: they must not interrupt the cleanup.
+        while signal.sigpending() & _FORWARDED:
+            signal.sigwait(_FORWARDED)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,5 +1,5 @@
-"""The one error that the command line shows to its reader."""
+"""The error that the command line prints without a traceback."""
 
 
 class DevstackError(Exception):
-    """Something the reader can act on; its text is one line that says what to do next."""
+    """An error that the user can fix; its text is one line that says what to do next."""

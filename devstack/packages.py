@@ -1,4 +1,4 @@
-"""Finds the folders of installed wheels that carry server programs, without importing them."""
+"""Finds the folders of installed wheels that contain server programs, without importing them."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +9,8 @@ from devstack.errors import DevstackError
 def package_folder(package: str, variable: str) -> Path:
     """Return an installed package's folder.
 
-    Importing these packages would start their own server managers. Raises DevstackError when the package is
-    missing; ``variable`` is the one that names a server to use instead.
+    Importing these packages would start their own server managers. Raises DevstackError if the package is missing;
+    ``variable`` is the environment variable that names a server to use instead.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:

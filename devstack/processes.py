@@ -1,4 +1,4 @@
-"""Runs our own programs (web server, relay, consumers) for tests and the demo."""
+"""Runs the service's own programs (web server, relay, consumers) for tests and the demo."""
 
 import contextlib
 import os
@@ -21,8 +21,8 @@ _GROUP_DEATH_SECONDS = 10.0
 def wait_until(condition: Callable[[], object], timeout: float, message: str, interval: float = 0.05) -> None:
     """Call ``condition`` every ``interval`` seconds until it is true.
 
-    Raises TimeoutError with ``message`` when it was not true within ``timeout`` seconds; it is called at
-    least once. What the condition raises goes through.
+    ``condition`` is called at least once. Raises TimeoutError with ``message`` if it is not true within ``timeout``
+    seconds, and what ``condition`` raises.
     """
     deadline = time.monotonic() + timeout
     while not condition():
@@ -32,11 +32,11 @@ def wait_until(condition: Callable[[], object], timeout: float, message: str, in
 
 
 def last_lines(path: Path, count: int) -> str:
-    """Return the last ``count`` lines of a text file, or an empty text when there is no such file."""
+    """Return the last ``count`` lines of a text file, or an empty string if there is no such file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            # Logs grow without bound, and no tail asked for here needs more than this.
+            # Logs grow without bound; 1,000 bytes per line are enough for the logs read here.
             file.seek(max(0, size - 1_000 * count))
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
@@ -45,10 +45,10 @@ def last_lines(path: Path, count: int) -> str:
 
 
 class ManagedProcess:
-    """One of our programs, in a session of its own, with its output appended to a log file.
+    """A program in its own session, with its output appended to a log file.
 
-    The program and the workers that it forks form one process group. Nothing of the group outlives
-    ``stop``, ``restart`` or the program that called ``start``, not even when that is killed.
+    The program and its forked workers form one process group. The group ends with ``stop``, ``restart`` or the end of
+    the program that called ``start``, even if that is killed.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class ManagedProcess:
         cwd: Path | None,
         log_path: Path,
     ) -> None:
-        """Describe the program; nothing is started yet.
+        """Describe the program; start nothing.
 
-        ``env`` is the whole environment and None means this program's own; ``cwd`` likewise.
+        ``env`` is the complete environment, None that of this program; ``cwd`` None is this program's folder.
         """
         self.name = name
         self.argv = list(argv)
@@ -85,7 +85,7 @@ class ManagedProcess:
     def start(self) -> None:
         """Start the program.
 
-        Raises RuntimeError when it is running already and OSError when it cannot be executed.
+        Raises RuntimeError if it is running already and OSError if it cannot be executed.
         """
         if self._process is not None and self.poll() is None:
             raise RuntimeError(f"{self.name} is running already (pid {self.pid})")
@@ -101,7 +101,7 @@ class ManagedProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        # Not reaped yet, so even a program that ended at once is still listed.
+        # Not reaped yet, so a program that ended at once is still listed in /proc.
         stat = read_stat(self._process.pid)
         assert stat is not None
         self._group = stat.identity
@@ -109,7 +109,7 @@ class ManagedProcess:
 
     @property
     def pid(self) -> int:
-        """The pid of the program last started. Raises RuntimeError when it never was."""
+        """The pid of the program last started. Raises RuntimeError if it was never started."""
         return self._started().pid
 
     def poll(self) -> int | None:
@@ -117,9 +117,9 @@ class ManagedProcess:
         return self._started().poll()
 
     def wait(self, timeout: float) -> int:
-        """Wait for the program to end by itself and return its exit code.
+        """Wait for the program to end and return its exit code.
 
-        Raises TimeoutError when it still runs after ``timeout`` seconds.
+        Raises TimeoutError if it still runs after ``timeout`` seconds.
         """
         try:
             return self._started().wait(timeout)
@@ -127,23 +127,23 @@ class ManagedProcess:
             raise TimeoutError(f"{self.name} (pid {self.pid}) still runs after {timeout} s") from None
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the program, not to its workers; do nothing when it has ended."""
+        """Send a signal to the program, not to its workers; do nothing if it has ended."""
         self._started().send_signal(number)
 
     def kill(self) -> None:
-        """End the program by SIGKILL and wait for that; its workers get nothing, as in a real crash."""
+        """End the program by SIGKILL and wait; its workers get no signal, as in a real crash."""
         process = self._started()
         process.kill()
         process.wait()
 
     def stop(self, timeout: float = 10.0) -> int:
-        """Ask the program to end by SIGTERM and return its exit code, negative for a signal.
+        """End the program by SIGTERM and return its exit code, negative for a signal.
 
-        After ``timeout`` seconds it gets SIGKILL. What is left of its group gets SIGKILL in any case.
+        After ``timeout`` seconds it gets SIGKILL. Remaining processes of its group always get SIGKILL.
         """
         process = self._started()
         process.terminate()
-        # A program frozen by SIGSTOP sees SIGTERM only once it goes on.
+        # A program stopped by SIGSTOP handles SIGTERM only after SIGCONT.
         process.send_signal(signal.SIGCONT)
         try:
             process.wait(timeout)
@@ -153,12 +153,12 @@ class ManagedProcess:
         return process.wait()
 
     def restart(self, timeout: float = 10.0) -> None:
-        """Stop the program and all of its group as ``stop`` does, then start it again."""
+        """Stop the program and its group as ``stop`` does, then start it again."""
         self.stop(timeout)
         self.start()
 
     def log_tail(self, lines: int = 20) -> str:
-        """Return the last lines of the log; an empty text when there is none yet."""
+        """Return the last lines of the log; empty if there is none yet."""
         return last_lines(self.log_path, lines)
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -184,7 +184,7 @@ class ManagedProcess:
 
 
 class _Watcher:
-    """The process that ends our groups when this program is gone; started with the first group."""
+    """The process that ends the process groups when this program has ended; started with the first group."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -195,18 +195,18 @@ class _Watcher:
     def add(self, group: Identity) -> None:
         with self._mutex:
             if self._owner != os.getpid():
-                # After a fork the groups and the pipe are the parent's.
+                # After a fork the groups and the pipe belong to the parent.
                 self._groups, self._pipe, self._owner = set(), None, os.getpid()
             self._groups.add(group)
-            self._tell(f"+{group.pid} {group.start_time}\n")
+            self._send(f"+{group.pid} {group.start_time}\n")
 
     def remove(self, group: Identity) -> None:
         with self._mutex:
             if group in self._groups:
                 self._groups.remove(group)
-                self._tell(f"-{group.pid}\n")
+                self._send(f"-{group.pid}\n")
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._pipe is not None:
             try:
                 os.write(self._pipe, line.encode())
@@ -228,7 +228,7 @@ class _Watcher:
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
-            # Ctrl-C at the terminal and signals to our group must not reach it.
+            # Ctrl-C at the terminal and signals to this process group must not reach it.
             setsid=True,
         )
         os.close(reading)

@@ -1,4 +1,4 @@
-"""Reads /proc: which processes there are, and whether a remembered one is still the same."""
+"""Reads /proc: lists processes, and checks whether a recorded process still runs."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ _ENDED = "ZX"
 
 @dataclass(frozen=True)
 class Identity:
-    """A process that cannot be mistaken for a later one with the same pid.
+    """Identifies a process, also against a later one with the same pid.
 
-    ``start_time`` is in clock ticks since boot, as the kernel gives it.
+    ``start_time`` is in clock ticks since boot, as in /proc/<pid>/stat.
     """
 
     pid: int
@@ -24,7 +24,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class ProcessStat:
-    """The fields of /proc/<pid>/stat that matter here; ``state`` is the kernel's letter: T stopped, Z ended."""
+    """The used fields of /proc/<pid>/stat; ``state`` is the kernel's letter: T stopped, Z ended."""
 
     pid: int
     state: str
@@ -34,47 +34,47 @@ class ProcessStat:
 
     @property
     def identity(self) -> Identity:
-        """What to remember of this process."""
+        """The identity by which to record this process."""
         return Identity(self.pid, self.start_time)
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """Return a process's fields, a zombie's too, or None when there is no such process."""
+    """Return the fields of a process, including a zombie, or None if there is no such process."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field is the program's name in parentheses and may itself hold spaces and parentheses.
+    # The second field is the program's name in parentheses, which may contain spaces and parentheses.
     fields = text[text.rindex(")") + 2 :].split()
     return ProcessStat(pid, fields[0], int(fields[1]), int(fields[2]), int(fields[19]))
 
 
 def all_stats() -> Iterator[ProcessStat]:
-    """Yield every process that has not ended; a zombie has."""
+    """Yield every process except zombies."""
     for entry in os.listdir(_PROC):
         if entry.isdecimal() and (stat := read_stat(int(entry))) and stat.state not in _ENDED:
             yield stat
 
 
 def identify(pid: int) -> Identity | None:
-    """Return the identity of a process, or None when it has ended."""
+    """Return the identity of a process, or None if it has ended."""
     stat = read_stat(pid)
     return stat.identity if stat and stat.state not in _ENDED else None
 
 
 def is_alive(process: Identity) -> bool:
-    """Say whether this very process is still there."""
+    """Return whether exactly this process still runs."""
     return identify(process.pid) == process
 
 
 def is_stopped(process: Identity) -> bool:
-    """Say whether this process was stopped by SIGSTOP."""
+    """Return whether this process is stopped by SIGSTOP."""
     stat = read_stat(process.pid)
     return stat is not None and stat.identity == process and stat.state in "Tt"
 
 
 def send(process: Identity, number: signal.Signals) -> None:
-    """Send a signal to this very process; do nothing when it has ended."""
+    """Send a signal to exactly this process; do nothing if it has ended."""
     if is_alive(process):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
@@ -88,7 +88,7 @@ def children(process: Identity) -> list[Identity]:
 def find_command(argv: Sequence[str]) -> Identity | None:
     """Return a process whose command line ends with exactly these arguments, or None.
 
-    It "ends with" them because a wrapper that has not yet replaced itself has its own words before them.
+    A wrapper that has not yet replaced itself by the program has its own arguments before these.
     """
     wanted = [os.fsencode(argument) for argument in argv]
     for stat in all_stats():
@@ -118,8 +118,8 @@ def running_in(directory: Path, program: str) -> list[Identity]:
 def group_members(group: Identity) -> list[Identity]:
     """Return the live processes of the group whose leader is, or was, ``group``.
 
-    Empty when another process has taken the leader's pid since: the kernel gives a pid out again only
-    after the last member of its group is gone.
+    Empty if another process has the leader's pid now: the kernel reuses a pid only after the last member of its group
+    has ended.
     """
     members = [stat.identity for stat in all_stats() if stat.group == group.pid]
     if any(member.pid == group.pid and member != group for member in members):
@@ -128,9 +128,9 @@ def group_members(group: Identity) -> list[Identity]:
 
 
 def reap(process: Identity) -> None:
-    """Forget an ended child of this program, which the kernel keeps as a zombie until then.
+    """Reap a child of this program if it has ended, so that it does not remain a zombie.
 
-    Only for children that nothing else waits for; does nothing for another program's child.
+    Only for children that no other code waits for; does nothing for other programs' children.
     """
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)

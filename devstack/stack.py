@@ -1,4 +1,4 @@
-"""A named stack of servers: what belongs to it, and how it goes up and down as a whole."""
+"""A named stack of servers: its parts, and how to start and stop them together."""
 
 import contextlib
 import os
@@ -26,14 +26,14 @@ from devstack.state import PartRecord, StackState, StateFile, check_name
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 POSTGRES = "postgres"
 REDIS = "redis"
-MOST_BROKERS = 9
+MAX_BROKERS = 9
 
 Condition = Literal["running", "frozen", "stopped", "external"]
 
 
 @dataclass(frozen=True)
 class PartStatus:
-    """One part as it is now; an ``external`` one is named by ``variable`` and has neither pid nor port."""
+    """Status of a part; an ``external`` one is named by the environment ``variable`` and has neither pid nor port."""
 
     name: str
     condition: Condition
@@ -45,8 +45,8 @@ class PartStatus:
 class Stack:
     """A PostgreSQL, a Redis and a Kafka cluster that belong together under one name.
 
-    Services that the environment names are used as they are: neither started nor stopped. Several programs
-    may work on the same stack; each call takes the stack's lock for as long as it changes something.
+    Services that the environment names are used and neither started nor stopped. Several programs may use the same
+    stack; each call holds the stack's lock while it changes something.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Stack:
         environ: Mapping[str, str] | None = None,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        """Describe a stack; nothing is started yet.
+        """Describe a stack; start nothing.
 
         ``brokers`` None means as many as the stack has, one when it is new. The stack's files lie in
         ``root/.devstack/name``. ``environ`` is where named services are looked up, by default this
-        program's environment; ``{}`` makes the stack start all of its own. ``report`` gets lines of
+        program's environment; ``{}`` makes the stack start every server. ``report`` gets lines of
         progress, by default on standard error. Raises DevstackError for a name or a number that cannot be.
         """
-        if brokers is not None and not 1 <= brokers <= MOST_BROKERS:
-            raise DevstackError(f"a stack has 1 to {MOST_BROKERS} brokers, not {brokers}")
-        # Before it becomes part of a path.
+        if brokers is not None and not 1 <= brokers <= MAX_BROKERS:
+            raise DevstackError(f"a stack has 1 to {MAX_BROKERS} brokers, not {brokers}")
+        # Checked before it becomes part of a path.
         check_name(name)
         self.name = name
         self.folder = root.resolve() / ".devstack" / name
@@ -79,24 +79,23 @@ class Stack:
     def up(self) -> Addresses:
         """Start what is not running, wait until all of it answers and return the addresses.
 
-        The stack then stays up until ``down``. Raises DevstackError when a server cannot be started; what
-        has started stays up.
+        The stack then stays up until ``down``. Raises DevstackError if a server cannot be started; the others stay up.
         """
         with self._locked() as state:
             state.keep = True
             return self._up(state)
 
     def down(self, wipe: bool = False) -> None:
-        """Stop every server of the stack, whoever started it; ``wipe`` then deletes its data and logs."""
+        """Stop every server of the stack, whichever program started it; ``wipe`` then deletes data and logs."""
         with self._locked() as state:
             self._down(state, wipe=wipe)
 
     @contextlib.contextmanager
     def used(self, fresh: bool = False) -> Iterator[Addresses]:
-        """Have the stack up for a while and yield its addresses.
+        """Start the stack if needed, yield its addresses and stop it at the end.
 
-        At the end it goes down, unless ``up`` had started it or another user is left. A user that was
-        killed counts no more. ``fresh`` deletes the data first; raises DevstackError when the stack is up.
+        It stays up at the end if ``up`` started it or another user remains; killed users do not count. ``fresh``
+        deletes the data first and raises DevstackError if the stack is up.
         """
         me = procinfo.identify(os.getpid())
         assert me is not None
@@ -108,13 +107,13 @@ class Stack:
                         raise DevstackError(f"stack {self.name!r} is up: `down` it first, or leave out --fresh")
                     self._down(state, wipe=True)
                 state.users.append(me)
-                # Before anything starts, so that a killed starter is known to be gone.
+                # Saved before anything starts, so that a killed user is recognised as ended.
                 self._file.save(state)
                 addresses = self._up(state)
             yield addresses
         finally:
             with self._locked() as state:
-                # Absent when it never came that far, or when `down` ended the stack meanwhile.
+                # Absent if the start failed before it was added, or if `down` stopped the stack meanwhile.
                 if me in state.users:
                     state.users.remove(me)
                     self._forget_ended_users(state)
@@ -143,7 +142,7 @@ class Stack:
             known = ", ".join(state.parts) or "none before it was up"
             raise DevstackError(f"stack {self.name!r} has no part {name!r}: choose one of {known}")
         if variable := _variable_of(name, self._external(state)):
-            raise DevstackError(f"{name} is the one that {variable} names: unset it to have one of our own")
+            raise DevstackError(f"{name} is external, named by {variable}: unset it to let the stack start its own")
         return Part(self, name)
 
     def _up(self, state: StackState) -> Addresses:
@@ -179,12 +178,12 @@ class Stack:
         for record in state.parts.values():
             record.process = None
         state.keep, state.users = False, []
-        if left := self._running(state):
-            raise DevstackError(f"still running: {', '.join(left)}; run `down` again")
+        if running := self._running(state):
+            raise DevstackError(f"still running: {', '.join(running)}; run `down` again")
         if wipe:
             shutil.rmtree(self.folder / "data", ignore_errors=True)
             shutil.rmtree(self.folder / "logs", ignore_errors=True)
-            # Ports and password stay: a shell that exported the addresses can go on with them.
+            # Ports and password are kept: addresses exported in a shell stay valid.
 
     def _start(self, state: StackState, name: str, cancelled: threading.Event) -> None:
         server = self._server(state, name)
@@ -195,7 +194,7 @@ class Stack:
             if cancelled.is_set():
                 return
             process = server.spawn()
-        # At once: whoever comes after a kill must know what runs.
+        # Saved before it is ready: if this program is killed, the next command must know the process.
         state.parts[name].process = process
         self._file.save(state)
         server.thaw(process)
@@ -231,7 +230,7 @@ class Stack:
                 del state.parts[name]
 
     def _assign_ports(self, state: StackState, names: list[str]) -> None:
-        """Give each part that is down its remembered ports, or new ones where those are taken."""
+        """Assign each part that is down its recorded ports, or new ones if those are taken."""
         for name in names:
             state.parts.setdefault(name, PartRecord())
         running = self._running(state)
@@ -249,16 +248,16 @@ class Stack:
                 moved = True
         brokers = [name for name in names if name.startswith("kafka-")]
         if moved and any(name not in running for name in brokers):
-            # The brokers know each other by port, so the running ones must learn the new ones too.
+            # Brokers address each other by port: stop the running ones, so that they restart with the new ports.
             for name in brokers:
                 if name in running:
                     self._server(state, name).stop(running[name])
         self._file.save(state)
 
     def _external(self, state: StackState) -> dict[str, str]:
-        """Return the services that the environment names, less this stack's own addresses.
+        """Return the services that the environment names, without this stack's own addresses.
 
-        A shell that evaluated what ``up`` printed has those in its environment.
+        The latter are in the environment of a shell that has evaluated the output of ``up``.
         """
         own = _own_addresses(state).environment()
         return {
@@ -280,7 +279,7 @@ class Stack:
     def _forget_ended_users(self, state: StackState) -> None:
         state.users = [user for user in state.users if procinfo.is_alive(user)]
         if state.keep and not self._running(state):
-            # It was up before the machine went down, or its servers were ended by hand.
+            # The stack was up before the machine restarted, or its servers were ended by hand.
             state.keep = False
 
     @contextlib.contextmanager
@@ -290,7 +289,7 @@ class Stack:
 
 
 class Part:
-    """One server of a stack that is up, for tests that make it fail; got from ``Stack.part``."""
+    """One server of a stack that is up, for fault injection in tests; see ``Stack.part``."""
 
     def __init__(self, stack: Stack, name: str) -> None:
         """``name`` is one of the stack's parts."""
@@ -299,7 +298,7 @@ class Part:
 
     @property
     def pid(self) -> int:
-        """The running server's pid. Raises DevstackError when it is down."""
+        """The running server's pid. Raises DevstackError if it is down."""
         return self._running().pid
 
     @property
@@ -308,28 +307,28 @@ class Part:
         return self._stack._file.load().parts[self.name].port
 
     def kill(self) -> None:
-        """End the server and its helpers by SIGKILL and wait until they are gone."""
+        """End the server and its helpers by SIGKILL and wait until they have ended."""
         self._server().kill(self._running())
 
     def freeze(self) -> None:
-        """Stop it by SIGSTOP, helpers included: its connections stay open and get no answer."""
+        """Freeze the server and its helpers by SIGSTOP: connections stay open and get no answer."""
         self._server().freeze(self._running())
 
     def thaw(self) -> None:
-        """Let it go on after ``freeze``."""
+        """Resume the server after ``freeze``."""
         self._server().thaw(self._running())
 
     def stop(self) -> None:
-        """Ask it to end and wait for that; does nothing when it is down."""
+        """Stop the server and wait until it has ended; does nothing if it is down."""
         with self._stack._locked() as state:
             server = self._stack._server(state, self.name)
             if process := server.find(state.parts[self.name].process):
                 server.stop(process)
 
     def start(self) -> None:
-        """Start it on its old port and wait until it answers; a broker need not see the others.
+        """Start the server on its previous port and wait until it answers; a broker need not know the others.
 
-        Raises DevstackError when it does not come up.
+        Raises DevstackError if it does not start.
         """
         with self._stack._locked() as state:
             self._stack._start(state, self.name, threading.Event())
@@ -370,17 +369,17 @@ def _addresses(state: StackState, external: Mapping[str, str]) -> Addresses:
 
 
 def _variable_of(name: str, external: Mapping[str, str]) -> str | None:
-    """Return the environment variable that names this part's service, or None when it is our own."""
+    """Return the environment variable that names this part's service, or None if the stack runs it."""
     variable = {POSTGRES: DATABASE_URL, REDIS: REDIS_URL}.get(name, KAFKA_BOOTSTRAP_SERVERS)
     return variable if variable in external else None
 
 
 def _wait_for_cluster(brokers: list[KafkaBroker]) -> None:
-    """Wait until every broker, asked by itself, knows all of them."""
-    everyone = {broker.number for broker in brokers}
+    """Wait until each broker answers that it knows all of them."""
+    numbers = {broker.number for broker in brokers}
     try:
         wait_until(
-            lambda: all(broker.known_brokers() == everyone for broker in brokers),
+            lambda: all(broker.known_brokers() == numbers for broker in brokers),
             START_SECONDS,
             f"the {len(brokers)} Kafka brokers do not find each other: see `logs`, or start over with `down`",
         )

@@ -1,4 +1,4 @@
-"""What a stack remembers between commands: its ports, processes and users, in one JSON file."""
+"""A stack's persistent state: ports, processes and users, in one JSON file."""
 
 import contextlib
 import fcntl
@@ -30,7 +30,7 @@ class PartRecord:
 
 @dataclass
 class StackState:
-    """Everything remembered about one stack.
+    """The persistent state of one stack.
 
     ``keep`` is set by ``up``: the stack stays up after the last ``run`` has ended. ``users`` are the ``run``
     commands that use it now. ``password`` is PostgreSQL's and ``cluster_id`` is Kafka's.
@@ -45,10 +45,10 @@ class StackState:
 
 
 class StateFile:
-    """Loads and saves a stack's state; the holder of its lock is the only one to change it."""
+    """Loads and saves a stack's state; only the holder of its lock may change it."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` is the stack's own; the lock lies beside it, as it must outlive a wiped folder."""
+        """``folder`` is the stack's; the lock file is beside it, because it must survive wiping the folder."""
         self.path = folder / "state.json"
         self._lock_path = folder.parent / f"{folder.name}.lock"
         self._mutex = threading.Lock()
@@ -57,13 +57,13 @@ class StateFile:
     def locked(self, on_wait: Callable[[], None]) -> Iterator[StackState]:
         """Hold the stack's lock, across threads and processes, and yield its state; save it at the end.
 
-        ``on_wait`` is called once when another command holds the lock.
+        ``on_wait`` is called once if another command holds the lock.
         """
         with exclusive(self._lock_path, on_wait):
             state = self.load()
-            # Secrets must not change once a data folder was made with them.
+            # Created once: the data folders are made with them.
             state.password = state.password or secrets.token_urlsafe(18)
-            # Kafka's form is 16 bytes in base64; a leading "-" would look like an option to its tools.
+            # Kafka expects 16 bytes in base64; its tools would read a leading "-" as an option.
             state.cluster_id = state.cluster_id or "k" + secrets.token_urlsafe(16)[1:]
             try:
                 yield state
@@ -71,9 +71,9 @@ class StateFile:
                 self.save(state)
 
     def load(self) -> StackState:
-        """Return the saved state, or a new one when nothing was saved.
+        """Return the saved state, or a new one if there is none.
 
-        Raises DevstackError when the file is not one that this version wrote.
+        Raises DevstackError if the file does not have this version's format.
         """
         try:
             return _from_json(json.loads(self.path.read_text()))
@@ -85,7 +85,7 @@ class StateFile:
             ) from None
 
     def save(self, state: StackState) -> None:
-        """Replace the saved state at one stroke, readable to its owner only."""
+        """Replace the saved state atomically, readable by its owner only."""
         with self._mutex:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.path.with_suffix(".tmp")
@@ -95,14 +95,14 @@ class StateFile:
 
 
 def check_name(name: str) -> None:
-    """Raise DevstackError for a name that cannot be a stack's."""
+    """Raise DevstackError if ``name`` is not a valid stack name."""
     if not _NAME.fullmatch(name) or name in _RESERVED_NAMES:
         raise DevstackError(f"{name!r} cannot name a stack: use small letters, digits, '-' and '_', and not 'cache'")
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for it; the kernel frees it when the holder dies."""
+    """Hold an exclusive lock on a file, waiting for it if needed; the kernel releases it when the holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

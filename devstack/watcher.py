@@ -1,9 +1,9 @@
-"""Ends process groups when the program that started them is gone, however it went.
+"""Ends process groups when the program that started them has ended, for whatever reason.
 
-Runs as a script of its own beside that program, with the reading end of a pipe as its standard input. A line
-``+PGID START_TIME`` adds a group and ``-PGID`` takes one off; when the pipe closes or the parent changes, the
-groups still on the list get SIGKILL. The kernel's parent-death signal would not do: it reaches only the
-direct child, not that child's workers, and it fires when the *thread* that started the child ends.
+Runs as a separate script beside that program, with the reading end of a pipe as its standard input. A line
+``+PGID START_TIME`` adds a group and ``-PGID`` removes it; when the pipe closes or the parent changes, the remaining
+groups get SIGKILL. The kernel's parent-death signal is not enough: it reaches only the direct child, not that child's
+workers, and it fires when the *thread* that started the child ends.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ _PARENT_CHECK_SECONDS = 0.5
 
 
 def start_time(pid: int) -> str | None:
-    """Return a process's start time in clock ticks since boot, as text, or None when it is gone."""
+    """Return a process's start time in clock ticks since boot, as text, or None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as stat:
             text = stat.read()
@@ -25,12 +25,12 @@ def start_time(pid: int) -> str | None:
 
 
 def watch(descriptor: int) -> dict[int, str]:
-    """Follow the list until the parent is gone; return the groups left on it, pgid to start time."""
+    """Read the pipe until the parent has ended; return the remaining groups, pgid to start time."""
     parent = os.getppid()
     groups: dict[int, str] = {}
     pending = b""
     while os.getppid() == parent:
-        # A process forked from the parent may hold the pipe open after the parent's death.
+        # The timeout, because a process forked from the parent may keep the pipe open after the parent's death.
         readable, _, _ = select.select([descriptor], [], [], _PARENT_CHECK_SECONDS)
         if not readable:
             continue
@@ -48,7 +48,7 @@ def watch(descriptor: int) -> dict[int, str]:
 
 
 def kill_groups(groups: dict[int, str]) -> None:
-    """Send SIGKILL to each group whose leader's pid has not gone to another process."""
+    """Send SIGKILL to each group unless another process has its leader's pid."""
     for group, started in groups.items():
         if start_time(group) in (None, started):
             with contextlib.suppress(ProcessLookupError, PermissionError):

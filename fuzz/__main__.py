@@ -1,4 +1,4 @@
-"""Sends hostile input for a while and says whether everything held. Wants an empty database: it leaves garbage."""
+"""Sends hostile input for a while and reports what failed. Needs an empty database, which it leaves full of garbage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _INPUTS = ("http", "kafka", "transactions", "redis")
 
 
 def main() -> int:
-    """Run what the command line asks for; 0 if everything held, 1 if not."""
+    """Run the fuzzer with the command line's options; return 0 if there was no finding, otherwise 1."""
     options = _parser().parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
     django.setup()
-    # Its modules need the settings.
+    # Imported after setup(): these modules read the settings.
     from common.processes.outages import ServiceUnavailable
 
     from .run import Fuzz
@@ -42,15 +42,17 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=_HOUR, metavar="N", help="how long (default an hour)")
-    parser.add_argument("--seed", default=secrets.token_hex(4), metavar="S", help="of all that is random")
+    parser.add_argument("--seconds", type=float, default=_HOUR, metavar="N", help="duration (default an hour)")
+    parser.add_argument(
+        "--seed", default=secrets.token_hex(4), metavar="S", help="seed of all random input (default random)"
+    )
     parser.add_argument("--without", action="append", default=[], choices=_INPUTS, help="leave out a kind of input")
     parser.add_argument("--logs", type=Path, default=Path(".devstack", "fuzz", "logs"), metavar="FOLDER")
     return parser
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    # Once: nothing must keep what was begun from being cleared away.
+    # Ignore further signals: they must not interrupt the cleanup.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

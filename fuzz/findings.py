@@ -1,4 +1,4 @@
-"""What does not hold, gathered while a run goes on."""
+"""Findings of a run: faults of the service, collected while it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RECENT = 12
 
 
 class Findings:
-    """One entry per kind of fault, each with what was sent lately. Threads may add at the same time."""
+    """One entry per kind of fault, with evidence and the latest input. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,11 +22,11 @@ class Findings:
         return len(self._by_kind)
 
     def sent(self, what: str) -> None:
-        """Remember input that a fault may follow from; ``what`` must say how to send it again."""
+        """Record input that may cause a fault; ``what`` must be enough to send it again."""
         self._recent.append(what)
 
     def add(self, kind: str, evidence: str = "", *, with_recent: bool = False) -> None:
-        """Note a fault; of one ``kind`` the first evidence is kept and the others are counted."""
+        """Record a fault; of each ``kind`` the first evidence is kept and later faults are counted."""
         with self._lock:
             self._times[kind] = self._times.get(kind, 0) + 1
             if kind in self._by_kind:
@@ -36,7 +36,7 @@ class Findings:
             self._by_kind[kind] = evidence
 
     def report(self) -> str:
-        """All faults as text, empty if there is none."""
+        """Return all faults as text, empty if there are none."""
         with self._lock:
             entries = [
                 f"FAIL {kind} ({self._times[kind]} times)\n{_indented(evidence)}"

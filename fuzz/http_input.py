@@ -1,4 +1,4 @@
-"""Hostile HTTP requests as bytes: right in most of their parts, and wrong in one or two."""
+"""Hostile HTTP requests as bytes: valid in most parts and wrong in one or two."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _ODD_HEADERS: tuple[tuple[bytes, Sequence[bytes]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class HostileRequest:
-    """The bytes to send. ``is_cut``: fewer bytes of body than announced, to an endpoint that executes something.
+    """The bytes to send. ``is_cut``: the body is shorter than its Content-Length, and the endpoint has side effects.
 
-    ``is_complete``: framed as HTTP wants it, so that there must be an answer.
+    ``is_complete``: the request has valid HTTP framing, so that there must be an answer.
     """
 
     data: bytes
@@ -55,8 +55,8 @@ class HostileRequest:
     is_complete: bool
 
 
-class _Line:
-    """A request in its parts, before it is framed."""
+class _Template:
+    """Method, path and body of a valid request, before mutation and framing."""
 
     def __init__(self, method: str, path: str, body: dict[str, Any] | None = None) -> None:
         self.method = method.encode()
@@ -66,11 +66,11 @@ class _Line:
 
 
 def hostile_request(random: Random, world: World) -> HostileRequest:
-    """One request. About a third have nothing wrong but their values."""
+    """Return a random request. In about a third only the values are wrong."""
     user_id = world.any_user(random)
-    line = _line(random, world, user_id)
-    target = _target(line, random)
-    body = _body(line, random)
+    template = _template(random, world, user_id)
+    target = _target(template, random)
+    body = _body(template, random)
     headers = [
         (b"host", b"127.0.0.1"),
         (b"authorization", _authorization(random, user_id)),
@@ -81,40 +81,40 @@ def hostile_request(random: Random, world: World) -> HostileRequest:
         headers = _with_odd_headers(headers, random)
         if random.random() < 0.1:
             body = zlib.compress(body)
-    method = line.method if random.random() < 0.9 else random.choice(_METHODS)
-    return _framed(method, target, headers, body, random, is_plain=not odd and method == line.method)
+    method = template.method if random.random() < 0.9 else random.choice(_METHODS)
+    return _framed(method, target, headers, body, random, is_plain=not odd and method == template.method)
 
 
-def _line(random: Random, world: World, user_id: int) -> _Line:
+def _template(random: Random, world: World, user_id: int) -> _Template:
     coupon = random.choice(world.coupons)
     order_id = _known(world.order_ids, random, 1)
     request_id = _known(world.request_ids, random, UUID(int=random.getrandbits(128)))
-    wish = {"productId": random.choice(world.products).pk, "quantity": random.randint(1, 3)}
-    order: dict[str, Any] = {"items": [wish] * random.choice([1, 1, 2])}
+    item = {"productId": random.choice(world.products).pk, "quantity": random.randint(1, 3)}
+    order: dict[str, Any] = {"items": [item] * random.choice([1, 1, 2])}
     if random.random() < 0.3:
         order["userCouponId"] = _known(world.user_coupon_ids, random, 1)
     login = {"username": random.choice(["alice", *ODD_TEXTS]), "password": random.choice(ODD_TEXTS)}
     lines = [
-        _Line("POST", "/api/v1/coupons/issue-async", {"couponType": coupon.coupon_type, "userId": user_id}),
-        _Line("POST", "/coupons/issue-async", {"couponType": coupon.coupon_type}),
-        _Line("POST", f"/api/v1/coupons/{coupon.pk}/issue-async", {"userId": user_id}),
-        _Line("POST", f"/coupons/{coupon.pk}/issue-async", {}),
-        _Line("POST", f"/api/v1/users/{user_id}/coupons/{coupon.pk}/issue", {}),
-        _Line("GET", f"/api/v1/issue-requests/{request_id}"),
-        _Line("GET", "/api/v1/coupons"),
-        _Line("GET", f"/api/v1/coupons/{coupon.pk}"),
-        _Line("GET", f"/api/v1/users/{user_id}/coupons"),
-        _Line("POST", "/api/v1/orders", order),
-        _Line("POST", "/api/v1/orders", order),
-        _Line("GET", f"/api/v1/orders/{order_id}"),
-        _Line("POST", f"/api/v1/orders/{order_id}/pay", {}),
-        _Line("POST", f"/api/v1/orders/{order_id}/cancel", {}),
-        _Line("GET", "/api/v1/rankings/best-sellers"),
-        _Line("POST", "/api/v1/auth/token", login),
-        _Line("POST", "/api/v1/auth/token/refresh", {"refresh": "x.y.z"}),
+        _Template("POST", "/api/v1/coupons/issue-async", {"couponType": coupon.coupon_type, "userId": user_id}),
+        _Template("POST", "/coupons/issue-async", {"couponType": coupon.coupon_type}),
+        _Template("POST", f"/api/v1/coupons/{coupon.pk}/issue-async", {"userId": user_id}),
+        _Template("POST", f"/coupons/{coupon.pk}/issue-async", {}),
+        _Template("POST", f"/api/v1/users/{user_id}/coupons/{coupon.pk}/issue", {}),
+        _Template("GET", f"/api/v1/issue-requests/{request_id}"),
+        _Template("GET", "/api/v1/coupons"),
+        _Template("GET", f"/api/v1/coupons/{coupon.pk}"),
+        _Template("GET", f"/api/v1/users/{user_id}/coupons"),
+        _Template("POST", "/api/v1/orders", order),
+        _Template("POST", "/api/v1/orders", order),
+        _Template("GET", f"/api/v1/orders/{order_id}"),
+        _Template("POST", f"/api/v1/orders/{order_id}/pay", {}),
+        _Template("POST", f"/api/v1/orders/{order_id}/cancel", {}),
+        _Template("GET", "/api/v1/rankings/best-sellers"),
+        _Template("POST", "/api/v1/auth/token", login),
+        _Template("POST", "/api/v1/auth/token/refresh", {"refresh": "x.y.z"}),
     ]
-    # A page costs as much as a hundred calls.
-    return _Line("GET", random.choice(_PAGES)) if random.random() < 0.03 else random.choice(lines)
+    # Pages are rare: one costs as much as a hundred API calls.
+    return _Template("GET", random.choice(_PAGES)) if random.random() < 0.03 else random.choice(lines)
 
 
 def _known(ids: Any, random: Random, default: Any) -> Any:
@@ -122,20 +122,20 @@ def _known(ids: Any, random: Random, default: Any) -> Any:
     return random.choice(known) if known else default
 
 
-def _target(line: _Line, random: Random) -> bytes:
-    path = line.path
+def _target(template: _Template, random: Random) -> bytes:
+    path = template.path
     if random.random() < 0.25:
         segments = path.split("/")
-        place = random.randrange(len(segments))
+        index = random.randrange(len(segments))
         match random.randrange(5):
             case 0:
-                segments[place] = quote(random.choice(ODD_TEXTS), errors="surrogatepass")
+                segments[index] = quote(random.choice(ODD_TEXTS), errors="surrogatepass")
             case 1:
-                segments[place] = str(random.choice(ODD_NUMBERS))
+                segments[index] = str(random.choice(ODD_NUMBERS))
             case 2:
-                segments.insert(place, random.choice(["", ".", "..", "%2e%2e", "%ff", "%00", ";", "%"]))
+                segments.insert(index, random.choice(["", ".", "..", "%2e%2e", "%ff", "%00", ";", "%"]))
             case 3:
-                segments[place] = segments[place].upper() + random.choice(["", "/", "%20", "%0d%0a", ".json"])
+                segments[index] = segments[index].upper() + random.choice(["", "/", "%20", "%0d%0a", ".json"])
             case _:
                 segments.append("x" * random.choice([1, 300, 9000]))
         path = "/".join(segments)
@@ -167,14 +167,14 @@ def _query_value(random: Random) -> str:
             return str(random.randint(1, 50))
 
 
-def _body(line: _Line, random: Random) -> bytes:
-    if line.body is None:
+def _body(template: _Template, random: Random) -> bytes:
+    if template.body is None:
         return b"" if random.random() < 0.9 else b"{}"
     match random.randrange(10):
         case 0 | 1 | 2 | 3:
-            return encode(line.body, random)
+            return encode(template.body, random)
         case 4 | 5 | 6 | 7:
-            return mutated_body(line.body, random)
+            return mutated_body(template.body, random)
         case 8:
             return random.choice([*ODD_BYTES, b"{" * 9000, b"null", b"[]", b" " * 16_385, b'{"a":' * 3000])
         case _:

@@ -1,4 +1,4 @@
-"""Sends hostile requests, and beside them users who do all as they should and must not notice."""
+"""Sends hostile requests and, at the same time, those of valid users, who must not be affected."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .http_input import HostileRequest, hostile_request
 from .world import World, bearer
 
 _CONNECT_SECONDS = 10.0
-# A whole request is answered; for others the client does not wait long.
+# Complete requests must be answered; for others the client waits only half a second.
 _ANSWER_SECONDS = 40.0
 _PATIENCE_SECONDS = 0.5
 _RESULT_SECONDS = 60.0
 _TRIES = 120
-_MOST_BYTES = 2**21
+_MAX_BYTES = 2**21
 _STATUS = re.compile(rb"^HTTP/1\.[01] (\d{3})", re.MULTILINE)
 _RETRY_AFTER = re.compile(rb"^retry-after: *\d+\r?$", re.MULTILINE | re.IGNORECASE)
 _SHOWN = 1500
@@ -31,7 +31,7 @@ _SHOWN_BEFORE = 500
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status (0: none came), the head as bytes and the body."""
+    """Status (0: no answer), head as bytes and body."""
 
     status: int
     head: bytes
@@ -42,11 +42,11 @@ class Answer:
 
 
 class HttpLoad:
-    """``hostile`` connections with hostile requests and ``valid`` users at a time, until the deadline."""
+    """Concurrent connections with hostile requests, and concurrent valid users, until a deadline."""
 
     def __init__(self, port: int, world: World, seed: str, findings: Findings) -> None:
         self.statuses: Counter[int] = Counter()
-        # What the service has accepted: each must end, and those of valid users as they should.
+        # Accepted requests: each must get a result, and those of valid users SUCCESS.
         self.accepted: set[UUID] = set()
         self.accepted_of_valid: set[UUID] = set()
         self.paid: list[int] = []
@@ -58,17 +58,17 @@ class HttpLoad:
         self._deadline = 0.0
 
     def stop(self) -> None:
-        """Send nothing new."""
+        """Start no further request."""
         self._deadline = 0.0
 
     async def run(self, deadline: float, *, hostile: int, valid: int) -> None:
-        """Send until ``deadline``, or ``stop``."""
+        """Send until ``deadline`` (time.monotonic) or ``stop``, over ``hostile`` connections and as ``valid`` users."""
         self._deadline = deadline
         async with asyncio.TaskGroup() as group:
             for _ in range(hostile):
                 group.create_task(self._send_hostile())
             for _ in range(valid):
-                group.create_task(self._be_valid())
+                group.create_task(self._act_as_valid_user())
 
     async def _send_hostile(self) -> None:
         while time.monotonic() < self._deadline:
@@ -85,7 +85,7 @@ class HttpLoad:
             self._learn(answer)
 
     def _learn(self, answer: Answer) -> None:
-        """Keep the ids that the service gave out, for later requests to name."""
+        """Record ids that the service returned, for use in later requests."""
         try:
             answered = answer.json() if answer.status in (201, 202) else None
         except ValueError:
@@ -106,13 +106,13 @@ class HttpLoad:
             return Answer(0, b"", b"")
         data = b""
         try:
-            # The server may answer and close before it has read everything.
+            # OSError is expected: the server may answer and close before it has read everything.
             async with asyncio.timeout(_ANSWER_SECONDS if request.is_complete else _PATIENCE_SECONDS):
                 writer.write(request.data)
                 await writer.drain()
                 if not request.is_complete:
                     writer.write_eof()
-                while len(data) < _MOST_BYTES and (part := await reader.read(65_536)):
+                while len(data) < _MAX_BYTES and (part := await reader.read(65_536)):
                     data += part
         except (OSError, TimeoutError):
             pass
@@ -133,7 +133,7 @@ class HttpLoad:
 
     # Valid users
 
-    async def _be_valid(self) -> None:
+    async def _act_as_valid_user(self) -> None:
         while time.monotonic() < self._deadline:
             user_id = self._world.new_user()
             try:
@@ -142,18 +142,18 @@ class HttpLoad:
                 self._findings.add(f"a valid user was answered {error}", f"user {user_id}", with_recent=True)
 
     async def _shop(self, user_id: int, random: Random) -> None:
-        """A coupon, an order with it, its payment, and sometimes its end."""
+        """Request a coupon, order with it, and mostly pay and sometimes cancel the order."""
         coupon = random.choice(self._world.plenty)
         accepted = await self._insist("POST", f"/api/v1/coupons/{coupon.pk}/issue-async", user_id, {}, 202)
         request_id = UUID(accepted["requestId"])
         self.accepted.add(request_id)
         self.accepted_of_valid.add(request_id)
         self._world.request_ids.append(request_id)
-        ended = await self._result(request_id, user_id)
+        user_coupon_id = await self._result(request_id, user_id)
         items = [{"productId": random.choice(self._world.products).pk, "quantity": 1}]
         body: dict[str, Any] = {"items": items}
-        if ended is not None and random.random() < 0.5:
-            body["userCouponId"] = ended
+        if user_coupon_id is not None and random.random() < 0.5:
+            body["userCouponId"] = user_coupon_id
         order = await self._insist("POST", "/api/v1/orders", user_id, body, 201)
         path = f"/api/v1/orders/{order['orderId']}"
         if random.random() < 0.8:
@@ -165,7 +165,7 @@ class HttpLoad:
         await self._insist("GET", f"/api/v1/users/{user_id}/coupons", user_id, None, 200)
 
     async def _result(self, request_id: UUID, user_id: int) -> int | None:
-        """The coupon that the user got; None if it takes long, which the end of the run looks at."""
+        """Return the id of the issued coupon, or None after 60 s; the end of the run checks for missing results."""
         until = time.monotonic() + _RESULT_SECONDS
         while time.monotonic() < until:
             answered = await self._insist("GET", f"/api/v1/issue-requests/{request_id}", user_id, None, 200)
@@ -178,7 +178,7 @@ class HttpLoad:
         return None
 
     async def _insist(self, method: str, path: str, user_id: int, body: Any, wanted: int) -> Any:
-        """The JSON of the answer ``wanted``; 503 with Retry-After and 409 ``in_progress`` are asked again."""
+        """Return the JSON of the answer with status ``wanted``; retries after 503 and 409 ``in_progress``."""
         content = b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: application/json\r\n"
@@ -196,7 +196,7 @@ class HttpLoad:
 
 
 class UnexpectedAnswerError(Exception):
-    """A valid request was not answered as the contract says."""
+    """A valid request got an answer that the contract does not allow."""
 
 
 def _kind(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Hostile Kafka messages: valid ones changed at random, and garbage."""
+"""Hostile Kafka messages: randomly mutated valid messages, and garbage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ODD_NAMES = (b"\xff", b"\xc3\x28", b"", b"a\0b", "쿠폰".encode(), b"x" * 3000
 
 @dataclass(frozen=True, slots=True)
 class KafkaMessage:
-    """``topic`` is without the prefix; ``timestamp`` in ms, 0 for now."""
+    """A message to send. ``topic`` without the prefix; ``timestamp`` in ms, 0 for now."""
 
     topic: str
     key: bytes | None
@@ -32,7 +32,7 @@ class KafkaMessage:
 
 
 def hostile_message(random: Random, world: World) -> KafkaMessage:
-    """A message for one of the topics of the route table or for its dead letters."""
+    """Return a random message for a topic of the route table or its dead-letter topic."""
     event_type = random.choice(_TYPES)
     route = settings.KAFKA_ROUTES[event_type]
     body = event_body(event_type, random, world)
@@ -41,7 +41,7 @@ def hostile_message(random: Random, world: World) -> KafkaMessage:
 
 
 def event_body(event_type: str, random: Random, world: World) -> dict[str, Any]:
-    """A valid body of an event, about users of hostile input and with ids of its own."""
+    """Return a valid event body with new ids, of a user of hostile input."""
     user_id = world.any_user(random)
     coupon = random.choice(world.coupons)
     request = {
@@ -54,7 +54,7 @@ def event_body(event_type: str, random: Random, world: World) -> dict[str, Any]:
         "admission": random.choice(["queue", "gate", "reserve"]),
         "sequence": random.choice([None, 1]),
     }
-    ended = {
+    result = {
         "requestId": str(new_id(random)),
         "userId": user_id,
         "couponId": coupon.pk,
@@ -76,14 +76,14 @@ def event_body(event_type: str, random: Random, world: World) -> dict[str, Any]:
         "paidAt": "2026-01-01T00:00:00Z",
     }
     if event_type.startswith("coupon."):
-        return request if "requested" in event_type else ended
-    # Half of them in the minute in which the valid ones are counted.
+        return request if "requested" in event_type else result
+    # Half of them now, so that they are counted in the same minute as valid ones.
     order["paidAt"] = random.choice([order["paidAt"], world.now()])
     return order if "completed" in event_type else {**order, "cancelledAt": order["paidAt"]}
 
 
 def valid_headers(event_type: str, event_id: UUID) -> Headers:
-    """The headers of an event as the service writes them."""
+    """Return the headers of an event as the service writes them."""
     return (
         (b"ce_id", str(event_id).encode()),
         (b"ce_type", event_type.encode()),
@@ -116,14 +116,14 @@ def _headers(event_type: str, random: Random) -> Headers:
     if random.random() < 0.1:
         return ()
     for _ in range(random.choice([0, 0, 1, 2, 3])):
-        place = random.randrange(len(headers)) if headers else 0
+        index = random.randrange(len(headers)) if headers else 0
         match random.randrange(6):
             case 0 if headers:
-                del headers[place]
+                del headers[index]
             case 1 if headers:
-                headers[place] = (headers[place][0], random.choice([None, *ODD_BYTES[:-1], b"x" * 5000]))
+                headers[index] = (headers[index][0], random.choice([None, *ODD_BYTES[:-1], b"x" * 5000]))
             case 2 if headers:
-                headers.append((headers[place][0], random.choice(ODD_TEXTS).encode("utf-8", "surrogatepass")))
+                headers.append((headers[index][0], random.choice(ODD_TEXTS).encode("utf-8", "surrogatepass")))
             case 3:
                 headers.append((b"ce_type", random.choice(_ODD_TYPES)))
             case 4:

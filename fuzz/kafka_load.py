@@ -1,4 +1,4 @@
-"""Sends hostile messages, and beside them valid requests that must be decided."""
+"""Sends hostile messages and, between them, valid requests, which must be decided."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .world import World
 
 _FLUSH_SECONDS = 60.0
 _SHOWN = 500
-# Of so many messages one is valid, and a transaction.
+# One of so many messages is valid, and one of so many is a transaction.
 _VALID_EVERY = 3
 _TRANSACTION_EVERY = 40
 
 
 class KafkaLoad:
-    """``per_second`` messages until the deadline; ``transactions`` says whether some come in transactions."""
+    """Sends ``per_second`` messages until the deadline, some of them in transactions if ``transactions``."""
 
     def __init__(self, world: World, seed: str, findings: Findings, *, per_second: int, transactions: bool) -> None:
         self.sent: Counter[str] = Counter()
-        # Valid requests that the broker has taken.
+        # Valid requests that the broker has acknowledged.
         self.accepted: set[UUID] = set()
         self._world = world
         self._seed = seed
@@ -46,7 +46,7 @@ class KafkaLoad:
         self._transactional = Producer({**servers, "transactional.id": prefixed("fuzz")}) if transactions else None
 
     def run(self, deadline: float, stopping: threading.Event) -> None:
-        """Send until the deadline or ``stopping``, then wait for the broker."""
+        """Send until the deadline or ``stopping``, then wait for the acknowledgements."""
         if self._transactional is not None:
             self._transactional.init_transactions(_FLUSH_SECONDS)
         number = 0
@@ -65,10 +65,10 @@ class KafkaLoad:
     def _send_hostile(self, number: int, random: Random) -> None:
         message = hostile_message(random, self._world)
         self._findings.sent(f"Kafka {number}: {message!r}"[:_SHOWN])
-        taken = self._raw.produce(
+        is_queued = self._raw.produce(
             prefixed(message.topic), message.value, message.key, message.headers, message.timestamp
         )
-        self.sent["hostile" if taken else "refused by the client"] += 1
+        self.sent["hostile" if is_queued else "refused by the client"] += 1
 
     def _send_valid(self, random: Random) -> None:
         request_id, body = self._valid_request(random)
@@ -81,28 +81,30 @@ class KafkaLoad:
             prefixed(settings.KAFKA_ROUTES[ISSUE_REQUESTED].topic),
             value=encode_body(body),
             key=random.randbytes(4),
-            headers=_texts(request_id),
+            headers=_text_headers(request_id),
             on_delivery=delivered,
         )
         self._producer.poll(0)
         self.sent["valid"] += 1
 
     def _send_in_transaction(self, producer: Producer, random: Random) -> None:
-        """Some valid requests in one transaction: committed, they must be decided; aborted, no consumer reads them."""
+        """Send valid requests in a transaction: committed, they must be decided; aborted, no consumer may read them."""
         topic = prefixed(settings.KAFKA_ROUTES[ISSUE_REQUESTED].topic)
         requests = [self._valid_request(random) for _ in range(random.randint(1, 3))]
         self._findings.sent(f"Kafka transaction on {topic}: {[str(request_id) for request_id, _ in requests]}")
         try:
             producer.begin_transaction()
             for request_id, body in requests:
-                producer.produce(topic, value=encode_body(body), key=random.randbytes(4), headers=_texts(request_id))
+                producer.produce(
+                    topic, value=encode_body(body), key=random.randbytes(4), headers=_text_headers(request_id)
+                )
             if random.random() < 0.5:
                 producer.commit_transaction(_FLUSH_SECONDS)
                 self.accepted.update(request_id for request_id, _ in requests)
             else:
                 producer.abort_transaction(_FLUSH_SECONDS)
         except KafkaException as error:
-            # Nothing of ours: the broker was too slow for the client.
+            # Not a finding: the broker was too slow for the client's timeout.
             self.sent[f"transaction failed: {error.args[0].str()}"] += 1
             return
         self.sent["transactions"] += 1
@@ -121,5 +123,5 @@ class KafkaLoad:
         return request_id, {**body, **changes}
 
 
-def _texts(request_id: UUID) -> list[tuple[str, str | bytes | None]]:
+def _text_headers(request_id: UUID) -> list[tuple[str, str | bytes | None]]:
     return [(name.decode(), value) for name, value in valid_headers(ISSUE_REQUESTED, request_id)]

@@ -1,4 +1,4 @@
-"""Odd values, and valid data changed at random. Everything comes from the ``Random`` that is handed in."""
+"""Odd values and random mutations of valid data, reproducible from the given ``Random``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 _NUMBER = re.compile(rb"\d+")
-# Past what Python turns into an int: splicing it in is the only way to send it.
+# More digits than Python converts to or from int (4,300), so it must be spliced in as bytes.
 _LONG_NUMBER = b"9" * 4301
 
 ODD_TEXTS = (
@@ -65,7 +65,7 @@ ODD_BYTES = (b"", b"\0", b"\xff", b"\xff\xfe\x00", b"\xed\xa0\x80", b"\xc0\x80",
 
 
 def odd_value(random: Random) -> Any:
-    """A JSON value that few expect."""
+    """Return an unusual JSON value."""
     kind = random.randrange(6)
     if kind < 2:
         return random.choice(ODD_TEXTS)
@@ -77,7 +77,7 @@ def odd_value(random: Random) -> Any:
 
 
 def nested(depth: int) -> Any:
-    """Lists in lists, ``depth`` of them."""
+    """Return ``depth`` nested lists."""
     value: Any = []
     for _ in range(depth - 1):
         value = [value]
@@ -85,13 +85,13 @@ def nested(depth: int) -> Any:
 
 
 def encode(value: Any, random: Random) -> bytes:
-    """JSON in one of its spellings; what JSON does not know (NaN, lone surrogates) goes out as Python writes it."""
+    """Encode as JSON, randomly escaped or not; NaN and lone surrogates, which JSON lacks, are written as by Python."""
     text = json.dumps(value, ensure_ascii=random.random() < 0.5)
     return text.encode("utf-8", "surrogatepass")
 
 
 def mutated_body(body: Mapping[str, Any], random: Random) -> bytes:
-    """``body`` as JSON with one to three changes of its fields, and sometimes of its bytes."""
+    """Return ``body`` as JSON with one to three mutated fields, and sometimes mutated bytes."""
     changed = dict(body)
     for _ in range(random.randint(1, 3)):
         name = random.choice([*changed, "extra"])
@@ -108,13 +108,13 @@ def mutated_body(body: Mapping[str, Any], random: Random) -> bytes:
                 changed[name] = odd_value(random)
     data = encode(changed, random)
     if random.random() < 0.15 and len(data) > 2:
-        # A field twice.
+        # Duplicate names: every field twice.
         data = data[:-1] + b"," + data[1:]
     return mutated_bytes(data, random) if random.random() < 0.25 else data
 
 
 def mutated_bytes(data: bytes, random: Random) -> bytes:
-    """``data`` with one to four changes of its bytes."""
+    """Return ``data`` with one to four byte mutations."""
     changed = bytearray(data)
     for _ in range(random.randint(1, 4)):
         start = random.randint(0, len(changed))

@@ -1,4 +1,4 @@
-"""librdkafka's own producer, which takes what the Python client does not: header names of any bytes."""
+"""librdkafka's C producer: unlike the Python client it accepts header names of any bytes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _Report = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int), 
 
 
 class RawProducer:
-    """Sends messages as bytes, at best effort: what the broker refuses is dropped.
+    """Sends messages as bytes; messages that the broker refuses are dropped.
 
-    ``refused`` has the error code of each message that was dropped.
+    ``refused`` has the error code of each dropped message.
     """
 
     def __init__(self, config: Mapping[str, str]) -> None:
-        """``config`` are librdkafka's properties. Raises ValueError for one that it does not take."""
+        """``config``: librdkafka properties. Raises ValueError for an invalid one."""
         self._library = _library()
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         options = self._library.rd_kafka_conf_new()
@@ -53,7 +53,7 @@ class RawProducer:
             if self._library.rd_kafka_conf_set(options, name.encode(), value.encode(), error, _ERROR_BYTES) != 0:
                 raise ValueError(error.value.decode())
         self.refused: list[int] = []
-        # The first field of the message that is reported is its error code; 0 is none.
+        # The first field of rd_kafka_message_t is the error code; 0 is success.
         self._report = _Report(lambda client, message, opaque: self.refused.extend(message[:1] if message[0] else ()))
         self._library.rd_kafka_conf_set_dr_msg_cb(options, self._report)
         self._client = self._library.rd_kafka_new(_PRODUCER, options, error, _ERROR_BYTES)
@@ -68,7 +68,7 @@ class RawProducer:
         headers: Sequence[tuple[bytes, bytes | None]] = (),
         timestamp: int = 0,
     ) -> bool:
-        """Put a message into the queue; ``timestamp`` in milliseconds since 1970, 0 for now. False if it is refused."""
+        """Queue a message; return False if the client refuses it. ``timestamp`` in ms since 1970, 0 for now."""
         lists = self._library.rd_kafka_headers_new(len(headers))
         for name, content in headers:
             size = -1 if content is None else len(content)
@@ -90,11 +90,11 @@ class RawProducer:
         return not error
 
     def flush(self, seconds: float = 30.0) -> bool:
-        """Wait until everything is sent or refused; False if that takes longer."""
+        """Wait until every message is acknowledged or refused; return False after ``seconds``."""
         return bool(self._library.rd_kafka_flush(self._client, round(seconds * 1000)) == 0)
 
     def close(self) -> None:
-        """Send what is left and end the client."""
+        """Flush and destroy the client."""
         self.flush()
         self._library.rd_kafka_destroy(self._client)
 
@@ -104,7 +104,7 @@ def _argument(kind: int, **value: Any) -> _Argument:
 
 
 def _library() -> ctypes.CDLL:
-    # The client's module is linked with it, under whatever name the wheel has given it.
+    # Loaded through the Python client's module, which is linked with it: the library's name differs between wheels.
     library = ctypes.CDLL(confluent_kafka.cimpl.__file__)
     pointer, text, size, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
     for name, result, arguments in (

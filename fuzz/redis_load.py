@@ -1,4 +1,4 @@
-"""Puts garbage where the service keeps what Redis knows."""
+"""Overwrites the service's Redis keys with garbage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VALUES = (*ODD_BYTES[:-1], b"{}", b"x", b"null", b"[1]", b'{"status":"SUCCESS"}
 
 
 class RedisLoad:
-    """A key of the service overwritten every ``pause`` seconds, with a value or a kind that it cannot have."""
+    """Overwrites a key of the service every ``pause`` seconds with a value or type that it cannot have."""
 
     def __init__(self, world: World, seed: str, findings: Findings, *, pause: float) -> None:
         self.written: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""One run: starts the processes, sends input until the time is up, and looks at what is left."""
+"""One run: starts the processes, sends input until the deadline and checks the outcome."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ INPUTS = ("http", "kafka", "transactions", "redis")
 
 _SERVICE_SECONDS = 30.0
 _STOP_SECONDS = 25.0
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _PROGRESS_SECONDS = 10.0
 _HOSTILE_CONNECTIONS = 6
 _VALID_USERS = 3
 _MESSAGES_PER_SECOND = 30
 _REDIS_PAUSE = 0.5
-# A run that finds so much has found enough.
-_MOST_FINDINGS = 40
+# The run stops sending after so many findings.
+_MAX_FINDINGS = 40
 
 
 class Fuzz:
-    """Everything from the empty database to the verdict."""
+    """A run from the empty database to the verdict."""
 
     def __init__(self, *, seconds: float, seed: str, inputs: Collection[str], logs: Path) -> None:
-        """``inputs``: those of INPUTS that are sent; valid users shop in any case. ``logs``: a folder."""
+        """``inputs``: the members of INPUTS to send; valid users are always active. ``logs``: folder of the logs."""
         self._seconds = seconds
         self._seed = seed
         self._inputs = inputs
@@ -55,9 +55,9 @@ class Fuzz:
         self._findings = Findings()
 
     def run(self) -> bool:
-        """Run and return whether everything held; prints progress and what did not hold.
+        """Run and return whether there was no finding; prints progress and the findings.
 
-        Raises ServiceUnavailable or TimeoutError when it cannot begin.
+        Raises ServiceUnavailable or TimeoutError if the run cannot start.
         """
         print(f"fuzz: seed {self._seed}, {self._seconds:.0f} s of {', '.join(self._inputs)}", flush=True)
         wait_for(check_database, _SERVICE_SECONDS, StopFlag())
@@ -69,7 +69,7 @@ class Fuzz:
         with ExitStack() as stack:
             port = free_port()
             env = self._environment(stack.enter_context(_provider()), port)
-            # The world comes first: processes must not find a database that is not for them.
+            # Before any process starts, because it raises unless the database is empty.
             world = make_world()
             web = procfile_process("web", env, self._log("web"))
             others = [procfile_process(role, env, self._log(role)) for role in ROLES]
@@ -89,17 +89,17 @@ class Fuzz:
             redis = RedisLoad(world, self._seed, self._findings, pause=_REDIS_PAUSE)
             logs, alive = LogWatch(processes, self._findings), ProcessWatch(processes, self._findings)
 
-            def look() -> str:
+            def check() -> str:
                 logs.look()
                 alive.look()
                 return f"{dict(http.statuses)} {dict(kafka.sent)} {dict(redis.written)}"
 
-            self._send(http, kafka, redis, look)
-            print(f"fuzz: {look()}; waiting for the results", flush=True)
+            self._send(http, kafka, redis, check)
+            print(f"fuzz: {check()}; waiting for the results", flush=True)
             await_results(http.accepted | kafka.accepted, alive, self._findings)
             check_innocents(http.accepted_of_valid | kafka.accepted, http.paid, self._findings)
             check_invariants(env, self._findings)
-            look()
+            check()
             for process in processes:
                 if (code := process.stop(_STOP_SECONDS)) != 0:
                     self._findings.add(f"{process.name}: exit {code} after SIGTERM", process.log_tail(5))
@@ -107,7 +107,7 @@ class Fuzz:
         print(self._findings.report() or "fuzz: everything holds", flush=True)
         return not self._findings
 
-    def _send(self, http: HttpLoad, kafka: KafkaLoad, redis: RedisLoad, look: Callable[[], str]) -> None:
+    def _send(self, http: HttpLoad, kafka: KafkaLoad, redis: RedisLoad, check: Callable[[], str]) -> None:
         deadline = time.monotonic() + self._seconds
         stopping = threading.Event()
         hostile = _HOSTILE_CONNECTIONS if "http" in self._inputs else 0
@@ -123,14 +123,14 @@ class Fuzz:
             if "redis" in self._inputs:
                 running.append(pool.submit(redis.run, deadline, stopping))
             try:
-                shown_at = began = time.monotonic()
+                shown_at = started_at = time.monotonic()
                 while not all(future.done() for future in running):
-                    time.sleep(_LOOK_SECONDS)
-                    progress = look()
+                    time.sleep(_POLL_SECONDS)
+                    progress = check()
                     if time.monotonic() - shown_at >= _PROGRESS_SECONDS:
                         shown_at = time.monotonic()
-                        print(f"{shown_at - began:6.0f} s  {len(self._findings)} findings  {progress}", flush=True)
-                    if len(self._findings) >= _MOST_FINDINGS:
+                        print(f"{shown_at - started_at:6.0f} s  {len(self._findings)} findings  {progress}", flush=True)
+                    if len(self._findings) >= _MAX_FINDINGS:
                         http.stop()
                         break
             finally:
@@ -160,7 +160,7 @@ class Fuzz:
 
 @contextmanager
 def _provider() -> Iterator[str]:
-    """A service outside that answers 200 to everything; the value is its address."""
+    """Run an external service that answers 200 to every POST, and yield its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="provider")
@@ -183,4 +183,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: thousands of calls are the normal case."""
+        """Log nothing: thousands of calls are normal."""

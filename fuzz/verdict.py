@@ -26,7 +26,7 @@ from orders.models import Order
 
 from .findings import Findings
 
-# What no log may show: Python's tracebacks, also inside of JSON, and the ends of Rust's and C's programs.
+# Must not appear in any log: Python tracebacks, also inside JSON, and crash messages of Rust and C programs.
 _BAD_LINE = re.compile(
     r"Traceback \(most recent call last\)|Internal Server Error|Fatal Python error|Segmentation fault|panicked at"
     r"|request failed|Unexpected exit|terminate called"
@@ -36,13 +36,13 @@ _ERROR_NAME = re.compile(r"(?:\\n|^)([\w.]+(?:Error|Exception|Flood|[A-Z]\w+)): 
 _EXCERPT = 3000
 _CHUNK = 1000
 _DRAIN_SECONDS = 120.0
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _COMMAND_SECONDS = 120.0
 _CONVERGE_SECONDS = 90.0
 
 
 class LogWatch:
-    """Reads the logs of ``processes`` as they grow."""
+    """Searches the logs of ``processes`` for errors, incrementally."""
 
     def __init__(self, processes: Sequence[ManagedProcess], findings: Findings) -> None:
         self._paths = {process.name: process.log_path for process in processes}
@@ -50,14 +50,14 @@ class LogWatch:
         self._findings = findings
 
     def look(self) -> None:
-        """Note every bad line that has come since the last look."""
+        """Record every error in the lines written since the last call."""
         for name, path in self._paths.items():
             with path.open("rb") as file:
                 file.seek(self._read[name])
                 data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._read[name] += len(whole)
-            text = whole.decode(errors="replace")
+            complete_lines = data[: data.rfind(b"\n") + 1]
+            self._read[name] += len(complete_lines)
+            text = complete_lines.decode(errors="replace")
             for match in _BAD_LINE.finditer(text):
                 start = text.rfind("\n", 0, match.start()) + 1
                 excerpt = text[start : match.start() + _EXCERPT]
@@ -70,7 +70,7 @@ def _summary(found: str, excerpt: str) -> str:
 
 
 class ProcessWatch:
-    """Remembers ``processes`` with their workers, all of which must live on."""
+    """Checks that ``processes`` and their workers of now stay alive."""
 
     def __init__(self, processes: Sequence[ManagedProcess], findings: Findings) -> None:
         self._members: dict[str, set[Identity]] = {}
@@ -81,7 +81,7 @@ class ProcessWatch:
         self.is_one_dead = False
 
     def look(self) -> None:
-        """Note every process that has ended, even if another has taken its place."""
+        """Record every process that has ended, even if it has been replaced."""
         for name, members in self._members.items():
             for member in [member for member in members if not is_alive(member)]:
                 members.discard(member)
@@ -90,28 +90,28 @@ class ProcessWatch:
 
 
 def await_results(accepted: Collection[UUID], processes: ProcessWatch, findings: Findings) -> None:
-    """Wait until every accepted request has its result and nothing is left to be published or consumed.
+    """Wait until every accepted request has a result and everything is published and consumed.
 
-    With a dead process nothing is waited for: it is the finding.
+    Returns at once if a process is dead, which is a finding already.
     """
     undecided = Undecided(accepted)
-    left: list[str] = []
+    unfinished: list[str] = []
 
     def is_drained() -> bool:
         processes.look()
-        left.clear()
+        unfinished.clear()
         if count := undecided.look():
-            left.append(f"{count} of {len(accepted)} accepted requests have no result")
+            unfinished.append(f"{count} of {len(accepted)} accepted requests have no result")
         elif anything_unpublished():
-            left.append("outbox rows are not published")
+            unfinished.append("outbox rows are not published")
         elif lags := _lags():
-            left.append(f"messages are not consumed: {lags}")
-        return not left or processes.is_one_dead
+            unfinished.append(f"messages are not consumed: {lags}")
+        return not unfinished or processes.is_one_dead
 
     try:
-        wait_until(is_drained, _DRAIN_SECONDS, "", _LOOK_SECONDS)
+        wait_until(is_drained, _DRAIN_SECONDS, "", _POLL_SECONDS)
     except TimeoutError:
-        findings.add(f"after {_DRAIN_SECONDS:.0f} s: {'; '.join(left)}")
+        findings.add(f"after {_DRAIN_SECONDS:.0f} s: {'; '.join(unfinished)}")
 
 
 def _lags() -> dict[str, int | str]:
@@ -126,12 +126,12 @@ def _lags() -> dict[str, int | str]:
 
 
 def check_innocents(valid: Collection[UUID], paid: Collection[int], findings: Findings) -> None:
-    """Note valid requests and paid orders that became dead letters or ended with an error."""
+    """Record valid requests and paid orders that became dead letters or did not succeed."""
     ids = list(valid)
     for start in range(0, len(ids), _CHUNK):
         failed = IssueRequest.objects.filter(request_id__in=ids[start : start + _CHUNK]).exclude(status="SUCCESS")
         for request_id, reason in failed.values_list("request_id", "reason"):
-            findings.add(f"a valid request ended {reason}", str(request_id))
+            findings.add(f"a valid request failed with {reason}", str(request_id))
     events = dict(Order.objects.filter(id__in=list(paid)).values_list("completed_event_id", "id"))
     letters = DeadLetter.objects.filter(event_id__in=[*events, *ids])
     for letter in letters.values("consumer_group", "topic", "partition", "offset", "error_class", "error_message"):
@@ -141,8 +141,8 @@ def check_innocents(valid: Collection[UUID], paid: Collection[int], findings: Fi
 
 
 def check_invariants(env: Mapping[str, str], findings: Findings) -> None:
-    """Run ``check_invariants``, and ``reconcile`` until it finds nothing."""
-    # Everything that was accepted is decided, so that whatever is still PENDING is late.
+    """Run ``check_invariants`` once, and ``reconcile`` until it has no finding, at most 90 s."""
+    # Every accepted request is decided by now, so any request still PENDING is overdue after 1 s.
     checked = _command(["check_invariants"], {**env, "REQUEST_DEADLINE_SECONDS": "1"})
     if checked.returncode != 0 or "Traceback" in checked.stderr:
         failed = "\n".join(line for line in checked.stdout.splitlines() if not line.startswith("ok"))

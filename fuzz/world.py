@@ -1,4 +1,4 @@
-"""What there is to send input about: coupons and products of the run, and the ids that the service gave out."""
+"""The objects that input refers to: coupons and products of the run, and ids that the service has returned."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from coupons.rollout import FLAG
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from orders.models import Product
 
-# Users of hostile input, and where those of valid input begin: what the ones do is not the others' doing.
+# Hostile input uses the users 1 to 200, valid input those from 5,000,000,000 on, so that the two do not interfere.
 HOSTILE_USERS = 200
 _FIRST_VALID_USER = 5_000_000_000
-_NO_END = 10**9
+_UNLIMITED = 10**9
 _SMALL = 20
 _LIFETIME = timedelta(days=1)
 _KEPT = 500
 _LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-_PERCENT_OF_WORKER = 30
+_ROLLOUT_PERCENT = 30
 
 
 @dataclass(slots=True)
 class World:
-    """The rows of the run, and the newest ids of each kind. Shared by the threads, which only append and choose."""
+    """Rows of the run and the newest ids of each kind. Shared by threads, which only append and choose."""
 
     plenty: Sequence[Coupon]
     others: Sequence[Coupon]
@@ -48,11 +48,11 @@ class World:
         return [*self.plenty, *self.others]
 
     def new_user(self) -> int:
-        """A user of whom nothing is known yet."""
+        """Return a user id that was not used before."""
         return next(self._users)
 
     def now(self) -> str:
-        """The time as the service writes it."""
+        """Return the current time as the service writes it."""
         return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
     def any_user(self, random: Random) -> int:
@@ -60,17 +60,17 @@ class World:
 
 
 def make_world() -> World:
-    """Coupons of each admission, products and a share for the issue worker.
+    """Create coupons of each admission, products, and a rollout of 30 % to the Redis queue.
 
-    Raises ServiceUnavailable unless the database is empty: a run leaves garbage behind.
+    Raises ServiceUnavailable unless the database is empty, because a run leaves garbage behind.
     """
     if Coupon.objects.exists() or Product.objects.exists():
         raise ServiceUnavailable("DATABASE_URL names a database with coupons or products: give an empty one")
-    Flag.objects.update_or_create(name=FLAG, defaults={"percent": _PERCENT_OF_WORKER})
+    Flag.objects.update_or_create(name=FLAG, defaults={"percent": _ROLLOUT_PERCENT})
     now = datetime.now(UTC)
     usual = {"discount_type": Coupon.DiscountType.FIXED, "discount_value": 100, "opens_at": _LONG_AGO}
     plenty = [
-        Coupon(coupon_type=f"PLENTY_{name}", name=name, admission=name, total_quantity=_NO_END, **usual)
+        Coupon(coupon_type=f"PLENTY_{name}", name=name, admission=name, total_quantity=_UNLIMITED, **usual)
         for name in ADMISSIONS
     ]
     others = [
@@ -90,5 +90,5 @@ def make_world() -> World:
 
 @lru_cache(maxsize=1000)
 def bearer(user_id: int, *, for_others: bool = False) -> bytes:
-    """The value of the Authorization header of a user."""
+    """Return the value of the Authorization header of a user."""
     return f"Bearer {issue_access_token(user_id, ISSUE_FOR_OTHERS if for_others else '', _LIFETIME)}".encode()

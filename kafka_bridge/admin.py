@@ -1,3 +1,5 @@
+"""Admin pages of the outbox, dead letters and alerts."""
+
 from __future__ import annotations
 
 import codecs
@@ -22,7 +24,10 @@ _SHOWN_IN_LISTS = 80
 
 
 def readable(raw: bytes | memoryview | None, *, cut: bool = False) -> str:
-    """``raw`` as text, or in hex if it is not printable UTF-8; ``cut``: the end may lack bytes of its last letter."""
+    """Return ``raw`` as text, as hex if it is not printable UTF-8, ``null`` for None.
+
+    With ``cut`` the last character may be incomplete.
+    """
     if raw is None:
         return "null"
     data = bytes(raw)
@@ -68,7 +73,7 @@ def headers_text(row: OutboxMessage | DeadLetter) -> SafeString:
     if row.headers is not None:
         pairs = [(name, readable(value)) for name, value in decode_headers(bytes(row.headers))]
     else:
-        # An event's headers are not stored: these are what the relay makes of the row.
+        # An event's headers are not stored: the relay builds them from the row, as here.
         assert isinstance(row, OutboxMessage)
         pairs = [
             (name, value.decode() if isinstance(value, bytes) else str(value))
@@ -83,13 +88,13 @@ def headers_text(row: OutboxMessage | DeadLetter) -> SafeString:
 
 
 class MessageAdmin(ReadOnlyAdmin):
-    """Bytes that strangers sent: shown as text, never as markup, and in lists only their beginning is read."""
+    """Shows untrusted bytes as text, never as markup; lists read only the beginning of a payload."""
 
     search_help_text = "event id or request id (UUID), or id"
     not_in_the_list = ("payload", "headers")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        # One byte more, to know whether there are more.
+        # One byte more than shown, to know whether the payload is longer.
         arguments = F("payload"), Value(1), Value(_SHOWN_IN_LISTS + 1)
         beginning = Func(*arguments, function="substring", output_field=BinaryField())
         rows: QuerySet[Any] = super().get_queryset(request).annotate(payload_start=beginning)
@@ -103,7 +108,7 @@ class MessageAdmin(ReadOnlyAdmin):
 
 
 class WaitingFilter(admin.SimpleListFilter):
-    """Reads the relay's own partial index; there is none of published rows, and nobody misses that choice."""
+    """Filters by the relay's partial index of unpublished rows; there is no index of published ones."""
 
     title = "publishing"
     parameter_name = "published"
@@ -116,7 +121,7 @@ class WaitingFilter(admin.SimpleListFilter):
 
 
 class GroupFilter(admin.SimpleListFilter):
-    """The consumer group leads the unique index of dead letters."""
+    """Filters by the first column of the unique index of dead letters."""
 
     title = "consumer group"
     parameter_name = "group"
@@ -129,7 +134,7 @@ class GroupFilter(admin.SimpleListFilter):
 
 
 class OpenFilter(admin.SimpleListFilter):
-    """Open alerts are in a partial index; so few that to walk past them to those that ended is nothing."""
+    """Open alerts have a partial index; they are so few that skipping them to list the ended ones is cheap."""
 
     title = "state"
     parameter_name = "state"
@@ -171,7 +176,7 @@ class DeadLetterAdmin(MessageAdmin):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnlyAdmin):
-    search_help_text = "alert id (UUID), the Idempotency-Key under which it was told"
+    search_help_text = "alert id (UUID), which is the Idempotency-Key of its notification"
     list_display = (
         code("severity", {"warning": "warning", "critical": "danger"}), "rule", "summary", utc("started_at"),
         utc("ended_at"),

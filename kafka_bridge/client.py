@@ -1,4 +1,4 @@
-"""The only place that talks to librdkafka: clients with the settings that safety fixes."""
+"""Clients of Kafka, with the settings that safety requires. Only this module creates clients of librdkafka."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _ADMIN_TIMEOUT = 10.0
-# When a request that gets no answer is given up and goes to the partition's next leader. librdkafka's own minute would
-# be one in which a single frozen broker, long replaced by the others, stops the relay.
-_ANSWER_TIMEOUT_MS = 10_000
-# How long a consumer may be busy before its partitions go to another. A batch waits 60 s at most for the row lock of a
-# session that hangs, see the database's options; calls take up to three times ``http_calls.BUDGET``. A rebalance waits
-# as long for members that are gone, when a broker came back and does not notice that they are.
+# How long a request waits for a broker before it goes to the partition's next leader. With librdkafka's default (60 s)
+# a single frozen broker stops the relay for a minute, though the others have long replaced it.
+_REQUEST_TIMEOUT_MS = 10_000
+# max.poll.interval.ms: how long a consumer may be busy before its partitions go to another. A batch waits at most 60 s
+# for the row lock of a hung session, see the database's options; calls take up to three times ``http_calls.BUDGET``.
+# Not longer than needed: a rebalance waits as long for members that died while a broker was down.
 _ROW_LOCK_MS = 60_000
 _BUSY_MS = 90_000
 _BUSY_CALLING_MS = 300_000
 
 _CONNECTION_PROPERTIES = ("security.", "sasl.", "ssl.", "enable.ssl.", "https.", "broker.address.")
 
-# Errors by which the broker refuses a message for good: sending it again is of no use.
+# Errors by which the broker refuses a message for good: sending it again cannot succeed.
 REFUSED_FOR_GOOD = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -86,10 +86,10 @@ REFUSED_FOR_GOOD = frozenset(
         KafkaError._VALUE_SERIALIZATION,
     }
 )
-# Errors that concern one of several topics asked for.
-_ABOUT_ONE_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
+# Errors of a request that concern only one of its topics.
+_SINGLE_TOPIC_ERRORS = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 PARTITION_EOF = KafkaError._PARTITION_EOF
-# A partition has no leader for a moment when it is new or its broker goes away.
+# A partition has no leader for a moment when it is new or its broker fails.
 _LEADER_CHANGES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _LEADER_CHANGE_PAUSE = 0.1
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -110,15 +110,14 @@ def _log_client_error(error: KafkaError) -> None:
 
 
 def make_producer() -> Producer:
-    """A producer that never lets a message overtake an earlier one of its key.
+    """Create a producer that keeps the order of the messages of a key. Create it after any fork.
 
-    ``message.timeout.ms`` 0 means that no message gives up alone while later ones go on: see ``relay``.
-    Create it after any fork.
+    ``message.timeout.ms`` 0: no message expires while later ones are sent, see ``relay``.
     """
     return Producer(
         {
             **_base_config(),
-            "socket.timeout.ms": _ANSWER_TIMEOUT_MS,
+            "socket.timeout.ms": _REQUEST_TIMEOUT_MS,
             "linger.ms": 5,
             "batch.num.messages": 10000,
             "queue.buffering.max.messages": 100000,
@@ -128,28 +127,27 @@ def make_producer() -> Producer:
             "acks": "all",
             "enable.idempotence": True,
             "message.timeout.ms": 0,
-            # The partitioner of the Java client, so that its producers put a key on the same partition.
+            # The Java client's partitioner: Java producers put a key on the same partition.
             "partitioner": "murmur2_random",
-            # Acknowledgements are counted by topic, see ``publisher``.
+            # ``publisher`` counts acknowledgements by topic.
             "delivery.report.only.error": False,
         }
     )
 
 
 def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
-    """A consumer whose offsets move only by an explicit commit, and which reports the end of a partition.
+    """Create a consumer whose offsets move only by explicit commits, and which reports the end of a partition.
 
-    The end is where nothing more can be read: before an open transaction of another producer, and behind the markers
-    of those that have ended. ``calls_out`` gives it the longer time between two polls that calls to services outside
-    need.
+    The end is the last stable offset: before an open transaction of another producer, after the markers of finished
+    ones. ``calls_out`` allows the longer time between polls that calls to external services need.
     """
     return Consumer(
         {
             **_base_config(),
-            "socket.timeout.ms": _ANSWER_TIMEOUT_MS,
+            "socket.timeout.ms": _REQUEST_TIMEOUT_MS,
             "session.timeout.ms": 10000,
             "heartbeat.interval.ms": 2000,
-            "max.poll.interval.ms": _longest_busy_ms(calls_out),
+            "max.poll.interval.ms": _max_poll_interval_ms(calls_out),
             "fetch.wait.max.ms": 50,
             "queued.min.messages": 10000,
             **settings.KAFKA_CONSUMER_CONFIG,
@@ -164,8 +162,8 @@ def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
     )
 
 
-def _longest_busy_ms(calls_out: bool) -> int:
-    """How long a batch may take: longer where the settings allow more tries, or more time for each."""
+def _max_poll_interval_ms(calls_out: bool) -> int:
+    """Return how long a batch may take: more with more tries, or more time for each, in the settings."""
     tries, pause = settings.CONSUMER_MAX_ATTEMPTS, settings.CONSUMER_BACKOFF_SECONDS
     if not calls_out:
         return max(_BUSY_MS, int(_ROW_LOCK_MS + tries * pause * 1000))
@@ -173,7 +171,7 @@ def _longest_busy_ms(calls_out: bool) -> int:
 
 
 def _make_admin() -> AdminClient:
-    # Who has to log in, or to speak TLS, says so in the producer's properties.
+    # Credentials and TLS are set in the producer's properties.
     connection = {
         name: value for name, value in settings.KAFKA_PRODUCER_CONFIG.items() if name.startswith(_CONNECTION_PROPERTIES)
     }
@@ -181,7 +179,7 @@ def _make_admin() -> AdminClient:
 
 
 def check_client_options() -> None:
-    """Raise BadClientOptions if librdkafka knows no such property, or not such a value. Connects to nothing."""
+    """Raise BadClientOptions if librdkafka refuses a configured property or its value. Opens no connection."""
     for setting, make in _CLIENTS.items():
         try:
             make()
@@ -207,11 +205,11 @@ def check_kafka() -> None:
 
 
 def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
-    """Create what is missing of the topics of ``routes``; returns (created, complaints).
+    """Create the missing topics of ``routes``; returns (created, complaints), sorted. Existing topics are not changed.
 
-    Names are with the prefix. A complaint is a line about a topic with fewer partitions or replicas than its route says
-    (more are fine), or with a setting that breaks a promise, see ``topic_checks``. Nothing that exists is changed.
-    Raises ServiceUnavailable if Kafka does not answer.
+    ``created`` are names with the prefix. A complaint is a line about a topic with fewer partitions or replicas than
+    its route says (more are fine), or with a setting that breaks a guarantee, see ``topic_checks``. Raises
+    ServiceUnavailable if Kafka does not answer.
     """
     admin = _make_admin()
     wanted = _wanted_topics(routes)
@@ -231,7 +229,7 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
             existing = _list_all(admin, created)
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka refused to create topics: {error.args[0].str()}") from error
-    # A broker that has not heard of a new topic yet would not say its settings: they are those it was created with.
+    # A broker that does not know a new topic yet returns an error: its settings are those it was created with.
     configs = {
         name: config
         for name, config in topic_configs(wanted).items()
@@ -246,7 +244,7 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
 
 
 def _list_all(admin: AdminClient, created: Collection[str]) -> dict[str, TopicMetadata]:
-    """All topics that this user may see, once the broker that answers knows those just created."""
+    """List all topics that this user may see; waits until the broker knows the ``created`` ones."""
     deadline = time.monotonic() + _ADMIN_TIMEOUT
     while True:
         existing: dict[str, TopicMetadata] = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
@@ -268,17 +266,17 @@ def _complaints(
 
 
 def existing_topics() -> set[str]:
-    """The names of all topics. Raises ServiceUnavailable if Kafka does not answer."""
+    """Return the names of all topics, with the prefix. Raises ServiceUnavailable if Kafka does not answer."""
     try:
         return set(_make_admin().list_topics(timeout=_ADMIN_TIMEOUT).topics)
     except KafkaException as error:
-        raise ServiceUnavailable(f"Kafka does not tell its topics: {error.args[0].str()}") from error
+        raise ServiceUnavailable(f"Kafka does not list its topics: {error.args[0].str()}") from error
 
 
 def topic_configs(names: Collection[str], *, timeout: float = _ADMIN_TIMEOUT) -> dict[str, dict[str, str] | KafkaError]:
-    """The settings in force of topics (named with the prefix), or why the broker does not say them, by name.
+    """Return the effective settings of topics, brokers' defaults included, by name (with the prefix).
 
-    Defaults of the brokers are among them. Raises ServiceUnavailable if Kafka does not answer.
+    The value is the broker's error where it returns no settings. Raises ServiceUnavailable if Kafka does not answer.
     """
     admin = _make_admin()
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
@@ -289,17 +287,19 @@ def topic_configs(names: Collection[str], *, timeout: float = _ADMIN_TIMEOUT) ->
             try:
                 found[resource.name] = {name: entry.value or "" for name, entry in future.result().items()}
             except KafkaException as error:
-                if error.args[0].code() not in _ABOUT_ONE_TOPIC:
+                if error.args[0].code() not in _SINGLE_TOPIC_ERRORS:
                     raise
                 found[resource.name] = error.args[0]
     except KafkaException as error:
-        raise ServiceUnavailable(f"Kafka does not tell the settings of its topics: {error.args[0].str()}") from error
+        raise ServiceUnavailable(
+            f"Kafka does not describe the settings of its topics: {error.args[0].str()}"
+        ) from error
     return found
 
 
 def delete_topics(names: Iterable[str]) -> None:
-    """Delete topics, named with the prefix, and all that is in them. Raises ServiceUnavailable if Kafka refuses."""
-    # Kept until the futures are done: they die with their client.
+    """Delete topics (names with the prefix) and their messages. Raises ServiceUnavailable if Kafka refuses."""
+    # Keep the client until the futures are done: without it they never complete.
     admin = _make_admin()
     topics = list(names)
     try:
@@ -329,10 +329,10 @@ def _new_topic(wanted: WantedTopic) -> NewTopic:
 
 
 def group_lag(group_id: str, topics: list[str]) -> int:
-    """How many messages of ``topics`` (with prefix) the group has not committed.
+    """Return how many messages of ``topics`` (with prefix) the group has not committed.
 
-    Raises ServiceUnavailable if that is unknown: Kafka does not answer, or all that is left is held back by an open
-    transaction of another producer, whose messages, and those behind them, can be read only once it has ended.
+    Raises ServiceUnavailable if that is unknown: Kafka does not answer, or the remaining messages cannot be read
+    because an open transaction of another producer holds them back.
     """
     consumer = make_consumer(group_id)
     try:
@@ -344,17 +344,17 @@ def group_lag(group_id: str, topics: list[str]) -> int:
             for partition in metadata[topic].partitions
         ]
         committed = consumer.committed(partitions, timeout=_ADMIN_TIMEOUT)
-        # After the commits, and the last stable offsets after the ends: what was on a topic when this was called is
-        # handled if all three are the same.
+        # The order matters: first the commits, then the ends, then the last stable offsets. If all three are equal,
+        # every message that was on the topic at the call is handled.
         admin = _make_admin()
         first = _offsets(admin, partitions, _EARLIEST)
         ends = _offsets(admin, partitions, _LATEST)
         stable = _offsets(admin, partitions, _LATEST, IsolationLevel.READ_COMMITTED)
     except KafkaException as error:
-        raise ServiceUnavailable(f"Kafka does not tell the lag of {group_id}: {error.args[0].str()}") from error
+        raise ServiceUnavailable(f"Kafka does not return the lag of {group_id}: {error.args[0].str()}") from error
     finally:
         consumer.close()
-    # An offset that is not there (none committed, or the topic was made anew) means: from the beginning.
+    # An offset out of range (none committed, or the topic was recreated) means: from the beginning.
     lag = sum(
         last - (item.offset if low <= item.offset <= last else low)
         for item, low, last in zip(committed, first, stable, strict=True)
@@ -366,7 +366,7 @@ def group_lag(group_id: str, topics: list[str]) -> int:
     ]
     if held_back and lag == 0:
         raise ServiceUnavailable(
-            f"an open transaction of another producer on {', '.join(held_back)} holds back what is behind it from"
+            f"an open transaction of another producer on {', '.join(held_back)} holds back the messages behind it from"
             f" {group_id}: have that producer end it, or wait for its transaction.timeout.ms"
         )
     return lag
@@ -378,17 +378,17 @@ def _offsets(
     spec: OffsetSpec,
     isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
 ) -> list[int]:
-    """An offset of each partition; the latest with READ_COMMITTED is where its first open transaction begins."""
+    """Return an offset per partition. The latest with READ_COMMITTED is the start of its first open transaction."""
     if not partitions:
         return []
     wanted = {TopicPartition(item.topic, item.partition): spec for item in partitions}
-    give_up_at = time.monotonic() + _ADMIN_TIMEOUT
+    deadline = time.monotonic() + _ADMIN_TIMEOUT
     while True:
         futures = admin.list_offsets(wanted, isolation_level=isolation, request_timeout=_ADMIN_TIMEOUT)
         try:
             offsets = {(item.topic, item.partition): future.result().offset for item, future in futures.items()}
             return [offsets[item.topic, item.partition] for item in partitions]
         except KafkaException as error:
-            if error.args[0].code() not in _LEADER_CHANGES or time.monotonic() >= give_up_at:
+            if error.args[0].code() not in _LEADER_CHANGES or time.monotonic() >= deadline:
                 raise
         time.sleep(_LEADER_CHANGE_PAUSE)

@@ -1,4 +1,4 @@
-"""Events on the wire: CloudEvents headers in binary mode, and JSON bodies."""
+"""Encoding of events: CloudEvents headers in binary mode, and JSON bodies."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-
-SOURCE = b"/coupon-service"
+from django.conf import settings
 
 
 def encode_body(body: Mapping[str, Any] | msgspec.Struct) -> bytes:
-    """The bytes of a message body: compact UTF-8 JSON in the order given."""
+    """Encode a message body: compact UTF-8 JSON, fields in the given order."""
     return msgspec.json.encode(body)
 
 
@@ -25,20 +24,20 @@ _stored_headers = msgspec.json.Decoder(Headers)
 
 
 def encode_headers(headers: Headers) -> bytes:
-    """Message headers as ASCII JSON ``[[name, base64 or null], ...]``: any bytes survive the way."""
+    """Encode message headers as ASCII JSON ``[[name, base64 or null], ...]``, which keeps any bytes."""
     return json.dumps(
         [[name, None if value is None else b64encode(value).decode()] for name, value in headers]
     ).encode()
 
 
-# The name under which stored headers that cannot be read go on, as they are stored.
+# Name of the header that carries stored headers which cannot be decoded, unchanged.
 UNREADABLE_HEADERS = "x-unreadable-headers"
 
 
 def decode_headers(stored: bytes) -> Headers:
-    """What ``encode_headers`` stored; anything else as the one header ``UNREADABLE_HEADERS``.
+    """Decode what ``encode_headers`` stored; anything else becomes the one header ``UNREADABLE_HEADERS``.
 
-    So a damaged row is published and shown, and its reader sees what is wrong with it.
+    So a damaged row is still published and shown, and its reader sees the damage.
     """
     try:
         return _stored_headers.decode(stored)
@@ -49,11 +48,14 @@ def decode_headers(stored: bytes) -> Headers:
 def cloud_event_headers(
     *, event_id: str, event_type: str, time: str, traceparent: str
 ) -> list[tuple[str, str | bytes | None]]:
-    """The headers of an event in CloudEvents' binary mode (CloudEvents 1.0, Kafka protocol binding 3.2)."""
+    """Build the headers of an event in binary mode (CloudEvents 1.0, Kafka protocol binding 3.2).
+
+    ``time`` is ISO 8601; an empty ``traceparent`` is left out.
+    """
     headers: list[tuple[str, str | bytes | None]] = [
         ("ce_id", event_id),
         ("ce_type", event_type),
-        ("ce_source", SOURCE),
+        ("ce_source", settings.EVENT_SOURCE.encode()),
         ("ce_specversion", "1.0"),
         ("ce_time", time),
         ("content-type", "application/json"),

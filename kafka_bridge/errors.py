@@ -1,4 +1,4 @@
-"""The errors of the bridge, and the sorting of everybody else's: transient, poison or unknown."""
+"""The errors of the bridge, and which errors are poison."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from common.processes.outages import ServiceUnavailable
 
 
 class BridgeError(Exception):
-    """Base of what kafka_bridge raises."""
+    """Base of the errors of kafka_bridge."""
 
 
 class PoisonMessage(BridgeError):
-    """A message that can never be handled, however often it is tried."""
+    """A message that no retry can handle."""
 
 
 class PayloadTooLarge(BridgeError):
-    """An event's body is past what the topics are sure to take."""
+    """An event's body is larger than topics are sure to accept."""
 
 
 class PublishOutsideTransaction(BridgeError):
-    """publish() was called outside transaction.atomic: the event would not be part of any change."""
+    """publish() was called outside transaction.atomic: the event would not be committed with its change."""
 
 
 class TopicsUnavailable(ServiceUnavailable):
-    """Topics that exist no more, or take no messages now; the text names each, and what to do."""
+    """Topics are missing or accept no messages at present; the text names each topic and the remedy."""
 
 
 class BadClientOptions(BridgeError):
-    """A property in KAFKA_PRODUCER_CONFIG or KAFKA_CONSUMER_CONFIG is none of librdkafka's."""
+    """librdkafka refuses a property of KAFKA_PRODUCER_CONFIG or KAFKA_CONSUMER_CONFIG, or its value."""
 
 
 class PoisonLimitExceeded(BridgeError):
-    """So many messages in a row fail that the fault is more likely here than in them."""
+    """Too many messages in a row fail: the cause is probably not in the messages."""
 
 
 _POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)
 
 
 def is_poison(error: BaseException) -> bool:
-    """Whether ``error`` proves the message bad: trying again is of no use."""
+    """Whether ``error`` proves the message bad: a retry cannot succeed."""
     return isinstance(error, _POISON)

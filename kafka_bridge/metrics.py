@@ -1,7 +1,7 @@
-"""What Prometheus can ask of every process; the names stand here and nowhere else.
+"""Prometheus metrics of the relay, the outbox and the consumers, and their HTTP exposition.
 
-A command serves its own on ``METRICS_PORT``. The web server has several processes behind one port: there the values
-are gathered through the files of ``PROMETHEUS_MULTIPROC_DIR``.
+A command serves its own metrics on ``METRICS_PORT``. The web server has several processes behind one port: there the
+values are collected from the files of ``PROMETHEUS_MULTIPROC_DIR``.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-# Rows that the relay has published, and how long one of its passes takes.
+# The relay: published rows, and the duration of a pass.
 PUBLISHED = Counter("outbox_published_total", "Outbox rows acknowledged by the broker")
 RELAY_SECONDS = Histogram("relay_pass_seconds", "From a relay's read to its mark", buckets=_SECONDS)
-# Messages that a group has brought to their effect, and how long a partition's batch takes.
+# Consumers: handled messages, and the duration of one partition's batch.
 CONSUMED = Counter("consumer_messages_total", "Messages handled, dead letters included", ["group"])
 BATCH_SECONDS = Histogram("consumer_batch_seconds", "One batch of one partition", ["group"], buckets=_SECONDS)
-# How far behind a group is, by the partitions of this process.
+# The lag of a group, for the partitions of this process.
 LAG = Gauge("consumer_lag_messages", "Messages not handled yet", ["group", "topic", "partition"])
-# 1 while a partition waits for a service or for somebody to mend a fault.
-PAUSED = Gauge("consumer_paused", "1 while a partition waits", ["group", "topic", "partition"])
-DEAD_LETTERS = Counter("dead_letters_total", "Messages buried", ["group"])
-# Messages of groups whose failures are only logged.
+# 1 while a partition is retrying: it waits for a service or for a fix.
+PAUSED = Gauge("consumer_paused", "1 while a partition is retrying", ["group", "topic", "partition"])
+DEAD_LETTERS = Counter("dead_letters_total", "Dead letters written", ["group"])
+# Only of groups with `log_only`.
 PASSED_OVER = Counter("consumer_passed_over_total", "Messages that failed and were only logged", ["group"])
 
 
 class OutboxCollector(Collector):
-    """The outbox's depth and age, asked of the database when somebody scrapes."""
+    """The outbox's depth and age, read from the database at each scrape."""
 
     _QUERY = """
         SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float
@@ -65,7 +65,7 @@ class OutboxCollector(Collector):
                 cursor.execute(self._QUERY)
                 depth, age = cursor.fetchone() or (0, 0.0)
         except Exception as error:
-            # The other figures are worth having most when the database is away.
+            # The other metrics are needed most while the database is down.
             logger.warning("outbox not measured: %s", first_line(error))
             connection.close()
             return
@@ -74,7 +74,7 @@ class OutboxCollector(Collector):
 
 
 def exposition() -> bytes:
-    """The text that Prometheus scrapes from the web server: all its processes, and the outbox."""
+    """Return the metrics of all processes of the web server and of the outbox, in Prometheus' text format."""
     registry = CollectorRegistry()
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
@@ -85,7 +85,7 @@ def exposition() -> bytes:
 
 
 def serve(host: str, port: int) -> None:
-    """Serve this process's figures in a thread; port 0 is off. Raises CommandError if the port is taken."""
+    """Serve this process's metrics in a thread; port 0 means off. Raises CommandError if the port is taken."""
     if not port:
         return
     try:

@@ -7,10 +7,10 @@ SHARDS = 64
 
 
 class OutboxMessage(models.Model):
-    """A message that is to be published: written in the transaction of the change it tells about.
+    """A message to be published, written in the transaction of the change that it reports.
 
     ``key`` and ``payload`` are the exact bytes sent. ``headers`` is null for an event, whose CloudEvents headers
-    follow from the columns; a dead letter brings its own (JSON, see ``contracts.encode_headers``).
+    are built from the columns; a dead letter stores its own (JSON, see ``cloudevents.encode_headers``).
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -27,8 +27,8 @@ class OutboxMessage(models.Model):
 
     class Meta:
         indexes = [
-            # The relay's only read: its unpublished rows in id order. Published rows must not be in it, or the
-            # relay slows down with everything that was ever sent.
+            # For the relay's only query: unpublished rows in id order. Published rows are left out, or the relay would
+            # slow down as the table grows.
             models.Index(fields=["id"], name="outbox_unpublished", condition=Q(published_at=None)),
         ]
 
@@ -48,9 +48,9 @@ class RelayLease(models.Model):
 
 
 class RelayMember(models.Model):
-    """A running relay, so that the others know among how many the shards are to be shared.
+    """A running relay: their number determines how many shards each one leases.
 
-    It lives as long as its database session, and no longer than ``expires_at``.
+    The row is valid as long as the relay's database session lives, and at most until ``expires_at``.
     """
 
     owner = models.UUIDField(primary_key=True)
@@ -63,7 +63,7 @@ class RelayMember(models.Model):
 
 
 class ProcessHeartbeat(models.Model):
-    """A running process; times are the database's."""
+    """A running process; times are by the database's clock."""
 
     id = models.UUIDField(primary_key=True)
     role = models.CharField(max_length=64)
@@ -97,15 +97,15 @@ class DeadLetter(models.Model):
 
     class Meta:
         constraints = [
-            # A redelivered message is the same dead letter. The timestamp tells apart two messages at one offset
-            # of a topic that was deleted and made anew.
+            # A redelivered message is the same dead letter. The timestamp distinguishes messages at the same offset
+            # of a topic that was deleted and recreated.
             models.UniqueConstraint(
                 fields=["consumer_group", "topic", "partition", "offset", "message_timestamp"],
                 name="dead_letter_once",
             ),
         ]
         indexes = [
-            # The admin's search by event id.
+            # For the admin's search by event id.
             models.Index(fields=["event_id"], name="dead_letter_event"),
         ]
 
@@ -114,9 +114,9 @@ class DeadLetter(models.Model):
 
 
 class ProcessedEvent(models.Model):
-    """The inbox: an event that a consumer group has brought to its effect, written in the transaction of the effect.
+    """The inbox: an event that a consumer group has handled, written in the transaction of its effect.
 
-    Rows outlive the retention of their topic, so that no replay repeats an effect.
+    Rows are kept longer than the retention of their topic, so that reading the topic again repeats no effect.
     """
 
     pk = models.CompositePrimaryKey("consumer_group", "event_id")
@@ -129,13 +129,13 @@ class ProcessedEvent(models.Model):
 
 
 class Alert(models.Model):
-    """Something that an operator has to know; of one rule at most one is open."""
+    """An alert for operators; at most one per rule is open."""
 
     class Severity(models.TextChoices):
         WARNING = "warning"
         CRITICAL = "critical"
 
-    # Also the idempotency key under which the alert is told.
+    # Also the idempotency key of the alert's notification.
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     rule = models.CharField(max_length=64)
     severity = models.CharField(max_length=16, choices=Severity)

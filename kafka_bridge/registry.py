@@ -1,4 +1,4 @@
-"""What the apps register with the bridge: consumer groups, and what a clean-up must leave alone."""
+"""What the apps register with the bridge: consumer groups, and callbacks of the relay and of pruning."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
 
 @dataclass(frozen=True, slots=True)
 class ReceivedMessage:
-    """A message as it came from Kafka. ``topic`` is without the prefix; ``timestamp`` in ms since 1970.
+    """A message received from Kafka. ``topic`` is without the prefix; ``timestamp`` is in ms since 1970.
 
-    ``unreadable`` says what of it cannot be read; ``is_of_types`` makes it poison.
+    ``unreadable`` says what of the message cannot be read (else empty); ``is_of_types`` treats it as poison.
     """
 
     topic: str
@@ -40,7 +40,7 @@ class ReceivedMessage:
     unreadable: str = ""
 
     def header(self, name: str) -> bytes | None:
-        """The value of the first header of that name."""
+        """Return the value of the first header ``name``, None without one."""
         for header, value in self.headers:
             if header == name:
                 return value
@@ -48,7 +48,7 @@ class ReceivedMessage:
 
     @property
     def event_id(self) -> UUID | None:
-        """The id that the ``ce_id`` header names, if it is a UUID."""
+        """The UUID in the ``ce_id`` header, None if there is none."""
         try:
             return UUID((self.header("ce_id") or b"").decode("ascii"))
         except ValueError:
@@ -56,12 +56,12 @@ class ReceivedMessage:
 
     @property
     def inbox_id(self) -> UUID:
-        """Under what the message is known in an inbox: its event id, or its place if it brought none.
+        """The message's id in the inbox: its event id, or a UUID of its position if it has none.
 
-        The timestamp tells apart two messages at one offset of a topic that was deleted and made anew.
+        The timestamp distinguishes messages at the same offset of a topic that was deleted and recreated.
         """
-        place = f"{self.topic}/{self.partition}/{self.offset}/{self.timestamp}"
-        return self.event_id or uuid5(_NO_EVENT_ID, place)
+        position = f"{self.topic}/{self.partition}/{self.offset}/{self.timestamp}"
+        return self.event_id or uuid5(_NO_EVENT_ID, position)
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}]@{self.offset}"
@@ -69,7 +69,7 @@ class ReceivedMessage:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A message that became a dead letter, and the error that made it one."""
+    """A message that becomes a dead letter, and the error that is the reason."""
 
     message: ReceivedMessage
     error: BaseException
@@ -77,25 +77,25 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerGroup:
-    """One effect, with offsets of its own.
+    """A consumer group: one effect of events, with its own offsets.
 
-    ``decode`` turns a message into what ``handle`` takes and raises PoisonMessage for what it cannot read; it must
-    not touch the database. ``handle`` gets the decoded messages of one partition in offset order, inside a
-    transaction. ``on_dead_letters`` runs in the transaction that writes the dead letters. Each message's event type is
-    one of ``event_types``; others on the topic are passed over.
+    ``decode`` converts a message to the argument of ``handle``, and raises PoisonMessage for an unreadable one; it must
+    not use the database. ``handle`` gets the decoded messages of one partition in offset order, inside a transaction.
+    ``on_dead_letters`` runs in the transaction that writes the dead letters. Messages of other types than
+    ``event_types`` are skipped.
 
-    Without ``inbox``, ``handle`` must be safe to call again with the same messages. With it, the bridge keeps a row per
+    Without ``inbox``, ``handle`` must be safe to repeat with the same messages. With it, the bridge writes a row per
     group and event in the transaction of ``handle``, which then gets every event once.
 
-    ``call`` is for what must not happen inside a transaction, such as HTTP. It gets the messages that the inbox does
-    not know, before ``handle``, and may get them again after a crash: it passes the event id on as the idempotency key.
-    It returns for each message None, or the error it ended with: a poison one (CallRefused) makes it a dead letter at
-    once, CallPostponed lets the partition wait for as long as it says and others of it go on, any other is tried again,
-    ``CONSUMER_MAX_ATTEMPTS`` times in all. It raises ServiceUnavailable when nothing
-    gets through: then the partition waits. ``largest_batch`` bounds what is under way at once.
+    ``call`` is for work that must not happen inside a transaction, such as HTTP. It gets the messages that are not in
+    the inbox, before ``handle``, and gets them again after a crash: it must use the event id as idempotency key.
+    It returns for each message None or its error. A poison error (CallRefused) makes the message a dead letter at
+    once; CallPostponed postpones it for the error's ``seconds``, while other messages of the partition are handled;
+    any other error is retried, ``CONSUMER_MAX_ATTEMPTS`` tries in all. ``call`` raises ServiceUnavailable when no call
+    succeeds: then the partition retries. ``largest_batch`` limits a batch.
 
-    ``log_only`` (seed 004): what fails is logged and counts as handled, instead of waiting or becoming a dead letter;
-    only a database that is away is waited for, since without it nothing can be noted.
+    ``log_only`` (seed 004): failures are logged and count as handled, without retries of the partition or dead letters;
+    only while the database is down the partition retries, since without it nothing can be recorded.
     """
 
     name: str
@@ -111,27 +111,27 @@ class ConsumerGroup:
     def __post_init__(self) -> None:
         if self.call is not None and not self.inbox:
             raise ValueError(
-                f"group {self.name!r} calls out: it needs the inbox, or a batch that comes again is sent again"
+                f"group {self.name!r} has a call: it needs the inbox, or a redelivered batch is sent twice"
             )
 
     @property
     def group_id(self) -> str:
-        """The id as the broker knows it, with the prefix."""
+        """The group id at the broker, with the prefix."""
         return f"{settings.KAFKA_TOPIC_PREFIX}{settings.KAFKA_GROUPS[self.name]}"
 
     @property
     def topics(self) -> list[str]:
-        """The topics as the broker knows them, with the prefix."""
+        """The topics of ``event_types``, sorted, with the prefix."""
         return sorted({prefixed(settings.KAFKA_ROUTES[name].topic) for name in self.event_types})
 
 
 _groups: dict[str, ConsumerGroup] = {}
-_refusals: dict[str, Callable[[Sequence[Rejected]], None]] = {}
-_undecided: dict[str, Callable[[Collection[UUID]], set[UUID]]] = {}
+_rejection_callbacks: dict[str, Callable[[Sequence[Rejected]], None]] = {}
+_retention_guards: dict[str, Callable[[Collection[UUID]], set[UUID]]] = {}
 
 
 def register_group(group: ConsumerGroup) -> None:
-    """Make ``group`` known; its name must stand in ``KAFKA_GROUPS``. A second group of one name is an error."""
+    """Register ``group``. Raises ValueError if its name is not in ``KAFKA_GROUPS`` or is registered already."""
     if group.name not in settings.KAFKA_GROUPS:
         raise ValueError(f"no id for group {group.name!r} in KAFKA_GROUPS")
     if _groups.setdefault(group.name, group) is not group:
@@ -139,55 +139,55 @@ def register_group(group: ConsumerGroup) -> None:
 
 
 def groups() -> dict[str, ConsumerGroup]:
-    """The registered groups by name."""
+    """Return the registered groups by name."""
     return dict(_groups)
 
 
 def on_broker_rejection(event_type: str, end: Callable[[Sequence[Rejected]], None]) -> None:
-    """Make the relay call ``end`` for events of that type that the broker refuses for good.
+    """Register ``end`` for events of ``event_type`` that the broker refuses for good.
 
-    It runs in the transaction that writes the dead letter, like a group's ``on_dead_letters``.
+    The relay calls it in the transaction that writes the dead letter, like a group's ``on_dead_letters``.
     """
-    _refusals[event_type] = end
+    _rejection_callbacks[event_type] = end
 
 
 def broker_rejected(event_type: str, rejected: Sequence[Rejected]) -> None:
-    """Do what was registered for refused events of that type."""
-    if end := _refusals.get(event_type):
+    """Call what ``on_broker_rejection`` registered for ``event_type``, if anything."""
+    if end := _rejection_callbacks.get(event_type):
         end(rejected)
 
 
 def register_retention_guard(event_type: str, undecided: Callable[[Collection[UUID]], set[UUID]]) -> None:
-    """Make pruning ask ``undecided`` which of some event ids of ``event_type`` are still waited for."""
-    _undecided[event_type] = undecided
+    """Register ``undecided``: of given event ids of ``event_type`` it returns those that pruning must keep."""
+    _retention_guards[event_type] = undecided
 
 
 def retained_ids(event_type: str, event_ids: Collection[UUID]) -> set[UUID]:
-    """Those of ``event_ids`` whose outbox rows must be kept."""
-    check = _undecided.get(event_type)
-    return check(event_ids) if check and event_ids else set()
+    """Return those of ``event_ids`` whose outbox rows pruning must keep."""
+    undecided = _retention_guards.get(event_type)
+    return undecided(event_ids) if undecided and event_ids else set()
 
 
 def prefixed(name: str) -> str:
-    """A topic's name as the broker knows it."""
+    """Return a topic's name at the broker, with the prefix."""
     return f"{settings.KAFKA_TOPIC_PREFIX}{name}"
 
 
 def unprefixed(name: str) -> str:
-    """A topic's name as the settings know it."""
+    """Return a topic's name in the settings, without the prefix."""
     return name.removeprefix(settings.KAFKA_TOPIC_PREFIX)
 
 
 def event_types_of(topic: str) -> set[str]:
-    """The event types that the routes send to ``topic`` (without the prefix)."""
+    """Return the event types that the routes send to ``topic`` (without the prefix)."""
     routes: dict[str, Route] = settings.KAFKA_ROUTES
     return {event_type for event_type, route in routes.items() if route.topic == topic}
 
 
 def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], what: str) -> Body:
-    """The body of ``message``; PoisonMessage, which calls it ``what``, if it is none that ``decoder`` takes.
+    """Decode the body of ``message``. Raises PoisonMessage ("not a valid ``what``") if ``decoder`` refuses it.
 
-    Nor may a field be a time at the edge of the calendar, which a zone moves out of the years 1 to 9999.
+    A time in the years 1 or 9999 is refused too: a time zone could move it out of the calendar.
     """
     if message.value is None:
         raise PoisonMessage("the message has no body")
@@ -202,9 +202,9 @@ def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], w
 
 
 def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:
-    """Whether the message is of one of ``event_types``, as a group would judge.
+    """Whether the message is of one of ``event_types``; one without ``ce_type`` counts as such.
 
-    Raises PoisonMessage for an unknown type and for one of ``event_types`` that is ``unreadable``.
+    Raises PoisonMessage for a type that no route of the topic has, and for ``unreadable`` messages of ``event_types``.
     """
     header = message.header("ce_type")
     event_type = None if header is None else header.decode()
@@ -218,6 +218,6 @@ def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:
 
 
 def traceparent_of(message: ReceivedMessage) -> str:
-    """The W3C trace context of the message; a new one if it brings none that is valid."""
+    """Return the message's W3C trace context, a new one if it has no valid one."""
     raw = (message.header("traceparent") or b"").decode("ascii", "replace")
     return read_traceparent(raw) or new_traceparent()

@@ -1,49 +1,29 @@
-"""Routes of event types to topics, and the ids of consumer groups, with what an operator lays over them."""
+"""Routes of event types to topics and ids of consumer groups, with the operator's overlays."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-# The fields that may be a message key, as the body has them and as a Struct calls them.
-KEY_FIELDS = {"couponType": "coupon_type", "couponId": "coupon_id", "orderId": "order_id"}
-
-
-# Keys of the same events: each of their bodies has all of them.
-_INTERCHANGEABLE = (frozenset({"couponType", "couponId"}),)
-
-
-# Kafka takes 249 characters for a topic: names leave room for the prefix, and for what follows in a derived name.
+# Kafka allows 249 characters in a topic name: 180 + 64 leave room for the suffix of a derived name (".DLT").
 LONGEST_PREFIX = 64
-
-
 LONGEST_NAME = 180
 
-
 _TOPIC_NAME = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}")
-
-
 TOPIC_PREFIX = re.compile(rf"[A-Za-z0-9._-]{{1,{LONGEST_PREFIX}}}")
 
-
-# Brokers create 10,000 partitions in one request at the most, and every topic of the table may have so many.
+# Brokers create at most 10,000 partitions in one request, and each topic of the routes may have this many.
 MOST_PARTITIONS = 1_000
-
-
 MOST_REPLICAS = 9
 
-
-# What is gone before an outage ends is lost; a hundred years are as good as for ever, and fit Kafka's arithmetic.
+# With less than an hour messages could be deleted before an outage ends. A hundred years are as good as for ever, and
+# fit Kafka's arithmetic.
 LEAST_RETENTION_MS = 3_600_000
-
-
 MOST_RETENTION_MS = 100 * 365 * 24 * 3_600_000
 
-
 _RANGES = {"partitions": (1, MOST_PARTITIONS), "replicas": (1, MOST_REPLICAS)}
-
 
 _OVERLAY_FIELDS = {
     "topic": "topic",
@@ -53,17 +33,13 @@ _OVERLAY_FIELDS = {
     "retentionMs": "retention_ms",
     "deadLetterTopic": "dead_letter_topic",
 }
-
-
 _TOPIC_FIELDS = frozenset({"topic", "deadLetterTopic"})
-
-
 _TEXT_FIELDS = _TOPIC_FIELDS | {"key"}
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where the events of one type go.
+    """The topic, key and topic settings of one event type.
 
     ``topic`` and ``dead_letter_topic`` are names without ``KAFKA_TOPIC_PREFIX``; ``key`` names the body field
     whose value is the message key; ``replicas`` None means ``KAFKA_REPLICATION_FACTOR``; ``retention_ms`` -1
@@ -82,11 +58,14 @@ class Route:
             object.__setattr__(self, "dead_letter_topic", f"{self.topic}.DLT")
 
 
-def overlay_routes(defaults: Mapping[str, Route], overlay: object) -> dict[str, Route]:
-    """The routes with the ``KAFKA_ROUTES`` setting laid over them.
+def overlay_routes(
+    defaults: Mapping[str, Route], overlay: object, *, interchangeable_keys: Collection[Collection[str]] = ()
+) -> dict[str, Route]:
+    """Return the routes with the ``KAFKA_ROUTES`` setting laid over them.
 
     ``overlay`` has the shape ``{"<ce_type>": {"topic", "key", "partitions", "replicas", "retentionMs",
-    "deadLetterTopic"}}``, each optional. Raises ValueError with a message for the operator.
+    "deadLetterTopic"}}``, each optional. ``interchangeable_keys`` are sets of key fields: a route's key may be replaced
+    by another key of its set. Raises ValueError with a message for the operator.
     """
     if not isinstance(overlay, dict):
         raise ValueError("must be a JSON object of event types")
@@ -96,12 +75,15 @@ def overlay_routes(defaults: Mapping[str, Route], overlay: object) -> dict[str, 
             raise ValueError(f"unknown event type {event_type!r}; known: {', '.join(sorted(routes))}")
         if not isinstance(changes, dict):
             raise ValueError(f"{event_type}: must be a JSON object")
-        routes[event_type] = _overlay_route(event_type, routes[event_type], changes)
+        route = routes[event_type]
+        keys = next((keys for keys in interchangeable_keys if route.key in keys), (route.key,))
+        routes[event_type] = _overlay_route(event_type, route, changes, keys)
     _refuse_disagreement(routes)
     return routes
 
 
-def _overlay_route(event_type: str, route: Route, changes: dict[str, Any]) -> Route:
+def _overlay_route(event_type: str, route: Route, changes: dict[str, Any], keys: Collection[str]) -> Route:
+    """``keys`` are the key fields that the route may have."""
     values: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in _OVERLAY_FIELDS:
@@ -109,10 +91,9 @@ def _overlay_route(event_type: str, route: Route, changes: dict[str, Any]) -> Ro
         if why := _text_refusal(name, value) if name in _TEXT_FIELDS else _number_refusal(name, value):
             raise ValueError(f"{event_type}: {name} must be {why}")
         values[_OVERLAY_FIELDS[name]] = value
-    keys = next((keys for keys in _INTERCHANGEABLE if route.key in keys), {route.key})
     if values.get("key", route.key) not in keys:
         raise ValueError(f"{event_type}: key must be {' or '.join(sorted(keys))}")
-    # A dead-letter topic that was only derived from the old name follows the new one.
+    # A dead-letter topic whose name was derived from the old topic is derived from the new one.
     if route.dead_letter_topic == f"{route.topic}.DLT":
         values.setdefault("dead_letter_topic", "")
     return replace(route, **values)
@@ -138,7 +119,7 @@ def _number_refusal(name: str, value: object) -> str | None:
 
 
 def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
-    """Event types may share a topic, but a topic has one number of partitions, replicas and one retention."""
+    """Raise ValueError if event types that share a topic differ in its partitions, replicas or retention."""
     by_topic: dict[str, tuple[str, Route]] = {}
     for event_type, route in routes.items():
         other_type, other = by_topic.setdefault(route.topic, (event_type, route))
@@ -154,13 +135,16 @@ def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
 
 
 def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, str]:
-    """Consumer group ids by group name with the ``KAFKA_GROUPS`` setting laid over them; ValueError if bad."""
+    """Return consumer group ids by group name with the ``KAFKA_GROUPS`` setting laid over them.
+
+    Raises ValueError with a message for the operator.
+    """
     if not isinstance(overlay, dict):
         raise ValueError("must be a JSON object of group names")
     for name, group_id in overlay.items():
         if name not in defaults:
             raise ValueError(f"unknown group {name!r}; known: {', '.join(sorted(defaults))}")
-        # librdkafka ends the process over an id of blanks, and brokers' tools expect a topic's characters.
+        # librdkafka aborts the process on a blank id, and Kafka's tools expect the characters of a topic name.
         if not isinstance(group_id, str) or not _TOPIC_NAME.fullmatch(group_id):
             raise ValueError(
                 f"{name}: the group id must be letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
@@ -172,5 +156,5 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
 
 
 def topics_of(routes: Mapping[str, Route]) -> set[str]:
-    """The topics that ``routes`` name, dead-letter topics included, without the prefix."""
+    """Return the topics of ``routes``, dead-letter topics included, without the prefix."""
     return {route.topic for route in routes.values()} | {route.dead_letter_topic for route in routes.values()}

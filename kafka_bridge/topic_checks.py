@@ -1,4 +1,4 @@
-"""What the settings of a topic must be so that nothing that this service promises breaks on it."""
+"""Checks of topic settings: which ones break a guarantee of the service, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-# Kafka's own default of max.message.bytes. It holds an event of the outbox (a body of 900,000 bytes, its headers) and
-# every batch of the producer (1,000,000 bytes): a batch is refused as a whole.
+# Kafka's default of max.message.bytes. An event of the outbox fits (a body of 900,000 bytes, and headers), and so does
+# every batch of the producer (1,000,000 bytes), which the broker accepts or refuses as a whole.
 EVENT_MAX_BYTES = 1_048_588
-# Messages that others put on a topic may be larger; their dead letters have headers on top.
+# Messages of other producers may be larger than events, and their dead letters have additional headers.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
-# The clock of a machine may be wrong by minutes, and what it sends must be taken.
+# Messages of a machine whose clock is wrong by up to five minutes must be accepted.
 _LEAST_CLOCK_TOLERANCE_MS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
 class WantedTopic:
-    """A topic as its route wants it; ``name`` is with the prefix. -1 for ``retention_ms`` keeps everything."""
+    """A topic as its route configures it. ``name`` has the prefix; ``retention_ms`` -1 keeps messages for ever."""
 
     name: str
     partitions: int
@@ -29,11 +29,11 @@ class WantedTopic:
 
     @property
     def min_insync_replicas(self) -> int:
-        """With three replicas one broker may be away, and every acknowledged message is still on two."""
+        """2 with three replicas: one broker may be down, and every acknowledged message is on two brokers."""
         return 2 if self.replicas >= 3 else 1
 
     def config(self) -> dict[str, str]:
-        """The settings that the topic is created with, whatever the defaults of the brokers are."""
+        """Return the settings to create the topic with; they override the brokers' defaults."""
         config = {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
@@ -47,7 +47,7 @@ class WantedTopic:
 
 @dataclass(frozen=True, slots=True)
 class FoundTopic:
-    """A topic as it is: ``replicas`` of the partition that has the fewest, ``config`` with the brokers' defaults."""
+    """An existing topic: ``replicas`` is the least of its partitions, ``config`` includes the brokers' defaults."""
 
     partitions: int
     replicas: int
@@ -55,7 +55,10 @@ class FoundTopic:
 
 
 def topic_complaints(wanted: WantedTopic, found: FoundTopic) -> Iterator[str]:
-    """A line for each setting that breaks a promise: topic, setting, value, why, and the remedy. More is fine."""
+    """Yield a line per setting that breaks a guarantee: topic, setting, value, reason and remedy.
+
+    More partitions, replicas, bytes or retention than required are fine.
+    """
     if found.partitions < wanted.partitions:
         yield (
             f"{wanted.name}: has {found.partitions} partitions, its route says {wanted.partitions}: add them as"
@@ -75,23 +78,23 @@ def topic_complaints(wanted: WantedTopic, found: FoundTopic) -> Iterator[str]:
 
 
 def unreadable_complaint(name: str, reason: str) -> str:
-    """The line about a topic whose settings the broker does not say."""
+    """Return the line about a topic whose settings the broker does not return."""
     remedy = "allow this Kafka user DESCRIBE and DESCRIBE_CONFIGS on the topic"
     return f"{name}: its settings cannot be read ({reason}): {remedy}"
 
 
-# Setting, what it must be in words, a right value, and what breaks.
+# Setting, its valid values in words, one valid value, and what breaks otherwise.
 _Wrong = tuple[str, str, str, str]
 
 
 def _wrong_settings(wanted: WantedTopic, found: FoundTopic) -> Iterator[_Wrong]:
-    """A setting that this version of Kafka does not have is right."""
+    """Yield the wrong settings; one that this version of Kafka does not have is no fault."""
     yield from _wrong_retention(wanted, found.config)
     yield from _wrong_replication(wanted, found)
     if _is_less(found.config, "max.message.bytes", wanted.least_message_bytes):
         why = f"larger {_messages(wanted)}, or batches of them, are refused"
         yield "max.message.bytes", f"{wanted.least_message_bytes} or more", str(wanted.least_message_bytes), why
-    # Where the broker sets the time it checks none.
+    # With LogAppendTime the broker sets the timestamp and checks no limit.
     if found.config.get("message.timestamp.type") != "LogAppendTime":
         for name in _TIME_LIMITS:
             if _is_less(found.config, name, _LEAST_CLOCK_TOLERANCE_MS):
@@ -102,7 +105,7 @@ def _wrong_settings(wanted: WantedTopic, found: FoundTopic) -> Iterator[_Wrong]:
 _TIME_LIMITS = (
     "message.timestamp.before.max.ms",
     "message.timestamp.after.max.ms",
-    # Of brokers before 3.6.
+    # In brokers before 3.6.
     "message.timestamp.difference.max.ms",
 )
 
@@ -113,7 +116,7 @@ def _wrong_retention(wanted: WantedTopic, config: Mapping[str, str]) -> Iterator
     if "compact" in config.get("cleanup.policy", ""):
         yield "cleanup.policy", "delete", "delete", f"{messages}, and compaction removes all but the last of a key"
     elif config.get("cleanup.policy") == "":
-        # Nothing is ever deleted.
+        # Without a policy nothing is deleted.
         return
     retention = _number(config, "retention.ms")
     if retention is not None and retention >= 0 and (wanted.retention_ms < 0 or retention < wanted.retention_ms):

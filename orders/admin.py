@@ -43,7 +43,7 @@ class ProductForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_price(self) -> int:
         price: int = self.cleaned_data["price"]
         if price < 0:
-            raise forms.ValidationError("A price is not negative.")
+            raise forms.ValidationError("The price must not be negative.")
         return price
 
 
@@ -57,13 +57,13 @@ class ProductAdmin(BigTableAdmin):
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         if "\0" in text:
             return None
-        # Walks through the catalogue, which people wrote and which is therefore small.
+        # A sequential scan: products are entered by hand, so the table is small.
         by_name = Q(name__icontains=text)
         product_id = number_in(text)
         return rows.filter(by_name if product_id is None else by_name | Q(pk=product_id))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody: orders name their products."""
+        """Refuse: order lines reference their products."""
         return False
 
 
@@ -122,7 +122,7 @@ class StoredOrderAdmin(ReadOnlyAdmin):
 
     @admin.display
     def order(self, row: StoredOrder) -> SafeString:
-        # Not a link to its page: the event may have told of an order that is not ours.
+        # A search, not a link to the page: an event from another system may name an order that does not exist here.
         return search_link(Order, str(row.order_id))
 
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
@@ -146,7 +146,7 @@ def _event_link(event_id: UUID | None) -> SafeString | None:
 
 
 def _minute_in(text: str) -> datetime | None:
-    """The minute that the moment ``text`` lies in, None if it is none; without a zone it is UTC."""
+    """Parse ``text`` and truncate it to the minute; None if it is not a time. A time without a zone counts as UTC."""
     try:
         moment = parse_datetime(text)
         if moment is None:

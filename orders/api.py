@@ -14,7 +14,7 @@ from common.api.requests import APIView, EmptyBody, body_of, caller_of, idempote
 
 from . import openapi
 from .events import Id
-from .policy import MOST_LINES, MOST_PIECES
+from .policy import MAX_LINES, MAX_QUANTITY
 from .selectors import order_of_user
 from .services.cancelling import order_cancel
 from .services.paying import order_pay
@@ -23,12 +23,12 @@ from .services.placing import OrderItemInput, order_create
 
 class NewItem(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     product_id: Id
-    quantity: Annotated[int, Meta(ge=1, le=MOST_PIECES)]
+    quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
 
 
 class NewOrder(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    items: Annotated[list[NewItem], Meta(min_length=1, max_length=MOST_LINES)]
-    # Answers tell null where there is no coupon, so it may be asked for like that as well.
+    items: Annotated[list[NewItem], Meta(min_length=1, max_length=MAX_LINES)]
+    # Responses have null where there is no coupon, so requests may send null too.
     user_coupon_id: Id | None = None
 
 
@@ -40,7 +40,7 @@ class OrderListView(APIView):
         body = body_of(request, NewOrder)
         order = order_create(
             user_id=caller_of(request).user_id,
-            wishes=[OrderItemInput(item.product_id, item.quantity) for item in body.items],
+            items=[OrderItemInput(item.product_id, item.quantity) for item in body.items],
             user_coupon_id=body.user_coupon_id,
             idempotency_key=idempotency_key(request),
         )
@@ -48,7 +48,7 @@ class OrderListView(APIView):
 
 
 class OrderView(APIView):
-    """How an order stands."""
+    """Get an order."""
 
     @openapi.order
     def get(self, request: Request, order_id: int) -> Response:
@@ -59,7 +59,7 @@ class OrderView(APIView):
 
 
 class PayOrderView(APIView):
-    """Pay an order; paying it again tells the same again."""
+    """Pay an order; paying it again returns the same response."""
 
     @openapi.order_pay
     def post(self, request: Request, order_id: int) -> Response:
@@ -74,7 +74,7 @@ class PayOrderView(APIView):
 
 
 class CancelOrderView(APIView):
-    """Cancel an order; cancelling it again tells the same again."""
+    """Cancel an order; cancelling it again returns the same response."""
 
     @openapi.order_cancel
     def post(self, request: Request, order_id: int) -> Response:

@@ -1,4 +1,4 @@
-"""What this app does with messages: the effects of a paid order, each a consumer group with offsets of its own."""
+"""The consumer groups of this app: one per effect of a paid order, each with its own offsets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ EFFECTS = (notification, data_platform, ranking, monitoring)
 
 
 def register() -> None:
-    """Called once, when the app is ready."""
+    """Register the groups; called once, when the app is ready."""
     for effect in EFFECTS:
         register_group(effect.group())

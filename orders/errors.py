@@ -1,4 +1,4 @@
-"""Refusals of orders; status and code stand on the class, see ``coupons.errors``."""
+"""Errors of orders; each class carries its HTTP status and problem code, see ``coupons.errors``."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ class InvalidState(DomainError):
 class InProgress(DomainError):
     status = 409
     code = "in_progress"
-    title = "The same is under way already"
+    title = "The same call is already in progress"

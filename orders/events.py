@@ -1,4 +1,4 @@
-"""What happens to orders, in the words of the domain. How it is told to other systems stands in ``messages``."""
+"""Domain events of orders. ``messages`` maps them to messages for other systems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class Item(msgspec.Struct, frozen=True, rename="camel"):
-    """A line of an order with name and price as they were when it was placed."""
+    """A line of an order, with name and price at the time the order was placed."""
 
     product_id: Id
     name: str
@@ -35,7 +35,7 @@ class OrderCompleted(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class OrderCancelled(msgspec.Struct, frozen=True, rename="camel"):
-    """An order that had been paid was cancelled and its money given back."""
+    """A paid order was cancelled and its money refunded."""
 
     order_id: Id
     user_id: Id

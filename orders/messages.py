@@ -1,4 +1,4 @@
-"""The messages about orders: which event becomes which, and how they are read."""
+"""Messages about orders: encoding of events, and decoding of messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kafka_bridge.outbox.writing import Message
 from kafka_bridge.registry import ReceivedMessage, decode_body, event_types_of, traceparent_of
 
 from .events import OrderCancelled, OrderCompleted, OrderEvent
-from .policy import MOST_WON
+from .policy import MAX_WON
 
 ORDER_COMPLETED = "order.completed.v1"
 ORDER_CANCELLED = "order.cancelled.v1"
@@ -24,7 +24,7 @@ _DECODERS: dict[str, msgspec.json.Decoder[OrderEvent]] = {
 
 
 class OrderTask(NamedTuple):
-    """An order's event as it came out of its topic. ``event_id`` is under what the inbox knows it."""
+    """An order event read from its topic. ``event_id`` is its key in the inbox."""
 
     event_id: UUID
     event: OrderEvent
@@ -33,20 +33,23 @@ class OrderTask(NamedTuple):
 
 
 def message_of(event: OrderEvent, *, event_id: UUID, traceparent: str = "") -> Message:
-    """The message that tells of ``event``."""
+    """Build the outbox message of ``event``."""
     return Message(_TYPES[type(event)], event, event_id=event_id, traceparent=traceparent)
 
 
 def read_order_task(message: ReceivedMessage) -> OrderTask:
-    """The event in ``message``; without ``ce_type`` the topic tells its type. Raises PoisonMessage."""
+    """Decode the event in ``message``; without the header ``ce_type`` the topic determines its type.
+
+    Raises PoisonMessage.
+    """
     header = message.header("ce_type")
     known = {header.decode()} if header else event_types_of(message.topic) & _DECODERS.keys()
     if len(known) != 1:
-        raise PoisonMessage(f"the topic carries {', '.join(sorted(known))}, and the message does not say which it is")
+        raise PoisonMessage(f"the topic carries {', '.join(sorted(known))}, and the message has no ce_type")
     event_type = known.pop()
     event = decode_body(message, _DECODERS[event_type], event_type)
-    # One of more would fit its column, and no sum with another: every order of its minute would fail with it.
-    if isinstance(event, OrderCompleted) and max(event.total_amount, event.pay_amount) > MOST_WON:
-        raise PoisonMessage(f"an order is at most {MOST_WON} won")
+    # A larger amount fits its bigint column, but sums with it overflow and fail every order of the same minute.
+    if isinstance(event, OrderCompleted) and max(event.total_amount, event.pay_amount) > MAX_WON:
+        raise PoisonMessage(f"an order is at most {MAX_WON} won")
     assert message.value is not None
     return OrderTask(message.inbox_id, event, message.value, traceparent_of(message))

@@ -1,6 +1,12 @@
+from __future__ import annotations
+
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+
+from common.api.errors import NotFound
+
+from .events import Item
 
 
 class Product(models.Model):
@@ -13,6 +19,20 @@ class Product(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class OrderManager(models.Manager["Order"]):
+    def lock(self, order_id: int, *, user_id: int | None = None) -> Order:
+        """Lock the order until the caller's transaction ends and return it; every change of an order takes this lock.
+
+        With ``user_id`` only an order of that user is found. Raises NotFound, with the same message for a missing order
+        and for another user's.
+        """
+        owned = {} if user_id is None else {"user_id": user_id}
+        order = self.select_for_update(no_key=True).filter(id=order_id, **owned).first()
+        if order is None:
+            raise NotFound(f"There is no order {order_id}.")
+        return order
 
 
 class Order(models.Model):
@@ -34,16 +54,18 @@ class Order(models.Model):
     pay_amount = models.BigIntegerField()
     created_at = models.DateTimeField(db_default=Now())
     expires_at = models.DateTimeField()
-    # While PAYING: until then the call to the payment provider is somebody's; afterwards the payment is in doubt and
-    # whoever comes may ask again.
+    # While PAYING: the lease of the process that calls the payment provider. After it the payment is in doubt, and any
+    # process may repeat the call.
     paying_until = models.DateTimeField(null=True, blank=True)
     paid_at = models.DateTimeField(null=True, blank=True)
-    # The money is to be given back, and may have been; the sweep asks until it is certain.
+    # A refund was requested and its outcome is not known yet; the sweep repeats the call until it is.
     refund_requested_at = models.DateTimeField(null=True, blank=True)
     cancelled_at = models.DateTimeField(null=True, blank=True)
-    # The events that told of it: what every effect must have in its inbox.
+    # Ids of the published events: every effect must have them in its inbox.
     completed_event_id = models.UUIDField(null=True, blank=True)
     cancelled_event_id = models.UUIDField(null=True, blank=True)
+
+    objects = OrderManager()
 
     class Meta:
         constraints = [
@@ -55,7 +77,7 @@ class Order(models.Model):
                     total_amount=models.F("discount_amount") + models.F("pay_amount"),
                 ),
             ),
-            # Behind the hold of the coupon itself: no coupon is in two orders that live.
+            # Second guard behind the hold on the coupon itself: a coupon is in at most one live order.
             models.UniqueConstraint(
                 fields=["user_coupon_id"],
                 condition=Q(status__in=["PENDING", "PAYING", "PAID"]),
@@ -80,9 +102,14 @@ class Order(models.Model):
     def __str__(self) -> str:
         return f"order {self.id}"
 
+    def items(self) -> tuple[Item, ...]:
+        """Read the lines, in the sequence in which they were placed."""
+        lines = self.lines.order_by("id").values_list("product_id", "name", "quantity", "unit_price")
+        return tuple(Item(*line) for line in lines)
+
 
 class OrderLine(models.Model):
-    """A line of an order with name and price as they were when it was placed."""
+    """A line of an order, with name and price at the time the order was placed."""
 
     id = models.BigAutoField(primary_key=True)
     order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="lines")
@@ -99,9 +126,9 @@ class OrderLine(models.Model):
 
 
 class IdempotencyKey(models.Model):
-    """A key that a user gave with a call, and the answer to it once there is one.
+    """An idempotency key of a user's call, and the response once there is one.
 
-    It is written in the transaction of the call's effect; a refused call leaves no row, so that its key may try again.
+    Written in the transaction of the call's effect; a refused call leaves no row, so its key can be used again.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -117,9 +144,9 @@ class IdempotencyKey(models.Model):
             models.UniqueConstraint(fields=["user_id", "operation", "key"], name="one_call_per_idempotency_key"),
         ]
         indexes = [
-            # Forgetting what is old.
+            # keys_prune.
             models.Index(fields=["created_at"], name="idempotency_key_age"),
-            # Answering what is under way, at every payment; almost empty, however many keys a user has.
+            # store_response and discard_keys, at every payment; almost empty, however many keys a user has.
             models.Index(
                 fields=["user_id", "operation", "fingerprint"],
                 name="idempotency_key_unanswered",
@@ -132,12 +159,12 @@ class IdempotencyKey(models.Model):
 
 
 class StoredOrder(models.Model):
-    """The data platform's copy of a paid order: from its events alone, which may come in either order."""
+    """The data platform's copy of a paid order, built only from its events, which may arrive in either order."""
 
     order_id = models.BigIntegerField(primary_key=True)
     user_id = models.BigIntegerField()
     items = models.JSONField(help_text="[{productId, name, quantity, unitPrice}]")
-    # Null until the event of the payment came, if that of the cancellation was faster.
+    # Null while only the event of the cancellation has arrived.
     total_amount = models.BigIntegerField(null=True)
     discount_amount = models.BigIntegerField(null=True)
     pay_amount = models.BigIntegerField(null=True)
@@ -151,7 +178,7 @@ class StoredOrder(models.Model):
 
 
 class OrderMinute(models.Model):
-    """How many orders were paid and cancelled in a minute (UTC) of their time: what the monitoring's rules look at."""
+    """Orders paid and cancelled per minute (UTC, by event time); input of the alert rules in monitoring."""
 
     minute = models.DateTimeField(primary_key=True)
     completed = models.BigIntegerField(default=0)

@@ -1,4 +1,4 @@
-"""How the OpenAPI document describes the calls on orders; see ``coupons.api.openapi``."""
+"""OpenAPI descriptions of the operations on orders; see ``coupons.api.openapi``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from coupons.errors import CouponNotUsable
 from . import schemas
 from .errors import InProgress, InvalidState
 
-# What the examples are about: two orders, as one that was cancelled cannot be paid.
+# The examples use two orders: a cancelled order cannot be paid.
 EXAMPLE_PRODUCT_ID = 31
 EXAMPLE_ORDER_ID = 4711
 EXAMPLE_CANCELLED_ORDER_ID = 4712
@@ -71,19 +71,19 @@ def _next(operation_id: str, description: str) -> dict[str, Any]:
 
 
 def order_create(body: type[msgspec.Struct]) -> Callable[[Method], Method]:
-    """The description of the call that places an order by ``body``."""
+    """Describe the operation that places an order with a body of type ``body``."""
     return describe(
         "orderCreate",
-        {201: answer(schemas.CreatedOrder, "The order waits for its payment until `expiresAt`.", _PLACED)},
+        {201: answer(schemas.CreatedOrder, "The order is created and can be paid until `expiresAt`.", _PLACED)},
         body=body,
         bodies=_BODIES,
         parameters=[IDEMPOTENCY_KEY, _LOCATION],
         refusals=[NotFound, CouponNotUsable, InProgress, IdempotencyKeyReused],
         links={
             201: {
-                "order": _next("order", "The order as it is then."),
-                "pay": _next("orderPay", "Pay it."),
-                "cancel": _next("orderCancel", "Cancel it."),
+                "order": _next("order", "Read the order."),
+                "pay": _next("orderPay", "Pay the order."),
+                "cancel": _next("orderCancel", "Cancel the order."),
             }
         },
     )
@@ -91,13 +91,13 @@ def order_create(body: type[msgspec.Struct]) -> Callable[[Method], Method]:
 
 order = describe(
     "order",
-    {200: answer(schemas.Order, "The order as it is now.", _ORDER)},
+    {200: answer(schemas.Order, "The order and its current status.", _ORDER)},
     parameters=[_ORDER_ID],
     refusals=[NotFound],
 )
 order_pay = describe(
     "orderPay",
-    {200: answer(schemas.PaidOrder, "The order is paid, once.", _PAID)},
+    {200: answer(schemas.PaidOrder, "The order is paid. Repeated calls do not pay it again.", _PAID)},
     body=EmptyBody,
     bodies=EMPTY,
     parameters=[_ORDER_ID, IDEMPOTENCY_KEY, TRACEPARENT],
@@ -105,7 +105,7 @@ order_pay = describe(
 )
 order_cancel = describe(
     "orderCancel",
-    {200: answer(schemas.CancelledOrder, "The order is cancelled; what was paid is given back.", _CANCELLED)},
+    {200: answer(schemas.CancelledOrder, "The order is cancelled; a payment is refunded.", _CANCELLED)},
     body=EmptyBody,
     bodies=EMPTY,
     parameters=[_CANCELLED_ORDER_ID, TRACEPARENT],

@@ -10,15 +10,16 @@ PAID = "PAID"
 CANCELLED = "CANCELLED"
 EXPIRED = "EXPIRED"
 
-MOST_LINES = 100
-MOST_PIECES = 10_000
-# What fits the column, and with it every sum that the rankings make of it.
-MOST_WON = 10**15
+MAX_LINES = 100
+# Per line.
+MAX_QUANTITY = 10_000
+# Fits a bigint column, and so do the sums over many orders.
+MAX_WON = 10**15
 
 
 def total_amount(lines: Iterable[tuple[int, int]]) -> int:
-    """The price of (unit price, quantity) lines, in won. Raises ValueError past ``MOST_WON``."""
+    """Sum (unit price, quantity) lines, in won. Raises ValueError above ``MAX_WON``."""
     total = sum(unit_price * quantity for unit_price, quantity in lines)
-    if total > MOST_WON:
-        raise ValueError(f"an order is at most {MOST_WON} won")
+    if total > MAX_WON:
+        raise ValueError(f"an order is at most {MAX_WON} won")
     return total

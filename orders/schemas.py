@@ -1,4 +1,4 @@
-"""What the API tells about orders. Services return these, so that the first answer to a key can be kept as it was."""
+"""Response bodies of the orders API. Services return them, so the first response to a key can be stored unchanged."""
 
 from __future__ import annotations
 

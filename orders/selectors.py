@@ -1,21 +1,20 @@
-"""Reads."""
+"""Reads of orders."""
 
 from __future__ import annotations
 
 from . import schemas
 from .models import Order
-from .services.lines import items_of
 
 
 def order_of_user(order_id: int, user_id: int) -> schemas.Order | None:
-    """An order of this user, None if there is none of that id."""
+    """Read an order of this user; None if the user has no order with that id."""
     order = Order.objects.filter(id=order_id, user_id=user_id).first()
     if order is None:
         return None
     return schemas.Order(
         order_id=order.id,
         status=order.status,  # type: ignore[arg-type]
-        items=items_of(order),
+        items=order.items(),
         total_amount=order.total_amount,
         discount_amount=order.discount_amount,
         pay_amount=order.pay_amount,

@@ -1,10 +1,14 @@
-"""Refusals that the API answers: HTTP status, code and title stand on the class."""
+"""Refusals of the API: each class holds its HTTP status, code and title."""
 
 from __future__ import annotations
 
 
 class DomainError(Exception):
-    """Base of every refusal. ``detail`` is a sentence for the caller, ``retry_after`` seconds."""
+    """Base of every refusal.
+
+    ``detail`` is a sentence for the caller (default: the title), ``errors`` lists ``{"field", "message"}``, and
+    ``retry_after`` is in seconds.
+    """
 
     status = 400
     code = "invalid"

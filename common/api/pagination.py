@@ -1,4 +1,4 @@
-"""Lists in pages, by cursor."""
+"""Cursor pagination."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.db.models import QuerySet
-from rest_framework.exceptions import NotFound as NotAPage
+from rest_framework.exceptions import NotFound as InvalidCursor
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,8 +15,6 @@ from common.api.errors import InvalidRequest
 from common.api.requests import APIView
 
 MOST_ROWS = 200
-
-
 USUAL_ROWS = 50
 
 
@@ -32,9 +30,9 @@ class CursorPage(CursorPagination):
     def decode_cursor(self, request: Request) -> Any:
         try:
             cursor = super().decode_cursor(request)
-        except NotAPage as error:
+        except InvalidCursor as error:
             raise InvalidRequest(self.invalid_cursor_message) from error
-        # The position goes into the query as it is, and any client can make a cursor up.
+        # DRF puts the position into the query unchecked, and a client can forge a cursor.
         if cursor is not None and cursor.position is not None and not _is_id(str(cursor.position)):
             raise InvalidRequest(self.invalid_cursor_message)
         return cursor
@@ -50,12 +48,15 @@ class CursorPage(CursorPagination):
 
 
 def _is_id(text: str) -> bool:
-    # Length first: int() refuses thousands of digits with an error of its own, zeros in front included.
+    # Length first: int() raises ValueError for more than 4300 digits, leading zeros included.
     return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63
 
 
 def paginated(request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[Any], Any]) -> Response:
-    """A page of ``rows``, each told by ``body``. Raises InvalidRequest for a limit or cursor that is none."""
+    """Return one page of ``rows``, each serialized by ``body``: ``{"results": [...], "next": URL or None}``.
+
+    Raises InvalidRequest for an invalid limit or cursor.
+    """
     cursor = CursorPage()
     found: list[Any] = cursor.paginate_queryset(rows, request, view=view) or []
     return Response({"results": [body(row) for row in found], "next": cursor.get_next_link()})

@@ -1,4 +1,4 @@
-"""The only way into the API: one JSON object per body."""
+"""Parsing of request bodies: one JSON object per body."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.api.strict_json import InvalidJSON, decode
 class StrictJSONParser(BaseParser):
     """A JSON object decoded by common.api.strict_json; an empty body counts as ``{}``.
 
-    Raises ParseError (400) for bad JSON and for any other JSON value, BodyTooLarge (413) past
+    Raises ParseError (400) for bad JSON and for a JSON value that is not an object, BodyTooLarge (413) past
     ``API_MAX_BODY_BYTES``.
     """
 
@@ -51,7 +51,7 @@ class StrictJSONParser(BaseParser):
 
 
 class JSONOnly(BaseContentNegotiation):
-    """Answers JSON whatever Accept says, and takes ``application/json`` alone (415 for other bodies)."""
+    """Answers with JSON whatever Accept says, and accepts only ``application/json`` bodies (else 415)."""
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         media_type = request.content_type.partition(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""Every refusal of the API as an RFC 9457 problem, from an app, DRF, Django or a dead server."""
+"""Every refusal of the API as an RFC 9457 problem: errors of the apps, DRF and Django, and outages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.signals import got_request_exception
 from django.http import Http404, HttpRequest, HttpResponse
@@ -28,7 +29,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    # What the domain refuses with too is called as there.
+    # Codes that the domain's errors have too: same status, same title.
     **{error.code: Kind(error.status, error.title) for error in (InvalidRequest, NotYourself, NotFound, Unavailable)},
     "unauthenticated": Kind(401, "Authentication is missing or not valid"),
     "method_not_allowed": Kind(405, "Method not allowed"),
@@ -56,10 +57,10 @@ def problem(
     errors: list[dict[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> HttpResponse:
-    """An ``application/problem+json`` answer; ``kind`` is for codes that are not in KINDS."""
+    """Build an ``application/problem+json`` response; ``kind`` is required for codes that are not in KINDS."""
     status, title = kind or KINDS[code]
     body: dict[str, Any] = {
-        "type": f"urn:coupon-service:problem:{code}",
+        "type": f"{settings.PROBLEM_TYPE_PREFIX}{code}",
         "title": title,
         "status": status,
         "detail": detail,
@@ -71,13 +72,13 @@ def problem(
     response = HttpResponse(
         msgspec.json.encode(body), status=status, content_type="application/problem+json", headers=headers
     )
-    # Django would log each refusal once more; what deserves a line has had it.
+    # Keeps Django from logging every refusal: outages and faults are logged in this module.
     response._has_been_logged = True  # type: ignore[attr-defined]
     return response
 
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpResponse:
-    """DRF's ``EXCEPTION_HANDLER``: the problem that tells the client about ``error``."""
+    """Return the problem response for ``error`` (DRF's ``EXCEPTION_HANDLER``)."""
     request: HttpRequest = context["request"]._request
     match error:
         case DomainError():
@@ -112,7 +113,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
 
 
 def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
-    """503 while a server we need is away, else 500; the cause is in the log, never in the answer."""
+    """503 for an outage of PostgreSQL or Redis, else 500; the cause is logged, never sent to the client."""
     if error is not None and is_outage(error):
         report_outage(error)
         return unavailable(request, _outage_detail(error))
@@ -122,7 +123,7 @@ def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
 
 
 def unavailable(request: HttpRequest, detail: str) -> HttpResponse:
-    """The 503 of a service that can be asked again in a second."""
+    """Return a 503 problem with ``Retry-After: 1``."""
     return problem(request, "unavailable", detail, headers={"Retry-After": "1"})
 
 
@@ -130,15 +131,16 @@ def _outage_detail(error: BaseException) -> str:
     if is_outcome_unknown(error):
         return (
             "The database did not confirm in time: the call may have been accepted. Repeated with the same "
-            "Idempotency-Key it has no second effect; without a key, a repeated POST /orders may place a second order."
+            "Idempotency-Key it has no second effect; repeated without a key, it can take effect twice (a POST that "
+            "creates something, such as an order)."
         )
     if is_over_limit(error):
-        return "The call waited too long for another change to end, and was not executed. Try again in a moment."
+        return "The call waited too long for a concurrent change, and was not executed. Try again in a moment."
     return "The service is unavailable for a moment."
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether PostgreSQL or Redis could not answer: gone, overloaded, or a replica that takes no writes."""
+    """Whether PostgreSQL or Redis could not answer: unreachable, overloaded, or a replica that accepts no writes."""
     return error is not None and (is_transient(error) or isinstance(error, RedisError | ConnectionInterrupted))
 
 
@@ -146,9 +148,9 @@ _reported_at = 0.0
 
 
 def report_outage(error: BaseException | None) -> None:
-    """Logs the outage, at most one line a second per process, and drops this thread's database connections.
+    """Log the outage, at most one line a second per process, and drop this thread's database connections.
 
-    After a limit was hit they are as good as before.
+    They are kept if ``error`` is a statement or lock timeout: then the connection still works.
     """
     global _reported_at
     if error is None or not is_over_limit(error):

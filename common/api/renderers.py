@@ -1,4 +1,4 @@
-"""JSON answers."""
+"""Rendering of JSON responses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rest_framework.renderers import BaseRenderer
 
 
 def _plain(value: Any) -> Any:
-    # Lazy translations and marked-safe text are texts to everyone but the encoder.
+    # msgspec does not encode subclasses of str (SafeString) and lazy translations.
     if isinstance(value, str | Promise):
         return str.__str__(value) if isinstance(value, str) else str(value)
-    raise NotImplementedError(f"{type(value).__name__} has no place in an answer")
+    raise NotImplementedError(f"{type(value).__name__} cannot be encoded as JSON")
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def encode(data: Any) -> bytes:
-    """JSON of plain values, msgspec Structs, UUIDs, and datetimes (ISO 8601, ``Z`` for those in UTC)."""
+    """Encode as JSON: plain values, msgspec Structs, UUIDs, and datetimes (ISO 8601, ``Z`` for those in UTC)."""
     return _encoder.encode(data)
 
 

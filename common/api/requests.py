@@ -1,4 +1,4 @@
-"""What views read from a request: the caller, the Idempotency-Key, the traceparent, a body without fields."""
+"""Readers of a request's body, caller, Idempotency-Key and traceparent."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ from common.trace_context import read_traceparent
 
 Body = TypeVar("Body")
 
-
-# Where a message of msgspec says what it complains about.
+# The end of an error message of msgspec: the path of the invalid field.
 _FIELD = re.compile(r" - at `(?:key in )?\$\.?(.*)`$", re.DOTALL)
-
-
 _NAMED = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
-
 
 KEY_LENGTH = 255
 
 
 class Caller(Protocol):
-    """Who asks, as the authentication classes tell it in ``request.user``."""
+    """What the authentication classes put into ``request.user``."""
 
     @property
     def user_id(self) -> int: ...
@@ -36,20 +32,20 @@ class Caller(Protocol):
 
 
 class APIView(views.APIView):
-    """DRF's view without OPTIONS, which it would name in every ``Allow`` and then refuse."""
+    """DRF's view without OPTIONS: with no metadata class DRF would list it in ``Allow`` and then answer 405."""
 
     http_method_names = [name for name in views.APIView.http_method_names if name != "options"]
 
 
 class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a call that needs none."""
+    """The body of a request that has no fields."""
 
 
 def body_of(request: Request, kind: type[Body], *, normalize: Callable[[Any], Any] | None = None) -> Body:
-    """The body of a call, converted to ``kind``; ``normalize`` gets the decoded JSON before it is checked.
+    """Convert the body of a request to ``kind``; ``normalize`` is applied to the decoded JSON before the checks.
 
-    Raises InvalidRequest, which names the field. Only what a client sent is converted here: what cannot be decoded
-    elsewhere is our fault, and no 400.
+    Raises InvalidRequest, which names the field. Only request bodies are converted here: a msgspec error anywhere else
+    is a fault of the service, not a 400.
     """
     data = request.data if normalize is None else normalize(request.data)
     try:
@@ -65,8 +61,8 @@ def caller_of(request: Request) -> Caller:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """The ``Idempotency-Key`` of a call, None without one. Raises InvalidRequest for one that cannot be a key."""
-    # META, since ``headers`` would translate the names of them all.
+    """Return the ``Idempotency-Key`` header, None without one. Raises InvalidRequest for an invalid key."""
+    # META, since ``request.headers`` converts the names of all headers first.
     key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
@@ -79,15 +75,15 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def traceparent(request: Request) -> str:
-    """The trace context of a call; empty where it brings none that is valid, and a new trace begins."""
+    """Return the request's trace context; empty if it has no valid one, and a new trace begins."""
     return read_traceparent(request.META.get("HTTP_TRACEPARENT", ""))
 
 
 def _locate(message: str) -> tuple[str, str]:
-    """Splits a message of msgspec into the path of the field it complains about and the complaint."""
+    """Split an error message of msgspec into the path of the invalid field and the complaint."""
     field = ""
-    if place := _FIELD.search(message):
-        field, message = place[1], message[: place.start()]
+    if found := _FIELD.search(message):
+        field, message = found[1], message[: found.start()]
     if named := _NAMED.fullmatch(message):
         field = f"{field}.{named[1]}" if field else named[1]
         message = "unknown field" if "unknown" in message[:25] else "missing"

@@ -1,4 +1,4 @@
-"""A JSON decoder that takes RFC 8259 at its word and refuses what the services behind it could not store."""
+"""A strict JSON decoder (RFC 8259) that refuses values which PostgreSQL could not store."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 from typing import Any, NoReturn
 
 MAX_DEPTH = 32
-# One digit more than any 64-bit number has; longer ones are refused before int() works on them.
+# A 64-bit number has at most 19 digits and a sign; longer ones are refused before int() parses them.
 _MAX_INT_CHARACTERS = 20
 
-# One pass, and every quote is consumed, closed or not: no input makes it go back.
+# Linear time: the possessive repeat and the optional closing quote leave nothing to backtrack over.
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class InvalidJSON(ValueError):
-    """The text is not JSON, or not JSON that we accept; the message is meant for the client."""
+    """The body is not JSON, or not JSON that the API accepts; the message is for the client."""
 
 
 def decode(body: bytes) -> Any:
-    """The value of a JSON document in UTF-8.
+    """Decode a JSON document in UTF-8.
 
     Refused with InvalidJSON: other encodings and the byte order mark, duplicate names, NaN and Infinity and
     numbers that overflow to them, integers past 20 characters, nesting past 32, NUL and lone surrogates in
@@ -37,7 +37,7 @@ def decode(body: bytes) -> Any:
         value = _decoder.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidJSON(f"The body is not JSON: {error.msg} (character {error.pos}).") from None
-    # Raw NULs and surrogates do not pass the decoders above: only an escape can bring them.
+    # The decoders above refuse raw NULs and surrogates: only an escape can produce them.
     if "\\u" in text:
         _refuse_unstorable(value)
     return value

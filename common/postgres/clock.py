@@ -1,4 +1,4 @@
-"""The database's clock, which all processes share."""
+"""The database's clock: the one clock that all processes share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.db import connection
 
 
 def database_time() -> datetime:
-    """The time at the database, aware, UTC."""
+    """Return the database's time, aware, in UTC."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
         (now,) = cursor.fetchone() or (None,)
@@ -17,8 +17,8 @@ def database_time() -> datetime:
     return now
 
 
-# A batch has one time of processing, and rows of one transaction one time of creation.
+# Cached, since all rows of a batch or transaction have the same time.
 @lru_cache(maxsize=16)
 def isoformat_z(moment: datetime) -> str:
-    """ISO 8601 in UTC with ``Z``; ``moment`` must be aware."""
+    """Format ``moment`` (aware) as ISO 8601 in UTC with ``Z``."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -6,7 +6,7 @@ from django.db import connections
 
 
 def drop_connections() -> None:
-    """Closes this thread's database connections after an outage; the next query opens a new one."""
+    """Close this thread's database connections outside transactions; the next query opens a new one."""
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close()

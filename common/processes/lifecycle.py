@@ -1,4 +1,4 @@
-"""How a process begins and ends: signals, waiting for services, connections after a fault."""
+"""Start and stop of a process: signals, waiting for services, database connections after a fault."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..redis_client import redis_connection
 from .outages import BadRedisDatabase, ServiceUnavailable
 
 _POLL_SECONDS = 0.1
-# What Redis answers to a SELECT past its `databases`.
+# Redis's answer to a SELECT of a database number past its `databases` setting.
 _NO_DATABASE = "DB index is out of range"
 
 
 class StopFlag:
-    """True once the process was asked to end.
+    """True once the process was asked to stop.
 
     A plain attribute: ``threading.Event.set`` inside a signal handler can deadlock on the event's own lock.
     """
@@ -39,16 +39,16 @@ class StopFlag:
         """Wait up to ``seconds``; returns whether to stop."""
         deadline = time.monotonic() + seconds
         while not self.requested:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 break
-            time.sleep(min(left, _POLL_SECONDS))
+            time.sleep(min(remaining, _POLL_SECONDS))
         return self.requested
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """A flag that SIGTERM and SIGINT raise. A second SIGINT acts as usual, for the impatient."""
+    """Yield a flag that SIGTERM and SIGINT set; a second SIGINT raises KeyboardInterrupt. Restores the handlers."""
     flag = StopFlag()
     previous: dict[signal.Signals, Any] = {}
 
@@ -67,14 +67,14 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 def drop_connection() -> None:
-    """Close this thread's database connection, so that the next query opens a fresh one."""
+    """Close this thread's database connection; the next query opens a new one."""
     connection.close()
 
 
 def is_behind_pooler() -> bool:
-    """Whether this thread's sessions are lent by a connection pooler. Raises what the database raises.
+    """Whether this thread is connected through a connection pooler. Raises what the database raises.
 
-    A pooler answers a client with a backend id of its own.
+    A pooler reports a backend id of its own at connect, other than the server's pg_backend_pid().
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
@@ -92,7 +92,7 @@ def check_database() -> None:
 
 
 def check_redis() -> None:
-    """Raise ServiceUnavailable unless Redis answers, BadRedisDatabase if it does and lacks the database."""
+    """Raise ServiceUnavailable unless Redis answers; BadRedisDatabase if it has no database of that number."""
     try:
         redis_connection().ping()
     except RedisError as error:
@@ -104,7 +104,7 @@ def check_redis() -> None:
 
 
 def wait_for(check: Callable[[], None], seconds: float, stop: StopFlag) -> None:
-    """Call ``check`` until it raises no ServiceUnavailable; after ``seconds`` that error passes through."""
+    """Call ``check`` until it raises no ServiceUnavailable; re-raises it after ``seconds`` or on ``stop``."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -115,5 +115,5 @@ def wait_for(check: Callable[[], None], seconds: float, stop: StopFlag) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for one-line messages."""
+    """Return the first line of an error's message, its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

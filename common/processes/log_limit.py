@@ -1,4 +1,4 @@
-"""Log lines about what may happen thousands of times a second."""
+"""Rate limit for log lines about events that may happen thousands of times a second."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ _MOST_KEYS = 1000
 
 
 class LogLimit:
-    """At most one line a second per key and process, with the number of everything since the line before.
+    """Allows one line per key and ``seconds`` (default one) in this process, with the number of events since the last.
 
-    What comes after the last line is counted with the next one.
+    Events after a line are counted with the next line.
     """
 
     def __init__(self, seconds: float = 1.0) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        # By key the time of the last line, and what has come since.
+        # By key: the time of the last line, and the number of events since.
         self._since: dict[object, tuple[float, int]] = {}
 
     def due(self, key: object, number: int = 1) -> int:
-        """Count ``number`` more; returns how many to report now, 0 for none."""
+        """Count ``number`` more events of ``key``; returns how many to log now, 0 to log nothing."""
         now = time.monotonic()
         with self._lock:
             if key not in self._since and len(self._since) >= _MOST_KEYS:
                 self._since.clear()
-            written_at, before = self._since.get(key, (float("-inf"), 0))
-            if now - written_at < self._seconds:
-                self._since[key] = (written_at, before + number)
+            logged_at, counted = self._since.get(key, (float("-inf"), 0))
+            if now - logged_at < self._seconds:
+                self._since[key] = (logged_at, counted + number)
                 return 0
             self._since[key] = (now, 0)
-            return before + number
+            return counted + number

@@ -1,4 +1,4 @@
-"""Which errors are the fault of a service that is away: wait and try again, without limit."""
+"""Classification of errors: which ones mean an outage of a service, to be retried without limit."""
 
 from __future__ import annotations
 
@@ -23,19 +23,14 @@ class OutcomeUnknown(psycopg2.OperationalError):  # type: ignore[misc]
     """PostgreSQL did not confirm a commit: the transaction may have been committed or not."""
 
 
-# lock_not_available, query_canceled (by statement_timeout).
+# 55P03 lock_not_available, 57014 query_canceled (by statement_timeout).
 _LIMIT_SQLSTATES = frozenset({"55P03", "57014"})
-
-
-# read_only_sql_transaction: a primary that became a standby. Comes as InternalError.
-# serialization_failure, deadlock_detected: come as OperationalError, named for their own sake.
+# 25006 read_only_sql_transaction: a primary that became a standby; raised as InternalError.
+# 25P03 idle_in_transaction_session_timeout.
+# 40001 serialization_failure, 40P01 deadlock_detected: raised as OperationalError, listed to be explicit.
 _TRANSIENT_SQLSTATES = frozenset({"25006", "25P03", "40001", "40P01"}) | _LIMIT_SQLSTATES
-
-
-# Classes: connection exception, insufficient resources, operator intervention, system error.
+# Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error.
 _TRANSIENT_SQLSTATE_CLASSES = frozenset({"08", "53", "57", "58"})
-
-
 _TRANSIENT = (
     OperationalError,
     InterfaceError,
@@ -48,19 +43,17 @@ _TRANSIENT = (
     redis.exceptions.TryAgainError,
     ServiceUnavailable,
 )
-
-
-# The client has no class for the others; and of what a script met Redis 6 tells behind other words.
+# Error codes without an exception class in redis-py. Redis 6 puts other words before the code of an error in a script.
 _TRANSIENT_OF_REDIS = re.compile(r"(?:^|-)(?:READONLY|OOM|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MISCONF|NOREPLICAS|BUSY) ")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether ``error`` is the fault of a service rather than of the message: try again without limit."""
+    """Whether ``error`` is an outage of a service, not a fault of the message: retry without limit."""
     return any(_is_transient_link(link) for link in _chain(error))
 
 
 def is_database_outage(error: BaseException) -> bool:
-    """Whether ``error`` is transient and PostgreSQL's."""
+    """Whether ``error`` is an outage of PostgreSQL."""
     return is_transient(error) and any(isinstance(link, DatabaseError) for link in _chain(error))
 
 
@@ -68,7 +61,7 @@ def _is_transient_link(error: BaseException) -> bool:
     sqlstate = getattr(error, "pgcode", None) or ""
     if sqlstate:
         return sqlstate in _TRANSIENT_SQLSTATES or sqlstate[:2] in _TRANSIENT_SQLSTATE_CLASSES
-    # Django's wrapper knows no SQLSTATE: the driver's error behind it decides where it has one.
+    # Django's wrapper has no SQLSTATE: if the driver's error behind it has one, that link decides.
     if isinstance(error, DatabaseError) and getattr(error.__cause__, "pgcode", None):
         return False
     if isinstance(error, redis.exceptions.ResponseError) and _TRANSIENT_OF_REDIS.search(str(error)):
@@ -77,21 +70,21 @@ def _is_transient_link(error: BaseException) -> bool:
 
 
 def is_rolled_back(error: BaseException) -> bool:
-    """Whether PostgreSQL itself answered with an error, also to a commit: nothing of the transaction was done.
+    """Whether PostgreSQL answered with severity ERROR, also to a commit: the transaction is rolled back.
 
-    A session that the server or a pooler ended (FATAL, PANIC) does not count: its commit may have come through.
+    False for a session that the server or a pooler ended (FATAL, PANIC): its commit may have succeeded.
     """
     severities = (getattr(getattr(link, "diag", None), "severity_nonlocalized", None) for link in _chain(error))
     return "ERROR" in severities
 
 
 def is_over_limit(error: BaseException) -> bool:
-    """Whether a statement or its wait for a lock took longer than PostgreSQL was to allow it."""
+    """Whether a statement or a lock wait exceeded its timeout in PostgreSQL."""
     return any(getattr(link, "pgcode", None) in _LIMIT_SQLSTATES for link in _chain(error))
 
 
 def is_outcome_unknown(error: BaseException) -> bool:
-    """Whether nobody knows if a commit happened."""
+    """Whether the outcome of a commit is unknown."""
     return any(isinstance(link, OutcomeUnknown) for link in _chain(error))
 
 

@@ -1,7 +1,7 @@
-"""Database connections of a web process: a fixed number, taken in turn by the threads that need one.
+"""A fixed pool of database connections of a web process, taken in turn by the threads that need one.
 
-Threads are cheap while they wait, sessions of PostgreSQL are not. So a request may have a thread of its own, for a body
-that comes slowly or a line that stands still, and takes a slot only while it works.
+Waiting threads are cheap, PostgreSQL sessions are not. So every request has its own thread, also while its body arrives
+slowly or it waits for a group commit, and takes a slot only while it works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 class Slots:
-    """``size`` slots, each with a connection that stays open between the threads that use it."""
+    """``size`` slots, each with a connection that stays open from thread to thread."""
 
     def __init__(self, size: int) -> None:
         self._lock = threading.Lock()
@@ -24,21 +24,21 @@ class Slots:
         self._waiting: deque[_Waiter] = deque()
 
     def take(self, seconds: float) -> bool:
-        """Take a slot for this thread, first come, first served; False if none was free for so long.
+        """Take a slot for this thread, first come, first served; False if none became free within ``seconds``.
 
-        Until it gives the slot back, Django's default connection of this thread is that of the slot.
+        While the thread holds the slot, its default Django connection is the slot's connection.
         """
         return self._take(seconds, first=False)
 
     def take_again(self) -> None:
-        """Take a slot before all others, for a thread that has given one back with work under way.
+        """Take a slot ahead of all waiting threads, for a thread that released its slot in the middle of its work.
 
-        Waits as long as it takes: those who hold a slot are limited in all they do.
+        Waits without a limit: every statement of a slot's holder has a timeout.
         """
         self._take(-1, first=True)
 
     def give_back(self) -> None:
-        """Give this thread's slot back, if it holds one."""
+        """Release this thread's slot, if it holds one of these."""
         if _thread.held is not self:
             return
         connection = connections[DEFAULT_DB_ALIAS]
@@ -63,7 +63,7 @@ class Slots:
     def _wait(self, seconds: float, *, first: bool) -> BaseDatabaseWrapper | None:
         with self._lock:
             if self._free:
-                # The one used last: with few requests few sessions stay open.
+                # The most recently used connection: with few requests few sessions stay open.
                 return self._free.pop()
             waiter = _Waiter()
             if first:
@@ -94,7 +94,10 @@ _thread = _Thread()
 
 
 def give_back() -> Slots | None:
-    """Give back the slot that this thread holds, before it waits for other threads; returns whose slot that was."""
+    """Release the slot that this thread holds, before it waits for other threads.
+
+    Returns the Slots to call ``take_again`` on, None if the thread held no slot.
+    """
     held = _thread.held
     if held is not None:
         held.give_back()
@@ -103,7 +106,7 @@ def give_back() -> Slots | None:
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Hold no slot meanwhile, for a call of a service outside. Not inside a transaction."""
+    """Hold no slot inside the block, for calls to an external service. Must not be used inside a transaction."""
     held = give_back()
     try:
         yield
@@ -114,6 +117,6 @@ def set_aside() -> Iterator[None]:
 
 def _new_connection() -> BaseDatabaseWrapper:
     connection = connections.create_connection(DEFAULT_DB_ALIAS)
-    # Its threads take turns.
+    # Django refuses a connection in a thread that did not create it, unless sharing is allowed.
     connection.inc_thread_sharing()
     return connection

@@ -1,6 +1,6 @@
-"""How a coupon lets requests in: each way is a module, and a line in ``ADMISSIONS``.
+"""How a coupon admits requests: each admission is a module and an entry in ``ADMISSIONS``.
 
-What is let in goes one way from there on, whichever admission it was: outbox row, topic, issuer, result.
+Admitted requests take the same path whatever the admission: outbox row, topic, issuer, result.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ADMISSIONS: dict[str, Admission] = {
 }
 
 
-def notify_finished(ended: Sequence[FinishedRequest]) -> None:
-    """Tell every admission how requests ended. Call it once that is committed; again does no harm."""
+def notify_finished(finished: Sequence[FinishedRequest]) -> None:
+    """Notify every admission of finished requests. Call it after the commit; it is idempotent."""
     for admission in ADMISSIONS.values():
-        admission.on_finished(ended)
+        admission.on_finished(finished)
 
 
 def revoke(coupon_id: int, user_ids: Sequence[int]) -> None:
-    """Tell every admission that users' pieces of a coupon went back to the stock. Call it once that is committed."""
+    """Notify every admission that users' units of a coupon returned to the stock. Call it after the commit."""
     for admission in ADMISSIONS.values():
         admission.revoke(coupon_id, user_ids)

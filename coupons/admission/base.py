@@ -1,4 +1,4 @@
-"""What an admission is asked, and what it answers."""
+"""The interface of admissions: requests, outcomes and the base class."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..events import IssueEnded
 
 
 class AdmissionRequest(NamedTuple):
-    """A request at the door of an open coupon. ``total_quantity`` is the coupon's, at most a second old.
+    """A request for an open coupon. ``total_quantity`` is the coupon's, at most a second old.
 
-    ``by_worker``: the issue worker carries it to the issuer, and not Kafka.
+    ``by_worker``: its transport is the Redis queue of the issue worker instead of Kafka.
     """
 
     request_id: UUID
@@ -25,10 +25,10 @@ class AdmissionRequest(NamedTuple):
 
 
 class AdmissionOutcome(NamedTuple):
-    """What became of a candidate. ``refusal`` None: it is let in.
+    """The outcome for one candidate. ``refusal`` None: it is admitted.
 
-    ``sequence`` is its place in line, None where nobody counts. ``newly_reserved``: a unit was
-    reserved for it by this call, which is not so for a request that comes again.
+    ``sequence`` is its place in line, None if the admission assigns none. ``newly_reserved``: this call reserved
+    something for it; False for a repeated request.
     """
 
     refusal: type[DomainError] | None = None
@@ -37,7 +37,7 @@ class AdmissionOutcome(NamedTuple):
 
 
 class FinishedRequest(NamedTuple):
-    """How a request ended; ``reason`` None is success."""
+    """A request that reached its result; ``reason`` None is success."""
 
     request_id: UUID
     coupon_id: int
@@ -46,48 +46,48 @@ class FinishedRequest(NamedTuple):
 
 
 def finished_requests(results: Iterable[IssueEnded]) -> list[FinishedRequest]:
-    """The ends that ``results`` tell; what nobody could read concerns no admission."""
+    """Convert results for the admissions, leaving out those without a readable coupon and user."""
     return [
-        FinishedRequest(one.request_id, one.coupon_id, one.user_id, one.reason)
-        for one in results
-        if one.coupon_id is not None and one.user_id is not None
+        FinishedRequest(result.request_id, result.coupon_id, result.user_id, result.reason)
+        for result in results
+        if result.coupon_id is not None and result.user_id is not None
     ]
 
 
 class Admission:
-    """A way to let requests in. This one lets in everybody.
+    """The base class of admissions. It admits every request.
 
-    ``admit`` comes first, before any transaction, so that a refusal can spare PostgreSQL. ``confirm`` comes inside the
-    transaction that inserts the outbox rows. If for certain no row came of it, ``cancel`` gives back what ``admit``
-    took; if nobody knows, nothing is given back.
+    ``admit`` runs first, before any transaction, so that a refusal can spare PostgreSQL. ``confirm`` runs inside the
+    transaction that inserts the outbox rows. If it is certain that no row was inserted, ``cancel`` releases what
+    ``admit`` reserved; if that is unknown, nothing is released.
     """
 
-    # Whether it ever refuses. Then each coupon has a line of its own, so that no other has to wait for what it waits
-    # for: all candidates of a call are of one coupon.
+    # Whether it can refuse. If so, each coupon has its own group commit, so that no coupon waits for another's locks,
+    # and all candidates of a call are of one coupon.
     may_refuse: ClassVar[bool] = False
 
     def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
-        """One outcome per candidate, in order. The same request id again is let in again."""
+        """Return one outcome per candidate, in order. A repeated request id is admitted again."""
         return [AdmissionOutcome()] * len(candidates)
 
     def confirm(
         self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
     ) -> list[AdmissionOutcome]:
-        """The last word on candidates that ``admit`` let in, within the caller's transaction."""
+        """Make the final decision on candidates that ``admit`` admitted, within the caller's transaction."""
         return list(admitted)
 
     def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
-        """Take what there is for requests of one coupon that are accepted in any case, within the caller's transaction.
+        """Reserve what is available for requests of one coupon, within the caller's transaction.
 
-        Those it refuses have taken nothing; the issuer decides about them all the same.
+        All of them are accepted: for a refused one nothing is reserved, and the issuer alone decides about it.
         """
         return self.confirm(candidates, self.admit(candidates))
 
     def cancel(self, candidates: Sequence[AdmissionRequest]) -> None:
-        """Give back what ``admit`` took. Does not raise what an outage raises."""
+        """Release what ``admit`` reserved. Does not raise on an outage."""
 
-    def on_finished(self, ended: Sequence[FinishedRequest]) -> None:
-        """Take note of committed ends of requests, of this or any other admission. Does not raise for an outage."""
+    def on_finished(self, finished: Sequence[FinishedRequest]) -> None:
+        """Handle finished requests of this or any other admission, after the commit. Does not raise on an outage."""
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
-        """Take note that pieces of users went back to the stock; they get no other. Does not raise for an outage."""
+        """Handle units that returned to the stock; their users get no other. Does not raise on an outage."""

@@ -1,4 +1,4 @@
-"""Everybody is let in; who gets a coupon is the issuer's decision alone."""
+"""Every request is admitted; the issuer alone decides who gets a coupon."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from .base import Admission
 
 
 class Queue(Admission):
-    """One INSERT per group of requests, whatever their coupons: the cheapest yes, and no early no."""
+    """One INSERT per group of requests of any coupons: the cheapest admission, without early refusals."""

@@ -1,8 +1,8 @@
-"""What is taken for requests that are accepted and undecided: a row each, from the outbox row to the terminal row.
+"""Reservations: one row per accepted, undecided request of an admission that reserves.
 
 The row is inserted in the transaction of the outbox row and deleted in that of the terminal row, whose primary key
-makes both once. So these rows are exactly what is under way, and finding it does not mean reading an outbox of
-millions. A message on the topic can claim what it likes: whether something was taken for it stands here.
+ensures that both happen once. So these rows are exactly the undecided requests, found without reading an outbox of
+millions of rows. Messages are not trusted about reservations: only these rows count.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..errors import AlreadyIssued
 from .base import AdmissionOutcome, AdmissionRequest
 
 GATE = "gate"
-# The piece is counted in the coupon's ``reserved``.
+# The unit is counted in the coupon's ``reserved``, see ``holds_stock``.
 RESERVE = "reserve"
 
-# In the order of users, so that two sessions that insert the same ones do not wait for each other.
+# Ordered by user, so that two sessions that insert the same users do not deadlock.
 _INSERT = """
     INSERT INTO coupons_reservation (request_id, coupon_id, user_id, admission, by_worker)
     SELECT request_id, coupon_id, user_id, %s, by_worker
@@ -51,7 +51,7 @@ _PREVIEW = """
 _UNDER_WAY = "SELECT count(*) FROM coupons_reservation WHERE coupon_id = %s AND admission <> %s"
 _COUPONS_OF = "SELECT DISTINCT coupon_id FROM coupons_reservation WHERE request_id = ANY(%s::uuid[])"
 _LOCK_COUPONS = "SELECT FROM coupons_coupon WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
-# A counter that is wrong must not keep requests from their end: it is counted again by the reconciler.
+# ``greatest``: a wrong counter must not keep requests from finishing. The reconciler recounts it.
 _RELEASE = """
     UPDATE coupons_coupon SET reserved = greatest(reserved - given.quantity, 0)
     FROM unnest(%s::bigint[], %s::bigint[]) AS given (id, quantity)
@@ -67,77 +67,83 @@ class Reservation(NamedTuple):
 
     @property
     def holds_stock(self) -> bool:
-        """Whether its piece is among the coupon's ``reserved``."""
+        """Whether its unit is counted in the coupon's ``reserved``."""
         return self.admission == RESERVE
 
 
 def reserve(candidates: Sequence[AdmissionRequest], admission: str) -> list[AdmissionOutcome]:
     """Insert a row for each of the candidates, all of one coupon, within the caller's transaction.
 
-    Fresh are those that got one. Another request of a user who has a row is refused; the same request is let in again.
+    Returns one outcome per candidate, ``newly_reserved`` if its row was inserted. A repeated request is admitted again;
+    another request of a user who already has a row is refused.
     """
-    first = _first_of_each(candidates)
-    inserted = _insert([candidates[index] for index in first], admission)
-    fresh = {index for index in first if candidates[index].request_id in inserted}
-    others = [index for index in range(len(candidates)) if index not in fresh]
-    told = dict(zip(others, conflicts([candidates[index] for index in others]), strict=True))
-    # What it collided with is gone by now: its user has the coupon, or may ask once more.
+    first_indexes = _first_of_each(candidates)
+    inserted = _insert([candidates[index] for index in first_indexes], admission)
+    new_indexes = {index for index in first_indexes if candidates[index].request_id in inserted}
+    other_indexes = [index for index in range(len(candidates)) if index not in new_indexes]
+    conflicting = dict(zip(other_indexes, conflicts([candidates[index] for index in other_indexes]), strict=True))
+    # AlreadyIssued if the conflicting row is gone by now: the user has the coupon, or may request it again.
     return [
-        AdmissionOutcome(newly_reserved=True) if index in fresh else told[index] or AdmissionOutcome(AlreadyIssued)
+        AdmissionOutcome(newly_reserved=True)
+        if index in new_indexes
+        else conflicting[index] or AdmissionOutcome(AlreadyIssued)
         for index in range(len(candidates))
     ]
 
 
 def preview(candidates: Sequence[AdmissionRequest]) -> tuple[list[AdmissionOutcome | None], int]:
-    """(outcomes, what is left) of candidates of one coupon; the outcome is None where nothing is known of the user.
+    """Return (outcomes, free units) for candidates of one coupon, without waiting for a lock.
 
-    What is left is neither issued nor ``counted``. No lock is waited for, so who is refused costs nobody else anything.
+    An outcome is None if the user has neither a reservation nor the coupon. Free units are neither issued nor counted
+    in ``reserved``. Since no lock is taken, refusals do not slow down other requests.
     """
-    # Requests under way come first: one that ends meanwhile is seen as one, or as the coupon that came of it.
+    # Reservations are read first: a request that finishes in between is seen as a reservation or as its coupon.
     known = conflicts(candidates)
     with connection.cursor() as cursor:
-        cursor.execute(_PREVIEW, [arrays.numbers([one.user_id for one in candidates]), candidates[0].coupon_id])
+        cursor.execute(
+            _PREVIEW, [arrays.numbers([candidate.user_id for candidate in candidates]), candidates[0].coupon_id]
+        )
         free, holders = cursor.fetchone() or (0, ())
     holding = set(holders)
     outcomes = [
-        AdmissionOutcome(AlreadyIssued) if one.user_id in holding else outcome
-        for one, outcome in zip(candidates, known, strict=True)
+        AdmissionOutcome(AlreadyIssued) if candidate.user_id in holding else outcome
+        for candidate, outcome in zip(candidates, known, strict=True)
     ]
     return outcomes, free
 
 
 def fitting(free: int, candidates: Sequence[AdmissionRequest], known: Sequence[AdmissionOutcome | None]) -> list[int]:
-    """The places of those candidates not known yet for whose users there is a piece."""
+    """Return the indexes of the candidates without an outcome that fit into ``free`` units, one unit per user."""
     users: set[int] = set()
-    places = []
-    for place, one in enumerate(candidates):
-        if known[place] is None and (one.user_id in users or len(users) < free):
-            users.add(one.user_id)
-            places.append(place)
-    return places
+    indexes = []
+    for index, candidate in enumerate(candidates):
+        if known[index] is None and (candidate.user_id in users or len(users) < free):
+            users.add(candidate.user_id)
+            indexes.append(index)
+    return indexes
 
 
 def number_uncounted(coupon_id: int) -> int:
-    """How many requests for the coupon are under way whose pieces are not ``counted``."""
+    """Count the undecided requests for the coupon whose units are not counted in ``reserved``."""
     with connection.cursor() as cursor:
         cursor.execute(_UNDER_WAY, [coupon_id, RESERVE])
         return int(cursor.fetchone()[0])
 
 
 def conflicts(candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome | None]:
-    """What becomes of candidates of one coupon whose request or user has a row; None for the others."""
+    """Return the outcomes of candidates of one coupon whose request or user has a row; None for the others."""
     if not candidates:
         return []
     rows = _find(candidates)
     requests = {row.request_id: (row.coupon_id, row.user_id) for row in rows}
     pairs = {(row.coupon_id, row.user_id) for row in rows}
-    return [_conflict(one, requests, pairs) for one in candidates]
+    return [_conflict(candidate, requests, pairs) for candidate in candidates]
 
 
 def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reservation]:
-    """Delete what is reserved of coupons for requests, and return it.
+    """Delete and return the reservations of requests for the coupons ``of``.
 
-    The caller holds the lock on the coupons, and moves the pieces that are ``counted``.
+    The caller holds the lock on the coupons, and updates ``reserved`` for the rows with ``holds_stock``.
     """
     with connection.cursor() as cursor:
         cursor.execute(_REMOVE, [arrays.uuids(request_ids), arrays.numbers(of)])
@@ -145,44 +151,44 @@ def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reserv
 
 
 def release(request_ids: Collection[UUID]) -> list[Reservation]:
-    """Delete the rows of requests that get nothing, and return their pieces to the stock, within a transaction.
+    """Delete the reservations of requests that get no coupon and return their units to the stock.
 
-    Returns what was deleted.
+    Must run inside a transaction. Returns the deleted reservations.
     """
     with connection.cursor() as cursor:
         cursor.execute(_COUPONS_OF, [arrays.uuids(request_ids)])
         coupon_ids = [coupon_id for (coupon_id,) in cursor.fetchall()]
         if not coupon_ids:
             return []
-        # First, like everybody who deletes these rows, or two would wait for each other.
+        # Every session that deletes reservations locks the coupons first; otherwise two could deadlock.
         cursor.execute(_LOCK_COUPONS, [coupon_ids])
         removed = remove(request_ids, of=coupon_ids)
-        given = Counter(row.coupon_id for row in removed if row.holds_stock)
-        if given:
-            cursor.execute(_RELEASE, [list(given), list(given.values())])
+        released = Counter(row.coupon_id for row in removed if row.holds_stock)
+        if released:
+            cursor.execute(_RELEASE, [list(released), list(released.values())])
         return removed
 
 
 def _conflict(
-    one: AdmissionRequest, requests: Mapping[UUID, tuple[int, int]], pairs: Collection[tuple[int, int]]
+    candidate: AdmissionRequest, requests: Mapping[UUID, tuple[int, int]], pairs: Collection[tuple[int, int]]
 ) -> AdmissionOutcome | None:
-    pair = (one.coupon_id, one.user_id)
-    if one.request_id in requests:
-        return AdmissionOutcome(None if requests[one.request_id] == pair else IdempotencyKeyReused)
+    pair = (candidate.coupon_id, candidate.user_id)
+    if candidate.request_id in requests:
+        return AdmissionOutcome(None if requests[candidate.request_id] == pair else IdempotencyKeyReused)
     return AdmissionOutcome(AlreadyIssued) if pair in pairs else None
 
 
 def _first_of_each(candidates: Sequence[AdmissionRequest]) -> list[int]:
-    """The places of the candidates whose user and request are the first of their kind."""
+    """Return the indexes of the candidates whose user and request id have not occurred before."""
     users: set[int] = set()
     requests: set[UUID] = set()
-    places = []
-    for place, one in enumerate(candidates):
-        if one.user_id not in users and one.request_id not in requests:
-            places.append(place)
-        users.add(one.user_id)
-        requests.add(one.request_id)
-    return places
+    indexes = []
+    for index, candidate in enumerate(candidates):
+        if candidate.user_id not in users and candidate.request_id not in requests:
+            indexes.append(index)
+        users.add(candidate.user_id)
+        requests.add(candidate.request_id)
+    return indexes
 
 
 def _insert(candidates: Sequence[AdmissionRequest], admission: str) -> set[UUID]:
@@ -191,10 +197,10 @@ def _insert(candidates: Sequence[AdmissionRequest], admission: str) -> set[UUID]
             _INSERT,
             [
                 admission,
-                arrays.uuids([one.request_id for one in candidates]),
-                arrays.numbers([one.coupon_id for one in candidates]),
-                arrays.numbers([one.user_id for one in candidates]),
-                arrays.booleans([one.by_worker for one in candidates]),
+                arrays.uuids([candidate.request_id for candidate in candidates]),
+                arrays.numbers([candidate.coupon_id for candidate in candidates]),
+                arrays.numbers([candidate.user_id for candidate in candidates]),
+                arrays.booleans([candidate.by_worker for candidate in candidates]),
             ],
         )
         return {request_id for (request_id,) in cursor.fetchall()}
@@ -205,9 +211,9 @@ def _find(candidates: Sequence[AdmissionRequest]) -> list[Reservation]:
         cursor.execute(
             _FIND,
             [
-                arrays.uuids([one.request_id for one in candidates]),
+                arrays.uuids([candidate.request_id for candidate in candidates]),
                 candidates[0].coupon_id,
-                arrays.numbers([one.user_id for one in candidates]),
+                arrays.numbers([candidate.user_id for candidate in candidates]),
             ],
         )
         return [Reservation(*row) for row in cursor.fetchall()]

@@ -1,8 +1,8 @@
-"""The stock is taken in the transaction of the outbox row: who is let in has a piece, unless it is a duplicate.
+"""Stock is reserved in the transaction of the outbox row: an admitted request has a unit, unless it is a duplicate.
 
-The lock is the coupon's row and not one in Redis. A lock in Redis runs out while its owner hangs, and then guards
-nothing; the row's lives as long as the transaction that takes the stock. It is the same lock that the issuer takes, so
-it is taken as late as possible: all doors of the coupon and its issuer wait for each other there.
+The lock is the coupon's row lock, not a lock in Redis. A lock in Redis expires while its owner hangs and then protects
+nothing; the row lock lasts as long as the transaction that reserves the stock. The issuer takes the same lock, so it is
+taken as late as possible: all accept APIs and the issuer of a coupon wait for each other there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import SoldOut
 from . import reservations
 from .base import Admission, AdmissionOutcome, AdmissionRequest
 
-_TAKE = """
+_RESERVE_UNITS = """
     UPDATE coupons_coupon SET reserved = reserved + %s, last_sequence = last_sequence + %s
     WHERE id = %s AND total_quantity - issued - reserved >= %s
     RETURNING last_sequence
@@ -24,51 +24,55 @@ _LOCK = "SELECT total_quantity - issued - reserved FROM coupons_coupon WHERE id 
 
 
 class Reserve(Admission):
-    """One lock and one UPDATE of the coupon per group of its requests."""
+    """One row lock and one UPDATE of the coupon per group of its requests."""
 
     may_refuse = True
 
     def confirm(
         self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
     ) -> list[AdmissionOutcome]:
-        """Take a piece for each candidate, first come, first served, until there is none."""
+        """Reserve a unit for each candidate, first come, first served, until the stock is used up."""
         outcomes, free = reservations.preview(candidates)
-        let_in = reservations.fitting(free, candidates, outcomes)
-        if let_in:
-            rows = reservations.reserve([candidates[place] for place in let_in], reservations.RESERVE)
-            for place, outcome in zip(let_in, rows, strict=True):
-                outcomes[place] = outcome
-            _take(candidates, outcomes, [place for place, row in zip(let_in, rows, strict=True) if row.newly_reserved])
+        fitting_indexes = reservations.fitting(free, candidates, outcomes)
+        if fitting_indexes:
+            reserved = reservations.reserve([candidates[index] for index in fitting_indexes], reservations.RESERVE)
+            for index, outcome in zip(fitting_indexes, reserved, strict=True):
+                outcomes[index] = outcome
+            _reserve_units(
+                candidates,
+                outcomes,
+                [index for index, row in zip(fitting_indexes, reserved, strict=True) if row.newly_reserved],
+            )
         return [outcome or AdmissionOutcome(SoldOut) for outcome in outcomes]
 
 
-def _take(
-    candidates: Sequence[AdmissionRequest], outcomes: list[AdmissionOutcome | None], fresh: Sequence[int]
+def _reserve_units(
+    candidates: Sequence[AdmissionRequest], outcomes: list[AdmissionOutcome | None], new_indexes: Sequence[int]
 ) -> None:
-    """Give pieces and places in line to the candidates at the indexes ``fresh``, or to the first of them."""
+    """Reserve units for the candidates at ``new_indexes``, in order, as far as the stock goes; set their outcomes."""
     coupon_id = candidates[0].coupon_id
-    quantity, sequence = _lock_and_take(coupon_id, len(fresh)) if fresh else (0, 0)
-    for number, place in enumerate(fresh[:quantity], start=1):
-        outcomes[place] = AdmissionOutcome(sequence=sequence + number, newly_reserved=True)
-    if too_late := [candidates[place] for place in fresh[quantity:]]:
-        # Others took the last pieces after the look.
-        reservations.remove([one.request_id for one in too_late], of=[coupon_id])
-        users = {one.user_id for one in too_late}
-        for place, one in enumerate(candidates):
-            if one.user_id in users:
-                outcomes[place] = None
+    quantity, sequence = _lock_and_reserve(coupon_id, len(new_indexes)) if new_indexes else (0, 0)
+    for number, index in enumerate(new_indexes[:quantity], start=1):
+        outcomes[index] = AdmissionOutcome(sequence=sequence + number, newly_reserved=True)
+    if unserved := [candidates[index] for index in new_indexes[quantity:]]:
+        # Concurrent requests reserved the last units after ``preview``.
+        reservations.remove([candidate.request_id for candidate in unserved], of=[coupon_id])
+        users = {candidate.user_id for candidate in unserved}
+        for index, candidate in enumerate(candidates):
+            if candidate.user_id in users:
+                outcomes[index] = None
 
 
-def _lock_and_take(coupon_id: int, most: int) -> tuple[int, int]:
-    """(pieces taken, the last place in line before them); the lock holds until the end of the transaction."""
+def _lock_and_reserve(coupon_id: int, wanted: int) -> tuple[int, int]:
+    """Return (units reserved, last sequence before them). The lock is held until the end of the transaction."""
     with connection.cursor() as cursor:
-        cursor.execute(_TAKE, [most, most, coupon_id, most])
+        cursor.execute(_RESERVE_UNITS, [wanted, wanted, coupon_id, wanted])
         if row := cursor.fetchone():
-            return most, row[0] - most
-        # There are fewer: as many as the lock shows.
+            return wanted, row[0] - wanted
+        # Fewer units are left than wanted: read how many, under the lock.
         cursor.execute(_LOCK, [coupon_id])
-        quantity = min(most, cursor.fetchone()[0])
+        quantity = min(wanted, cursor.fetchone()[0])
         if not quantity:
             return 0, 0
-        cursor.execute(_TAKE, [quantity, quantity, coupon_id, quantity])
+        cursor.execute(_RESERVE_UNITS, [quantity, quantity, coupon_id, quantity])
         return quantity, cursor.fetchone()[0] - quantity

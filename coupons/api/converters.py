@@ -1,4 +1,4 @@
-"""Path converters: what cannot be an id is no path of ours, so it reads as 404."""
+"""Path converters. Text that cannot be an id matches no path, so the answer is 404."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Id64Converter:
 
 
 class AnyCaseUuidConverter:
-    """A UUID in its usual form, in either case."""
+    """A UUID with hyphens, in upper or lower case."""
 
     regex = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 

@@ -1,7 +1,7 @@
-"""How the OpenAPI document describes the calls of the API: parameters, answers, refusals and examples.
+"""OpenAPI descriptions of the API's operations: parameters, responses, refusals and examples.
 
-``describe`` stands on every view's method. What all calls have in common (401, 405, 413 ...) is added by
-couponsite.openapi, and so is what a refusal looks like. tests/contract holds the document against a running server.
+Every view method is decorated by ``describe``. couponsite.openapi adds the responses that all operations share (401,
+405, 413 ...) and the schema of refusals. tests/contract compares the document with a running server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 Example = Mapping[str, Any]
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-NextPage = Annotated[str, Meta(description="The address of the next page.", extra_json_schema={"format": "uri"})]
+NextPage = Annotated[str, Meta(description="The URL of the next page.", extra_json_schema={"format": "uri"})]
 
 
 class Accepted(msgspec.Struct, rename="camel"):
@@ -35,7 +35,10 @@ class Accepted(msgspec.Struct, rename="camel"):
     coupon_id: Id
     coupon_type: CouponType
     user_id: Id
-    sequence: Annotated[int, Meta(ge=1, description="The place in line, where the admission knows it.")] | None
+    sequence: (
+        Annotated[int, Meta(ge=1, description="The position in the coupon's queue, if the admission assigns one.")]
+        | None
+    )
 
 
 class RequestStatus(msgspec.Struct, rename="camel"):
@@ -85,14 +88,14 @@ class UserCouponPage(msgspec.Struct):
     next: NextPage | None
 
 
-# Who and what the examples are about.
+# Ids that all examples share.
 EXAMPLE_COUPON_ID = 7
 EXAMPLE_COUPON_TYPE = "SUMMER-2026"
 EXAMPLE_USER_ID = 1001
 EXAMPLE_USER_COUPON_ID = 53
 EXAMPLE_REQUEST_ID = "0197c3f2-8c1e-7b43-9d5a-2f6e1c0b4a99"
 
-_ASKED_AT = "2026-07-01T03:00:00.412094Z"
+_REQUESTED_AT = "2026-07-01T03:00:00.412094Z"
 _ISSUED_AT = "2026-07-01T03:00:00.530771Z"
 _EXAMPLE_ACCEPTED = {
     "requestId": EXAMPLE_REQUEST_ID,
@@ -109,7 +112,7 @@ _EXAMPLE_STATUS = {
     "status": "SUCCESS",
     "reason": None,
     "userCouponId": EXAMPLE_USER_COUPON_ID,
-    "requestedAt": _ASKED_AT,
+    "requestedAt": _REQUESTED_AT,
     "processedAt": _ISSUED_AT,
 }
 _EXAMPLE_COUPON = {
@@ -125,7 +128,7 @@ _EXAMPLE_COUPON = {
     "opensAt": "2026-07-01T03:00:00Z",
     "closesAt": None,
     "state": "OPEN",
-    "serverTime": _ASKED_AT,
+    "serverTime": _REQUESTED_AT,
 }
 _EXAMPLE_USER_COUPON = {
     "userCouponId": EXAMPLE_USER_COUPON_ID,
@@ -136,7 +139,7 @@ _EXAMPLE_USER_COUPON = {
     "expiresAt": "2026-07-31T03:00:00.530771Z",
     "usedAt": None,
 }
-# Bodies of the doors.
+# Example bodies of the accept API.
 BY_TYPE: Mapping[str, Example] = {
     "for the caller": {"couponType": EXAMPLE_COUPON_TYPE},
     "for another user": {"couponType": EXAMPLE_COUPON_TYPE, "userId": EXAMPLE_USER_ID + 1},
@@ -158,12 +161,13 @@ REQUEST_ID = OpenApiParameter(
 )
 IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
-    # Blanks around the value of a header are no part of it.
+    # Blanks around a header's value are not part of it.
     {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     OpenApiParameter.HEADER,
     description=(
-        "The same key, caller and body get the first accepted answer again, without a second effect; with another "
-        "body the answer is 422. Refusals are not kept: the same key may try again. Kept for a day at least."
+        "A repeat with the same key, caller and body gets the first accepted answer and has no second effect; with "
+        "another body the answer is 422. Refusals are not stored: the same key may be used again. Keys are kept for at "
+        "least a day."
     ),
     examples=[OpenApiExample("example", "7c0b1c0e-5a43-4e7e-9f6b-6f6b6f1a2d3c")],
 )
@@ -171,17 +175,17 @@ TRACEPARENT = OpenApiParameter(
     "traceparent",
     str,
     OpenApiParameter.HEADER,
-    description="W3C Trace Context, version 00: it goes along with all that follows. Anything else counts as none.",
+    description="W3C Trace Context, version 00: passed on to all events of the request. An invalid value is ignored.",
     examples=[OpenApiExample("example", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")],
 )
 PAGE = (
     OpenApiParameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_ROWS, "default": USUAL_ROWS}),
-    OpenApiParameter("cursor", str, description="As in `next` of the page before."),
+    OpenApiParameter("cursor", str, description="The cursor in `next` of the previous page."),
 )
 
 
 def location(status: int, pattern: str, description: str) -> OpenApiParameter:
-    """The header ``Location`` of the answer with ``status``."""
+    """Describe the header ``Location`` of the response with ``status``; its value matches ``pattern``."""
     return OpenApiParameter(
         "Location",
         {"type": "string", "pattern": pattern},
@@ -192,20 +196,20 @@ def location(status: int, pattern: str, description: str) -> OpenApiParameter:
     )
 
 
-_LOCATION = location(202, "^/api/v1/issue-requests/[0-9a-f-]{36}$", "Where the request's end can be read.")
+_LOCATION = location(202, "^/api/v1/issue-requests/[0-9a-f-]{36}$", "Where the status of the request can be read.")
 _RETRY_AFTER = OpenApiParameter(
     "Retry-After",
     {"type": "integer", "minimum": 1},
     OpenApiParameter.HEADER,
     required=True,
-    description="Seconds after which it is worth asking there.",
+    description="Seconds to wait before reading the status.",
     response=[202],
 )
-_WHERE_IT_ENDS = {
+_STATUS_LINK = {
     "end": {
         "operationId": "issueRequest",
         "parameters": {"requestId": "$response.body#/requestId"},
-        "description": "How the request stands.",
+        "description": "The status of the request.",
     }
 }
 
@@ -220,24 +224,26 @@ def describe(
     refusals: Sequence[type[DomainError] | str] = (),
     links: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> Callable[[Method], Method]:
-    """The description of a view's method; the docstring of the method, or of its class, is its summary.
+    """Describe a view's method as an operation; the docstring of the method, or of its class, is the summary.
 
-    ``bodies`` are examples of ``body`` by name; ``refusals`` are the errors (or codes of couponsite.error_pages) that
-    this call knows beside those of every call; ``links`` are the OpenAPI links of each answer.
+    ``answers``: successful responses by status. ``bodies``: examples of ``body`` by name. ``refusals``: the errors (or
+    codes of couponsite.error_pages) of this operation beside those of all operations. ``links``: OpenAPI links by
+    status.
     """
     codes = [refusal if isinstance(refusal, str) else refusal.code for refusal in refusals]
     return extend_schema(
         operation_id=operation_id,
-        request=body and OpenApiRequest(body, examples=[_example(*named) for named in (bodies or {}).items()]),
+        request=body
+        and OpenApiRequest(body, examples=[_example(name, value) for name, value in (bodies or {}).items()]),
         responses=dict(answers),
         parameters=list(parameters),
-        # couponsite.openapi takes them out again.
+        # couponsite.openapi replaces both by standard fields.
         extensions={"x-refusals": codes, "x-links": dict(links or {})},
     )
 
 
 def answer(body: type[msgspec.Struct], description: str, example: Example) -> OpenApiResponse:
-    """What a call answers when all goes well."""
+    """Describe the response of a successful call."""
     return OpenApiResponse(body, description, [_example("answer", example)])
 
 
@@ -251,21 +257,21 @@ def issue(
     bodies: Mapping[str, Example],
     *path: OpenApiParameter,
 ) -> Callable[[Method], Method]:
-    """The description of a door that takes requests for a coupon."""
+    """Describe an operation of the accept API. ``path``: its path parameters."""
     return describe(
         operation_id,
-        {202: answer(Accepted, "The request was taken, and will end as SUCCESS or FAILED.", _EXAMPLE_ACCEPTED)},
+        {202: answer(Accepted, "The request was accepted; its result will be SUCCESS or FAILED.", _EXAMPLE_ACCEPTED)},
         body=body,
         bodies=bodies,
         parameters=[*path, IDEMPOTENCY_KEY, TRACEPARENT, _LOCATION, _RETRY_AFTER],
         refusals=[NotYourself, NotFound, CouponNotOpen, SoldOut, AlreadyIssued, IdempotencyKeyReused, Unavailable],
-        links={202: _WHERE_IT_ENDS},
+        links={202: _STATUS_LINK},
     )
 
 
 issue_request = describe(
     "issueRequest",
-    {200: answer(RequestStatus, "SUCCESS and FAILED never change again.", _EXAMPLE_STATUS)},
+    {200: answer(RequestStatus, "The status of the request; SUCCESS and FAILED are final.", _EXAMPLE_STATUS)},
     parameters=[REQUEST_ID],
     refusals=[NotFound],
 )

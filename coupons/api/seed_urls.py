@@ -1,4 +1,4 @@
-"""The doors at the paths that the seeds gave them, without the API's prefix."""
+"""The accept API at the paths of the seeds, without the prefix ``/api/v1``."""
 
 from django.urls import path
 

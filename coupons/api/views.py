@@ -34,7 +34,7 @@ class IssueById(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class IssueByTypeView(APIView):
-    """Ask for a coupon by its type."""
+    """Request a coupon by its type."""
 
     @openapi.issue("issueByType", IssueByType, openapi.BY_TYPE)
     def post(self, request: Request) -> HttpResponse:
@@ -43,7 +43,7 @@ class IssueByTypeView(APIView):
 
 
 class IssueByIdView(APIView):
-    """Ask for a coupon by its id."""
+    """Request a coupon by its id."""
 
     @openapi.issue("issueById", IssueById, openapi.BY_ID, openapi.COUPON_ID)
     def post(self, request: Request, coupon_id: int) -> HttpResponse:
@@ -52,7 +52,7 @@ class IssueByIdView(APIView):
 
 
 class IssueForUserView(APIView):
-    """Ask for a coupon for the user in the path."""
+    """Request a coupon for the user in the path."""
 
     @openapi.issue("issueForUser", EmptyBody, openapi.EMPTY, openapi.USER_ID, openapi.COUPON_ID)
     def post(self, request: Request, user_id: int, coupon_id: int) -> HttpResponse:
@@ -61,13 +61,13 @@ class IssueForUserView(APIView):
 
 
 class IssueRequestView(APIView):
-    """How a request stands."""
+    """The status of a request."""
 
     @openapi.issue_request
     def get(self, request: Request, request_id: UUID) -> Response:
         status = selectors.request_status(request_id)
         caller = caller_of(request)
-        # Somebody else's request reads like one that does not exist: the id gives no access.
+        # Another user's request is answered like a missing one: knowing its id gives no access.
         if status is None or (status.user_id != caller.user_id and not caller.may_issue_for_others):
             raise NotFound("There is no such request.")
         return Response(status)
@@ -125,7 +125,7 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
         "userId": accepted.user_id,
         "sequence": accepted.sequence,
     }
-    # Django's own response: that of DRF finds out how to render, which here is settled, at a third more per request.
+    # Django's response: DRF's content negotiation would make a request a third more expensive, and this is always JSON.
     return HttpResponse(
         msgspec.json.encode(body),
         status=202,

@@ -1,4 +1,4 @@
-"""The file of a bulk issue: one user id a line under the header ``userId``, read line by line."""
+"""The input file of a bulk issue: the header ``userId``, then one user id per line. It is read line by line."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ HEADER = "userId"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _USER_ID = re.compile(rb"[0-9]{1,19}")
-_LARGEST = 2**63 - 1
-# Of a line that is longer only the beginning is kept, so that a file without line ends does not fill the memory.
-_LONGEST_LINE = 1000
-_TOLD = 40
+_MAX_USER_ID = 2**63 - 1
+# Only the beginning of a longer line is kept, so that a file without line ends does not fill the memory.
+_MAX_LINE_BYTES = 1000
+_SHOWN_BYTES = 40
 _BLOCK = 1 << 20
 
 
 class BadUserFile(Exception):
-    """The file cannot be read as a list of users."""
+    """The file cannot be read as a list of users; the message says why."""
 
 
 class Line(NamedTuple):
-    """A line with something on it. ``user_id`` is None if that is no user id; ``text`` is how it begins."""
+    """A line that is not empty.
+
+    ``user_id``: None if the line is not a positive 64-bit integer. ``text``: its first 40 characters.
+    """
 
     number: int
     user_id: int | None
@@ -37,16 +40,16 @@ class Line(NamedTuple):
 
 
 class UserFile:
-    """An open file of users. It is read more than once, so it must stay as it is; use it as a context manager."""
+    """An open file of users. It is read twice, so it must not change. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadUserFile unless ``path`` is a file that can be read and has the header."""
+        """Open the file. Raises BadUserFile unless ``path`` is a readable regular file with the header."""
         try:
             self._file = path.open("rb")
         except (OSError, ValueError) as error:
             raise BadUserFile(f"{path}: {getattr(error, 'strerror', None) or error}") from error
         self._path = path
-        self._seen = self._look()
+        self._initial_stat = self._stat()
         try:
             self._check()
         except BadUserFile:
@@ -62,9 +65,9 @@ class UserFile:
         self._file.close()
 
     def count_lines(self, stop: StopFlag) -> tuple[int, str]:
-        """The number of lines behind the header, empty ones included, and the SHA-256 of the whole file.
+        """Return the number of lines after the header, with empty lines, and the SHA-256 of the file as hex digits.
 
-        Both are of what was read until ``stop``.
+        After ``stop``, both cover only the part that was read.
         """
         digest = hashlib.sha256()
         ends, last = 0, b"\n"
@@ -76,36 +79,36 @@ class UserFile:
         return ends + (last != b"\n") - 1, digest.hexdigest()
 
     def lines(self) -> Iterator[Line]:
-        """All lines behind the header that are not empty. Raises BadUserFile at the end if the file was changed."""
+        """Yield the non-empty lines after the header. Raises BadUserFile at the end if the file was changed."""
         self._file.seek(0)
         self._file.readline()
         number = 1
-        while raw := self._file.readline(_LONGEST_LINE):
+        while raw := self._file.readline(_MAX_LINE_BYTES):
             number += 1
-            whole = raw.endswith(b"\n") or len(raw) < _LONGEST_LINE
-            while not whole:
+            is_complete = raw.endswith(b"\n") or len(raw) < _MAX_LINE_BYTES
+            while not is_complete:
                 rest = self._file.readline(_BLOCK)
-                whole = rest.endswith(b"\n") or len(rest) < _BLOCK
+                is_complete = rest.endswith(b"\n") or len(rest) < _BLOCK
             if field := _field(raw):
-                yield Line(number, _user_id(field), field[:_TOLD].decode("ascii", "backslashreplace"))
-        if self._look() != self._seen:
+                yield Line(number, _user_id(field), field[:_SHOWN_BYTES].decode("ascii", "backslashreplace"))
+        if self._stat() != self._initial_stat:
             raise BadUserFile(f"{self._path} was changed while it was read: run it again")
 
     def _check(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-            raise BadUserFile(f"{self._path} is not a regular file, and it has to be read twice: save it as one")
-        header = _field(self._file.readline(_LONGEST_LINE).removeprefix(_BYTE_ORDER_MARK))
+            raise BadUserFile(f"{self._path} is not a regular file, but it must be read twice: save it to a file")
+        header = _field(self._file.readline(_MAX_LINE_BYTES).removeprefix(_BYTE_ORDER_MARK))
         if header != HEADER.encode():
-            begins = header[:_TOLD].decode("ascii", "backslashreplace")
-            raise BadUserFile(f"{self._path}: the first line must be {HEADER}, and it is {begins!r}")
+            found = header[:_SHOWN_BYTES].decode("ascii", "backslashreplace")
+            raise BadUserFile(f"{self._path}: the first line must be {HEADER}, not {found!r}")
 
-    def _look(self) -> tuple[int, int]:
-        now = os.fstat(self._file.fileno())
-        return now.st_size, now.st_mtime_ns
+    def _stat(self) -> tuple[int, int]:
+        current = os.fstat(self._file.fileno())
+        return current.st_size, current.st_mtime_ns
 
 
 def _field(raw: bytes) -> bytes:
-    """The only field of a line: without space and the quotes that spreadsheets put around it."""
+    """The field of a line, without surrounding space and without the quotes that spreadsheets add."""
     text = raw.strip()
     quoted = len(text) >= 2 and text[:1] == text[-1:] == b'"'
     return text[1:-1].strip() if quoted else text
@@ -115,4 +118,4 @@ def _user_id(field: bytes) -> int | None:
     if not _USER_ID.fullmatch(field):
         return None
     user_id = int(field)
-    return user_id if 0 < user_id <= _LARGEST else None
+    return user_id if 0 < user_id <= _MAX_USER_ID else None

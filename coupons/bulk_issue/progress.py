@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, elsewhere a log line for every tenth."""
+"""Progress of a long command: a bar on a terminal, otherwise a log line per tenth."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 logger = logging.getLogger(__name__)
 
-# Called with the number that is done.
+# Called with the number of lines done so far.
 Report = Callable[[int], None]
 
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Report]:
-    """What to report to, on stderr."""
+    """Yield a function that takes the number done of ``total`` and shows it on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(title, total)
+        yield _log_tenths(title, total)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
@@ -30,13 +30,13 @@ def progress(title: str, total: int) -> Iterator[Report]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _lines(title: str, total: int) -> Report:
-    shown = 0
+def _log_tenths(title: str, total: int) -> Report:
+    logged = 0
 
     def report(done: int) -> None:
-        nonlocal shown
-        if (tenth := 10 * done // max(total, 1)) > shown:
-            shown = tenth
+        nonlocal logged
+        if (tenth := 10 * done // max(total, 1)) > logged:
+            logged = tenth
             logger.info("%s: %d of %d", title, done, total)
 
     return report

@@ -1,4 +1,4 @@
-"""The file that tells how a bulk issue ended: it appears whole, at the end, or not at all."""
+"""The results file of a bulk issue. It appears complete, by a rename at the end of the run, or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from uuid import UUID
 HEADER = ("userId", "requestId", "status", "reason")
 INVALID = "INVALID"
 
-# A spreadsheet runs a cell that begins with one of them as a formula.
+# A spreadsheet runs a cell that begins with one of these as a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class BadResultsFile(Exception):
-    """The file cannot be written."""
+    """The results file cannot be written; the message says why and what to do."""
 
 
 class Row(NamedTuple):
-    """``user_id`` is the text of the line if that is no user id; it has no request then."""
+    """A row of the results. A line without a valid user id has its text as ``user_id``, and no request."""
 
     user_id: int | str
     request_id: UUID | None
@@ -32,21 +32,21 @@ class Row(NamedTuple):
 
 
 class ResultsFile:
-    """Rows go into ``<name>.part`` beside it, which ``finish`` renames. Use it as a context manager."""
+    """Writes rows to ``<name>.part`` in the same folder; ``finish`` renames it. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadResultsFile if ``path`` cannot be written, or if another run writes it."""
+        """Create the part file. Raises BadResultsFile if it cannot be written, or if another run is writing it."""
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
         if path.is_dir():
-            raise BadResultsFile(f"{path} is a folder: name a file by --results")
+            raise BadResultsFile(f"{path} is a folder: name a file with --results")
         try:
             self._file = self._part.open("a", newline="", encoding="utf-8")
         except OSError as error:
-            raise BadResultsFile(f"{self._part}: {error.strerror}; name another file by --results") from error
-        if not self._is_ours():
+            raise BadResultsFile(f"{self._part}: {error.strerror}; name another file with --results") from error
+        if not self._lock():
             self._file.close()
-            raise BadResultsFile(f"another run writes {path}: wait for it, or name another file by --results")
+            raise BadResultsFile(f"another run writes {path}: wait for it, or name another file with --results")
         self._file.truncate(0)
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(HEADER)
@@ -62,25 +62,27 @@ class ResultsFile:
             self._file.close()
 
     def write(self, rows: Iterable[Row]) -> None:
-        self._rows.writerows([_neutral(cell) for cell in row] for row in rows)
+        """Append ``rows``."""
+        self._rows.writerows([_escape_formula(cell) for cell in row] for row in rows)
 
     def finish(self) -> None:
-        """All is written: the file gets its name, in place of an older one."""
+        """Sync the part file to disk and rename it to the results file, replacing an older one."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(self._path)
         self._file.close()
 
-    def _is_ours(self) -> bool:
+    def _lock(self) -> bool:
+        """Lock the part file; False if another run holds it or has just finished it."""
         try:
-            # Ends with the process: what a killed run left behind is taken over.
+            # The lock ends with its process, so the part file of a killed run is reused.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have finished meanwhile, and then this is the finished file.
+            # The run that held the lock may have renamed the file in the meantime: then this is its finished file.
             return os.path.samestat(os.fstat(self._file.fileno()), self._part.stat())
         except OSError:
             return False
 
 
-def _neutral(cell: object) -> object:
-    """The cell as text where a spreadsheet would take it for a formula; numbers and ids stay as they are."""
+def _escape_formula(cell: object) -> object:
+    """Prefix text that a spreadsheet would run as a formula with a quote; numbers and ids stay unchanged."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell

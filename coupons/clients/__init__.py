@@ -1,1 +1,1 @@
-"""Services outside that tell users something."""
+"""Clients of external services."""

@@ -1,4 +1,4 @@
-"""Messages to users: by AlimTalk, or without an ALIMTALK_URL into a table where they can be read."""
+"""Notifications of users: sent by AlimTalk, or without ALIMTALK_URL stored in a table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..models import Notification
 
 
 class Notice(NamedTuple):
-    """What one user is told. ``template`` is a name in ALIMTALK_TEMPLATES; ``variables`` are what the text shows.
+    """A notification of one user.
 
-    Nobody is told where ``user_id`` is None.
+    ``user_id``: None sends nothing. ``template``: a name in ALIMTALK_TEMPLATES. ``variables``: the values in its text.
     """
 
     event_id: UUID
@@ -33,22 +33,22 @@ class Notice(NamedTuple):
 
 
 def send(notices: Sequence[Notice], stop: StopFlag) -> Sequence[Exception | None]:
-    """Tell the users by AlimTalk, outside of any transaction; returns and raises what ``Endpoint.post_all`` does.
+    """Send the notices by AlimTalk, outside of any transaction; return and raise what ``Endpoint.post_all`` does.
 
-    The event id is the idempotency key: a notice that is sent again reaches nobody twice. What one user is told comes
-    in order: that the second request got nothing not before the coupon of the first. Without ALIMTALK_URL there is
-    nothing to send: ``keep`` takes the notices.
+    The event id is the idempotency key: a notice sent again reaches its user once. A user's notices are sent in order:
+    the failure of a second request never arrives before the coupon of the first. Without ALIMTALK_URL nothing is sent;
+    ``keep`` stores the notices.
     """
     if not settings.ALIMTALK_URL:
         return [None] * len(notices)
-    told = [item for item in notices if item.user_id is not None]
-    calls = [HttpCall(item.event_id, _body(item), item.traceparent, ordering_key=item.user_id) for item in told]
+    addressed = [item for item in notices if item.user_id is not None]
+    calls = [HttpCall(item.event_id, _body(item), item.traceparent, ordering_key=item.user_id) for item in addressed]
     errors = iter(_endpoint().post_all(calls, stop))
     return [None if item.user_id is None else next(errors) for item in notices]
 
 
 def keep(notices: Sequence[Notice]) -> None:
-    """Without ALIMTALK_URL, store the notices within the caller's transaction; with it they have been sent."""
+    """Without ALIMTALK_URL, store the notices in the caller's transaction; with it they are already sent."""
     if settings.ALIMTALK_URL:
         return
     rows = [
@@ -71,6 +71,4 @@ def _body(notice: Notice) -> bytes:
 
 def _endpoint() -> Endpoint:
     headers = {"Authorization": f"Bearer {settings.ALIMTALK_KEY}"} if settings.ALIMTALK_KEY else {}
-    return endpoint(
-        "AlimTalk", settings.ALIMTALK_URL, headers=headers, fix_hint="look at ALIMTALK_URL and ALIMTALK_KEY"
-    )
+    return endpoint("AlimTalk", settings.ALIMTALK_URL, headers=headers, fix_hint="check ALIMTALK_URL and ALIMTALK_KEY")

@@ -1,11 +1,10 @@
-"""The door: a request that the coupon's admission lets in is taken by one row in the outbox."""
+"""Accept a request: ask the coupon's admission, then insert one outbox row."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from dataclasses import dataclass
-from typing import Literal
 from uuid import UUID
 
 from django.conf import settings
@@ -24,13 +23,16 @@ from ..rollout import uses_redis_queue
 from .accept_group import group_committers, prepare
 from .idempotency import ExistingRequest, find_existing_requests
 
-# Seconds after which a client may try again when the outbox is far behind: minutes of backlog do not go in seconds.
-_RETRY_WHEN_BEHIND = 30
+# Seconds before a client may try again while the outbox is far behind: the backlog takes minutes to publish.
+_BACKPRESSURE_RETRY_AFTER = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that was taken: it will reach SUCCESS or FAILED under this id."""
+    """An accepted request: it will reach SUCCESS or FAILED under ``request_id``.
+
+    ``sequence`` is its place in line, None if the admission does not assign one.
+    """
 
     request_id: UUID
     coupon_id: int
@@ -46,67 +48,70 @@ def request_accept(
     caller_id: int,
     idempotency_key: str | None = None,
     traceparent: str = "",
-    source: Literal["API", "BATCH"] = "API",
 ) -> Accepted:
-    """Accept a request for a coupon (by id or type): an outbox row, and what the coupon's admission takes for it.
+    """Accept a request for a coupon (by id or type): insert its outbox row and what the coupon's admission reserves.
 
-    With an idempotency key, the caller's earlier request under it is answered again. Raises NotFound,
-    CouponNotOpen, SoldOut, AlreadyIssued, IdempotencyKeyReused, Unavailable, and what the database raises: after a
-    connection was lost at the commit it is unknown whether the request was accepted.
+    With an idempotency key that the caller has used before, returns the existing request. Raises NotFound,
+    CouponNotOpen, SoldOut, AlreadyIssued, IdempotencyKeyReused, Unavailable, and database errors: if the connection
+    is lost during the commit, it is unknown whether the request was accepted.
     """
-    if behind := outbox_backpressure.refusal():
-        raise Unavailable(behind, retry_after=_RETRY_WHEN_BEHIND)
+    if refusal_reason := outbox_backpressure.refusal():
+        raise Unavailable(refusal_reason, retry_after=_BACKPRESSURE_RETRY_AFTER)
     coupon = coupon_cache.get(id_or_type)
     if coupon is None:
         raise NotFound(f"There is no coupon {id_or_type!r}.")
     moment = coupon_cache.clock.now()
-    keyed = idempotency_key is not None
+    has_key = idempotency_key is not None
     request_id = new_event_id() if idempotency_key is None else derived_request_id(caller_id, "issue", idempotency_key)
     if refusal := coupon.window.refusal(moment):
-        # A repeat is answered even when the coupon has closed since.
-        earlier = find_existing_requests([request_id]).get(request_id) if keyed else None
-        if earlier is None:
+        # A repeated request gets its answer even if the coupon has closed since.
+        existing = find_existing_requests([request_id]).get(request_id) if has_key else None
+        if existing is None:
             raise CouponNotOpen(refusal)
-        return _repeat_answer(earlier, coupon, user_id)
+        return _repeat_answer(existing, coupon, user_id)
     request = IssueRequested(
         request_id=request_id,
         user_id=user_id,
         coupon_id=coupon.coupon_id,
         coupon_type=coupon.coupon_type,
         requested_at=moment,
-        source=source,
+        source="API",
         admission=coupon.admission,
     )
-    by_worker = uses_redis_queue(user_id, coupon.worker_share)
-    candidate = AdmissionRequest(request_id, user_id, coupon.coupon_id, coupon.total_quantity, by_worker)
+    by_worker = uses_redis_queue(user_id, coupon.rollout_permille)
+    admission_request = AdmissionRequest(request_id, user_id, coupon.coupon_id, coupon.total_quantity, by_worker)
     admission = ADMISSIONS[coupon.admission]
-    item = prepare(admission, candidate, request, traceparent or new_traceparent(), may_be_repeat=keyed)
+    incoming = prepare(admission, admission_request, request, traceparent or new_traceparent(), may_be_repeat=has_key)
     try:
-        answer = group_committers.for_coupon(coupon).submit(item)
+        outcome = group_committers.for_coupon(coupon).submit(incoming)
     except WaitedTooLong as error:
         raise Unavailable(
-            "The requests before this one wait for the database. It was not executed: try again in a moment.",
+            "The requests ahead of this one are waiting for the database. It was not executed: try again in a moment.",
             retry_after=1,
         ) from error
-    if answer.earlier is not None:
-        return _repeat_answer(answer.earlier, coupon, user_id)
-    if answer.refusal is not None:
-        raise answer.refusal
-    if not answer.new:
-        raise RuntimeError(f"the outbox row of {request_id} is neither new nor there")
-    return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id, answer.sequence)
+    if outcome.existing is not None:
+        return _repeat_answer(outcome.existing, coupon, user_id)
+    if outcome.refusal is not None:
+        raise outcome.refusal
+    if not outcome.new:
+        raise RuntimeError(f"the outbox row of request {request_id} was neither inserted nor found")
+    return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id, outcome.sequence)
 
 
 def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> UUID:
-    """The request id of an idempotency key: nobody else's key, and no guess, leads to it."""
+    """Derive the request id from an idempotency key.
+
+    It is an HMAC under SECRET_KEY over caller, operation and key, so another caller's key cannot lead to it and it
+    cannot be guessed.
+    """
     text = f"{caller_id}\n{operation}\n{idempotency_key}".encode()
     digest = bytearray(hmac.digest(settings.SECRET_KEY.encode(), text, hashlib.sha256)[:16])
-    digest[6] = digest[6] & 0x0F | 0x80  # version 8: ids of one's own making (RFC 9562)
+    digest[6] = digest[6] & 0x0F | 0x80  # version 8: custom ids (RFC 9562)
     digest[8] = digest[8] & 0x3F | 0x80
     return UUID(bytes=bytes(digest))
 
 
-def _repeat_answer(earlier: ExistingRequest, coupon: CachedCoupon, user_id: int) -> Accepted:
-    if not earlier.is_for(coupon.coupon_id, user_id):
+def _repeat_answer(existing: ExistingRequest, coupon: CachedCoupon, user_id: int) -> Accepted:
+    if not existing.is_for(coupon.coupon_id, user_id):
         raise IdempotencyKeyReused("The Idempotency-Key belongs to a request for another coupon or user.")
-    return Accepted(earlier.request_id, earlier.coupon_id, earlier.coupon_type, earlier.user_id, earlier.sequence)
+    return Accepted(existing.request_id, existing.coupon_id, existing.coupon_type, existing.user_id, existing.sequence)

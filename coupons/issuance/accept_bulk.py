@@ -1,4 +1,4 @@
-"""The door for many users at once: requests of a batch, each under an id that only its batch and user decide."""
+"""Accept requests for many users at once, each under an id derived from its batch and user alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .finish import find_decided
 
 @dataclass(frozen=True)
 class BulkIssue:
-    """A bulk issue of one coupon. ``batch_id`` tells apart several of the same coupon."""
+    """A bulk issue of one coupon. ``batch_id`` distinguishes several bulk issues of the same coupon."""
 
     coupon_id: int
     coupon_type: str
@@ -33,32 +33,32 @@ class BulkIssue:
 
     @cached_property
     def _space(self) -> int:
-        # Version and variant as RFC 9562 wants them for ids of one's own making, and 59 bits of the batch between.
+        # Version 8 and variant bits for custom ids (RFC 9562), with 59 bits of the batch's hash between them.
         digest = hashlib.sha256(f"{self.coupon_id}\n{self.batch_id}".encode()).digest()
         high, low = int.from_bytes(digest[:6]), int.from_bytes(digest[6:8]) >> 5
         return high << 80 | 8 << 76 | low << 65 | 2 << 62
 
     def request_id(self, user_id: int) -> UUID:
-        """The id of the user's request in this batch, the same whenever it is asked for.
+        """Return the id of the user's request in this batch; it is the same on every call.
 
-        The user id is its end, so that the ids of a batch lie together in the index: random ones cost many times the
-        WAL.
+        The user id forms the low bits, so the ids of a batch are adjacent in the index: random ids cost many times
+        the WAL.
         """
         return UUID(int=self._space | (user_id >> 62) << 64 | (user_id & ((1 << 62) - 1)))
 
 
 def bulk_accept(*, batch: BulkIssue, user_ids: Sequence[int]) -> int:
-    """Accept a request for each of the users for whom the batch has not asked yet; returns how many were new.
+    """Accept a request for each user who has none in this batch yet; returns the number of new requests.
 
-    The same again changes nothing, also when it was interrupted anywhere. The window is judged as at the door, but
-    only for what is new. Raises NotFound, CouponNotOpen, and what the database raises: after a lost connection it is
-    unknown whether the requests were accepted, and harmless to accept them again.
+    Idempotent, also after an interruption at any point. The window is checked as in ``request_accept``, but only for
+    new requests. Raises NotFound, CouponNotOpen, and database errors: after a lost connection it is unknown whether
+    the requests were accepted, and accepting them again is safe.
     """
-    asked = {batch.request_id(user_id): user_id for user_id in user_ids}
-    # A request that has its answer may have left the outbox.
-    for request_id in stored_ids(list(asked)) | find_decided(list(asked)):
-        del asked[request_id]
-    if not asked:
+    pending = {batch.request_id(user_id): user_id for user_id in user_ids}
+    # The outbox row of a decided request may have been pruned.
+    for request_id in stored_ids(list(pending)) | find_decided(list(pending)):
+        del pending[request_id]
+    if not pending:
         return 0
     coupon = coupon_cache.get(batch.coupon_id)
     if coupon is None:
@@ -68,33 +68,37 @@ def bulk_accept(*, batch: BulkIssue, user_ids: Sequence[int]) -> int:
         raise CouponNotOpen(refusal)
     candidates = [
         AdmissionRequest(request_id, user_id, coupon.coupon_id, coupon.total_quantity)
-        for request_id, user_id in asked.items()
+        for request_id, user_id in pending.items()
     ]
     with transaction.atomic():
-        booked = ADMISSIONS[coupon.admission].admit_bulk(candidates)
-        rows = [_row(coupon, one, outcome, moment) for one, outcome in zip(candidates, booked, strict=True)]
+        outcomes = ADMISSIONS[coupon.admission].admit_bulk(candidates)
+        rows = [
+            _row(coupon, candidate, outcome, moment) for candidate, outcome in zip(candidates, outcomes, strict=True)
+        ]
         inserted = insert_new_rows(rows)
         accepted = sum(inserted)
-        # Somebody else asked for them meanwhile, who has taken nothing for them.
-        strays = [
-            row.event_id for row, one, new in zip(rows, booked, inserted, strict=True) if one.newly_reserved and not new
+        # A concurrent call inserted these rows first and reserved nothing for them: release our reservations.
+        unused = [
+            row.event_id
+            for row, outcome, new in zip(rows, outcomes, inserted, strict=True)
+            if outcome.newly_reserved and not new
         ]
-        if strays:
-            reservations.release(strays)
+        if unused:
+            reservations.release(unused)
     metrics.ACCEPTED.labels("BATCH").inc(accepted)
     return accepted
 
 
-def _row(coupon: CachedCoupon, one: AdmissionRequest, booked: AdmissionOutcome, moment: datetime) -> OutboxRow:
+def _row(coupon: CachedCoupon, candidate: AdmissionRequest, outcome: AdmissionOutcome, moment: datetime) -> OutboxRow:
     request = IssueRequested(
-        request_id=one.request_id,
-        user_id=one.user_id,
+        request_id=candidate.request_id,
+        user_id=candidate.user_id,
         coupon_id=coupon.coupon_id,
         coupon_type=coupon.coupon_type,
         requested_at=moment,
         source="BATCH",
-        # For whom nothing was taken the issuer decides alone.
-        admission="queue" if booked.refusal else coupon.admission,
-        sequence=booked.sequence,
+        # Without a reservation the issuer alone decides.
+        admission="queue" if outcome.refusal else coupon.admission,
+        sequence=outcome.sequence,
     )
     return outbox_row(message_of(request))

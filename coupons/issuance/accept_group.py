@@ -1,4 +1,4 @@
-"""Requests of the same moment share the question to their admission, one INSERT and one commit."""
+"""Group commit of accepted requests: concurrent requests share one admission call, one INSERT and one commit."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from .idempotency import ExistingRequest, find_existing_requests
 
 logger = logging.getLogger(__name__)
 
-_unavailable = LogLimit()
+_log_limit = LogLimit()
 
 
 class IncomingRequest(NamedTuple):
-    """A request at the door; ``row`` is its outbox row if nothing of it is still to be known.
+    """A request to accept. ``row`` is its outbox row, None if the row needs a sequence from the admission first.
 
-    ``may_be_repeat``: its id was derived, and may have been accepted before.
+    ``may_be_repeat``: its id was derived from an Idempotency-Key and may have been accepted before.
     """
 
     candidate: AdmissionRequest
@@ -46,164 +46,183 @@ class IncomingRequest(NamedTuple):
 
 
 class AcceptOutcome(NamedTuple):
-    """``earlier`` is what was accepted under the id before, and counts whatever the refusal.
+    """The outcome of accepting one request. ``refusal`` None: it was accepted; ``sequence`` is its place in line.
 
-    ``new``: an outbox row was inserted.
+    ``new``: an outbox row was inserted. ``existing``: the request that was accepted under the same id before; it
+    takes precedence over ``refusal``.
     """
 
     refusal: type[DomainError] | Unavailable | None
     sequence: int | None
     new: bool
-    earlier: ExistingRequest | None
+    existing: ExistingRequest | None
 
 
 def prepare(
     admission: Admission, candidate: AdmissionRequest, request: IssueRequested, traceparent: str, *, may_be_repeat: bool
 ) -> IncomingRequest:
-    """What goes into a line. Without a place in line the row is made here, and not while others wait."""
+    """Build the item for the group commit. If no sequence is needed, the row is built here, before the group starts."""
     row = None if admission.may_refuse else outbox_row(message_of(request, traceparent=traceparent))
     return IncomingRequest(candidate, request, traceparent, row, may_be_repeat)
 
 
 def accept_group(admission: Admission, group: Sequence[IncomingRequest]) -> list[AcceptOutcome]:
-    """Ask the admission about requests of the same moment, and insert the outbox rows of those that it lets in.
+    """Ask the admission about a group of concurrent requests and insert the outbox rows of the admitted ones.
 
-    Whether a derived id was accepted before only PostgreSQL knows, also of one that is refused: one read for all.
+    Returns one outcome per request, in order. Requests with an Idempotency-Key, admitted or refused, are looked up in
+    one query: only PostgreSQL knows whether the key was used.
     """
     try:
-        outcomes = admission.admit([one.candidate for one in group])
+        outcomes = admission.admit([item.candidate for item in group])
     except Unavailable as error:
-        return _answers_without_admission(group, error)
+        return _outcomes_without_admission(group, error)
     written = False
     try:
-        earlier = find_existing_requests({one.candidate.request_id for one in group if one.may_be_repeat})
-        answers = [
-            AcceptOutcome(outcome.refusal, outcome.sequence, new=False, earlier=earlier.get(one.candidate.request_id))
-            for one, outcome in zip(group, outcomes, strict=True)
+        existing = find_existing_requests({item.candidate.request_id for item in group if item.may_be_repeat})
+        accept_outcomes = [
+            AcceptOutcome(
+                outcome.refusal, outcome.sequence, new=False, existing=existing.get(item.candidate.request_id)
+            )
+            for item, outcome in zip(group, outcomes, strict=True)
         ]
-        let_in = [place for place, one in enumerate(answers) if one.refusal is None and one.earlier is None]
-        if let_in:
+        admitted_indexes = [
+            index
+            for index, accept_outcome in enumerate(accept_outcomes)
+            if accept_outcome.refusal is None and accept_outcome.existing is None
+        ]
+        if admitted_indexes:
             with transaction.atomic():
-                told = _write(admission, [group[place] for place in let_in], [outcomes[place] for place in let_in])
-                # From here on only the commit can fail: unless PostgreSQL says so itself, it may have happened.
+                written_outcomes = _write(
+                    admission,
+                    [group[index] for index in admitted_indexes],
+                    [outcomes[index] for index in admitted_indexes],
+                )
+                # From here on only the commit can fail. It may have succeeded, unless PostgreSQL reports a rollback.
                 written = True
-            for place, answer in zip(let_in, told, strict=True):
-                answers[place] = answer
+            for index, accept_outcome in zip(admitted_indexes, written_outcomes, strict=True):
+                accept_outcomes[index] = accept_outcome
     except BaseException as error:
         if not written or is_rolled_back(error):
             admission.cancel(
-                [one.candidate for one, outcome in zip(group, outcomes, strict=True) if outcome.newly_reserved]
+                [item.candidate for item, outcome in zip(group, outcomes, strict=True) if outcome.newly_reserved]
             )
         raise
-    _tell(one for one, answer in zip(group, answers, strict=True) if answer.new)
-    _give_back(
+    _log_accepted(item for item, accept_outcome in zip(group, accept_outcomes, strict=True) if accept_outcome.new)
+    _release_unused(
         admission,
         [
-            (one.candidate, answer)
-            for one, outcome, answer in zip(group, outcomes, answers, strict=True)
-            if outcome.newly_reserved and not answer.new
+            (item.candidate, accept_outcome)
+            for item, outcome, accept_outcome in zip(group, outcomes, accept_outcomes, strict=True)
+            if outcome.newly_reserved and not accept_outcome.new
         ],
     )
-    return answers
+    return accept_outcomes
 
 
-def _answers_without_admission(group: Sequence[IncomingRequest], error: Unavailable) -> list[AcceptOutcome]:
-    """What PostgreSQL alone can answer: requests accepted before under their key. The others are unavailable."""
-    earlier = find_existing_requests({one.candidate.request_id for one in group if one.may_be_repeat})
+def _outcomes_without_admission(group: Sequence[IncomingRequest], error: Unavailable) -> list[AcceptOutcome]:
+    """Answer requests that were accepted before under their key, from PostgreSQL. The others get ``error``."""
+    existing = find_existing_requests({item.candidate.request_id for item in group if item.may_be_repeat})
     coupon_type = group[0].request.coupon_type
-    refused = len(group) - sum(one.candidate.request_id in earlier for one in group)
-    # A line per request would be as many lines as the crowd has requests.
-    if refused and (number := _unavailable.due(coupon_type, refused)):
+    refused = len(group) - sum(item.candidate.request_id in existing for item in group)
+    # One log line per request would flood the log during a sale.
+    if refused and (count := _log_limit.due(coupon_type, refused)):
         logger.warning(
             "coupon %s: 503 for %d requests since the last line, its admission does not answer: %s",
-            coupon_type, number, first_line(error.__cause__ or error),
+            coupon_type, count, first_line(error.__cause__ or error),
         )  # fmt: skip
-    found = [earlier.get(one.candidate.request_id) for one in group]
-    return [AcceptOutcome(None if one else error, None, new=False, earlier=one) for one in found]
+    found = [existing.get(item.candidate.request_id) for item in group]
+    return [AcceptOutcome(None if request else error, None, new=False, existing=request) for request in found]
 
 
-def _give_back(admission: Admission, unused: Sequence[tuple[AdmissionRequest, AcceptOutcome]]) -> None:
-    """What was taken for requests of which no row came."""
-    withdrawn, ended = [], []
-    for candidate, answer in unused:
-        if answer.earlier is None or not answer.earlier.is_for(candidate.coupon_id, candidate.user_id):
-            withdrawn.append(candidate)
-        elif answer.earlier.ended is not None:
-            ended.append(answer.earlier.ended)
-        # Else somebody else has inserted its row, and what was taken is its own until it ends.
-    admission.cancel(withdrawn)
-    admission.on_finished(ended)
+def _release_unused(admission: Admission, unused_items: Sequence[tuple[AdmissionRequest, AcceptOutcome]]) -> None:
+    """Release what was reserved for requests for which no row was inserted."""
+    cancelled, finished = [], []
+    for candidate, outcome in unused_items:
+        if outcome.existing is None or not outcome.existing.is_for(candidate.coupon_id, candidate.user_id):
+            cancelled.append(candidate)
+        elif outcome.existing.finished is not None:
+            finished.append(outcome.existing.finished)
+        # Otherwise a concurrent request inserted the row and owns the reservation until it finishes.
+    admission.cancel(cancelled)
+    admission.on_finished(finished)
 
 
 def _write(
     admission: Admission, group: Sequence[IncomingRequest], admitted: Sequence[AdmissionOutcome]
 ) -> list[AcceptOutcome]:
-    """The rows of requests that were let in, unless the record or an earlier row says otherwise."""
-    recorded = admission.confirm([one.candidate for one in group], admitted)
-    let_in = [place for place, outcome in enumerate(recorded) if outcome.refusal is None]
-    inserted = insert_new_rows([_row(group[place], recorded[place].sequence) for place in let_in]) if let_in else []
-    new = {place for place, is_new in zip(let_in, inserted, strict=True) if is_new}
-    for_worker = [group[place].candidate.request_id for place in sorted(new) if group[place].candidate.by_worker]
+    """Insert the rows of admitted requests, unless ``confirm`` refuses them or a row already exists."""
+    confirmed = admission.confirm([item.candidate for item in group], admitted)
+    admitted_indexes = [index for index, outcome in enumerate(confirmed) if outcome.refusal is None]
+    inserted = (
+        insert_new_rows([_row(group[index], confirmed[index].sequence) for index in admitted_indexes])
+        if admitted_indexes
+        else []
+    )
+    new = {index for index, is_new in zip(admitted_indexes, inserted, strict=True) if is_new}
+    for_worker = [group[index].candidate.request_id for index in sorted(new) if group[index].candidate.by_worker]
     if for_worker:
-        # With Redis away they are accepted all the same: the worker finds them by their reservations.
+        # If Redis is unavailable they are accepted all the same: the worker finds them by their reservations.
         transaction.on_commit(partial(enqueue, for_worker), robust=True)
-    # Somebody was faster under the same key, or another admission let it in before: it has what it has.
-    strays = [
-        group[place].candidate.request_id for place in let_in if recorded[place].newly_reserved and place not in new
+    # The row already exists: a concurrent request won, or an earlier admission admitted it. Keep its reservation,
+    # release ours.
+    unused = [
+        group[index].candidate.request_id
+        for index in admitted_indexes
+        if confirmed[index].newly_reserved and index not in new
     ]
-    if strays:
-        reservations.release(strays)
-    repeats = {place: group[place].candidate.request_id for place in let_in if place not in new}
-    earlier = find_existing_requests(set(repeats.values()))
+    if unused:
+        reservations.release(unused)
+    repeats = {index: group[index].candidate.request_id for index in admitted_indexes if index not in new}
+    existing = find_existing_requests(set(repeats.values()))
     return [
         AcceptOutcome(
-            outcome.refusal, outcome.sequence, place in new, earlier.get(repeats[place]) if place in repeats else None
+            outcome.refusal, outcome.sequence, index in new, existing.get(repeats[index]) if index in repeats else None
         )
-        for place, outcome in enumerate(recorded)
+        for index, outcome in enumerate(confirmed)
     ]
 
 
-def _row(one: IncomingRequest, sequence: int | None) -> OutboxRow:
-    if one.row is not None:
-        return one.row
-    request = msgspec.structs.replace(one.request, sequence=sequence)
-    row = outbox_row(message_of(request, traceparent=one.traceparent))
-    return row_for_transport(row, TRANSPORT) if one.candidate.by_worker else row
+def _row(item: IncomingRequest, sequence: int | None) -> OutboxRow:
+    if item.row is not None:
+        return item.row
+    request = msgspec.structs.replace(item.request, sequence=sequence)
+    row = outbox_row(message_of(request, traceparent=item.traceparent))
+    return row_for_transport(row, TRANSPORT) if item.candidate.by_worker else row
 
 
-def _tell(accepted: Iterable[IncomingRequest]) -> None:
+def _log_accepted(accepted: Iterable[IncomingRequest]) -> None:
     request_log.log_requests(
         "request accepted",
         [
             {
-                "requestId": one.candidate.request_id,
-                "couponType": one.request.coupon_type,
-                "userId": one.candidate.user_id,
-                "traceparent": one.traceparent,
+                "requestId": item.candidate.request_id,
+                "couponType": item.request.coupon_type,
+                "userId": item.candidate.user_id,
+                "traceparent": item.traceparent,
             }
-            for one in accepted
+            for item in accepted
         ],
     )
 
 
 class GroupCommitters:
-    """Where requests of the same few milliseconds meet, to share a call, an INSERT and a commit."""
+    """The group committers of this process: one per coupon if the admission may refuse, else one per admission."""
 
     _MOST = 10_000
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[str, int], GroupCommit[IncomingRequest, AcceptOutcome]] = {}
+        self._committers: dict[tuple[str, int], GroupCommit[IncomingRequest, AcceptOutcome]] = {}
 
     def for_coupon(self, coupon: CachedCoupon) -> GroupCommit[IncomingRequest, AcceptOutcome]:
         admission = ADMISSIONS[coupon.admission]
         key = (coupon.admission, coupon.coupon_id if admission.may_refuse else 0)
-        line = self._lines.get(key)
-        if line is None:
-            # Whoever waits in a line that is forgotten here is answered all the same.
-            if len(self._lines) >= self._MOST:
-                self._lines.clear()
-            line = self._lines.setdefault(key, GroupCommit(partial(accept_group, admission)))
-        return line
+        committer = self._committers.get(key)
+        if committer is None:
+            # Requests that wait in a dropped committer still get their outcome.
+            if len(self._committers) >= self._MOST:
+                self._committers.clear()
+            committer = self._committers.setdefault(key, GroupCommit(partial(accept_group, admission)))
+        return committer
 
 
 group_committers = GroupCommitters()

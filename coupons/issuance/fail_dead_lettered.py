@@ -1,4 +1,4 @@
-"""What becomes of the request behind a message that could not be handled."""
+"""Finish the requests of dead-lettered messages as FAILED."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ from .finish import RequestResult, alert_gate_mismatch, find_decided, finish_req
 
 
 def fail_dead_lettered_requests(rejected: Sequence[Rejected]) -> None:
-    """End the requests of dead-lettered messages with ERROR, in the transaction that writes the dead letters.
+    """Finish the requests of dead-lettered messages as FAILED with ERROR, in the transaction of the dead letters.
 
-    Messages whose request nobody can name end nothing; a request that has its answer keeps it. What was reserved for
-    them goes back.
+    A message without a readable request id finishes nothing; a decided request keeps its result. The reservations of
+    the finished requests are released.
     """
-    named = {request_id: item for item in rejected if (request_id := _request_id_of(item)) is not None}
-    for request_id in find_decided(list(named)):
-        del named[request_id]
-    if not named:
+    rejected_by_id = {
+        request_id: rejection for rejection in rejected if (request_id := _request_id_of(rejection)) is not None
+    }
+    for request_id in find_decided(list(rejected_by_id)):
+        del rejected_by_id[request_id]
+    if not rejected_by_id:
         return
-    # Waits for an issuer that may be deciding them: then the terminal rows collide and it is tried again.
-    alert_gate_mismatch(named, reservations.release(list(named)))
+    # Waits for an issuer that is deciding them concurrently: then inserting the terminal rows fails on their primary
+    # key and the batch is retried.
+    alert_gate_mismatch(rejected_by_id, reservations.release(list(rejected_by_id)))
     now = database_time()
-    accepted = stored_payloads(ISSUE_REQUESTED, list(named))
-    rows = [_failed_result(id_, item, accepted.get(id_), now) for id_, item in named.items()]
-    known = dict(
+    accepted = stored_payloads(ISSUE_REQUESTED, list(rejected_by_id))
+    rows = [_failed_result(id_, rejection, accepted.get(id_), now) for id_, rejection in rejected_by_id.items()]
+    coupon_ids = dict(
         Coupon.objects.filter(coupon_type__in={row.coupon_type for row in rows}).values_list("coupon_type", "id")
     )
-    finish_requests([row._replace(coupon_id=known.get(row.coupon_type)) for row in rows])
+    finish_requests([row._replace(coupon_id=coupon_ids.get(row.coupon_type)) for row in rows])
 
 
 class _Readable(msgspec.Struct, rename="camel"):
-    """Whatever can still be read of a message that was rejected."""
+    """The fields of a rejected message that may still be readable."""
 
     request_id: Any = None
     user_id: Any = None
@@ -66,7 +69,7 @@ def _request_id_of(rejected: Rejected) -> UUID | None:
 
 def _failed_result(request_id: UUID, rejected: Rejected, accepted: bytes | None, now: datetime) -> RequestResult:
     message = rejected.message
-    # What the door accepted is believed before what came back from the topic.
+    # The accepted outbox row is trusted before the payload from the topic.
     readable = _read_leniently(accepted or message.value)
     user_id, coupon_type = readable.user_id, readable.coupon_type
     return RequestResult(

@@ -1,4 +1,4 @@
-"""Requests that were let in and of which nothing came: the answer is written before anything is given back."""
+"""Finish orphaned requests (admitted, but without an outbox row): write the result first, then release."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .. import policy
 from ..admission import reservations
 from .finish import RequestResult, finish_requests
 
-# Where others have the topic that their message stood on.
+# Stored as the topic of a result for which no message exists.
 NO_TOPIC = "(none)"
 
 _LOCK_COUPON = "SELECT coupon_type FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE"
@@ -29,45 +29,47 @@ _HOLDERS = "SELECT user_id FROM coupons_usercoupon WHERE user_id = ANY(%s::bigin
 
 
 class OrphanedRequest(NamedTuple):
-    """A request of which there is no outbox row; ``age_seconds`` None where nobody knows when it was let in."""
+    """An admitted request without an outbox row; ``age_seconds`` since admission, None if unknown."""
 
     request_id: UUID
     user_id: int
     age_seconds: float | None
 
 
-def fail_orphaned_requests(*, coupon_id: int, abandoned: Sequence[OrphanedRequest]) -> set[UUID]:
-    """End requests of which there is neither an outbox row nor a terminal row; returns the ids of those ended.
+def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest]) -> set[UUID]:
+    """Finish the requests that have neither an outbox row nor a terminal row; returns the ids of those finished.
 
-    They end FAILED: UNKNOWN_COUPON if there is no such coupon, ALREADY_ISSUED if their user has it, else ERROR. Whoever
-    inserts the outbox row of one of them after that finds it decided. What was taken for it is given back with the
-    commit or after it.
+    They are FAILED: UNKNOWN_COUPON if the coupon does not exist, ALREADY_ISSUED if the user has it, else ERROR. If the
+    outbox row of such a request is inserted later, the request is found decided. Reservations are released with the
+    commit, the gate's entries after it.
     """
     with transaction.atomic(), connection.cursor() as cursor:
-        # Everybody who ends requests of the coupon holds it, so nobody else decides one of them meanwhile.
+        # Every writer of results for the coupon holds this lock, so none of these requests is decided concurrently.
         cursor.execute(_LOCK_COUPON, [coupon_id])
         row = cursor.fetchone()
         now = database_time()
-        unwritten = _unwritten([one.request_id for one in abandoned])
-        # Each once: a gate that others wrote into may name one for several users.
-        ended = list({one.request_id: one for one in abandoned if one.request_id in unwritten}.values())
-        if not ended:
+        unwritten = _unwritten([request.request_id for request in orphaned])
+        # Each id once: a corrupted gate may list the same request for several users.
+        finished = list(
+            {request.request_id: request for request in orphaned if request.request_id in unwritten}.values()
+        )
+        if not finished:
             return set()
-        cursor.execute(_HOLDERS, [arrays.numbers([one.user_id for one in ended]), coupon_id])
+        cursor.execute(_HOLDERS, [arrays.numbers([request.user_id for request in finished]), coupon_id])
         holders = {user_id for (user_id,) in cursor.fetchall()}
         reservations.release(unwritten)
         finish_requests(
             [
                 RequestResult(
-                    request_id=one.request_id,
+                    request_id=request.request_id,
                     coupon_id=coupon_id,
                     coupon_type=row[0] if row else "",
-                    user_id=one.user_id,
+                    user_id=request.user_id,
                     status=policy.FAILED,
-                    reason=_reason(row is not None, one.user_id in holders),
+                    reason=_reason(row is not None, request.user_id in holders),
                     user_coupon_id=None,
                     source="",
-                    requested_at=_requested_at(one, now),
+                    requested_at=_requested_at(request, now),
                     processed_at=now,
                     topic=NO_TOPIC,
                     partition=-1,
@@ -75,20 +77,20 @@ def fail_orphaned_requests(*, coupon_id: int, abandoned: Sequence[OrphanedReques
                     remaining=None,
                     traceparent="",
                 )
-                for one in ended
+                for request in finished
             ]
         )
         return unwritten
 
 
-def _reason(there_is_a_coupon: bool, user_has_it: bool) -> str:
-    if not there_is_a_coupon:
+def _reason(coupon_exists: bool, is_holder: bool) -> str:
+    if not coupon_exists:
         return policy.UNKNOWN_COUPON
-    return policy.ALREADY_ISSUED if user_has_it else policy.ERROR
+    return policy.ALREADY_ISSUED if is_holder else policy.ERROR
 
 
-def _requested_at(one: OrphanedRequest, now: datetime) -> str | None:
-    return None if one.age_seconds is None else isoformat_z(now - timedelta(seconds=one.age_seconds))
+def _requested_at(request: OrphanedRequest, now: datetime) -> str | None:
+    return None if request.age_seconds is None else isoformat_z(now - timedelta(seconds=request.age_seconds))
 
 
 def _unwritten(request_ids: Collection[UUID]) -> set[UUID]:

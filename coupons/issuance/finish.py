@@ -1,4 +1,4 @@
-"""How requests end: the terminal row, the event, and whatever is told once that is committed."""
+"""Finish requests: write the terminal row and the event; after the commit update admissions, status cache and logs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ..messages import message_of
 from . import status_cache
 from .status_cache import RequestStatus
 
+# A subquery per id, since the planner would otherwise scan a table that is not huge yet.
 _READ_DECIDED = """
     SELECT id FROM unnest(%s::uuid[]) AS asked (id)
     WHERE (SELECT true FROM coupons_issuerequest WHERE request_id = asked.id)
@@ -43,7 +44,7 @@ _INSERT_REQUESTS = f"""
 
 
 class RequestResult(NamedTuple):
-    """A row of IssueRequest, and what only the event needs. ``requested_at`` is ISO 8601 in UTC."""
+    """A row of IssueRequest, and ``traceparent``, which only the event carries. ``requested_at`` is ISO 8601 in UTC."""
 
     request_id: UUID
     coupon_id: int | None
@@ -63,13 +64,14 @@ class RequestResult(NamedTuple):
 
 
 def find_decided(request_ids: Sequence[UUID]) -> set[UUID]:
+    """Return those of ``request_ids`` that have a terminal row."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_DECIDED, [arrays.uuids(request_ids)])
         return {request_id for (request_id,) in cursor.fetchall()}
 
 
 def finish_requests(rows: Sequence[RequestResult]) -> None:
-    """Write terminal rows and their events; once that is committed, tell the admissions and the status views."""
+    """Write terminal rows and their events; after the commit, notify the admissions and cache the statuses."""
     columns = [
         arrays.uuids([row.request_id for row in rows]),
         arrays.numbers([row.coupon_id for row in rows]),
@@ -102,23 +104,23 @@ def finish_requests(rows: Sequence[RequestResult]) -> None:
         for row in rows
     ]
     publish(message_of(result, traceparent=row.traceparent) for row, result in zip(rows, results, strict=True))
-    transaction.on_commit(partial(_settle, results), robust=True)
-    transaction.on_commit(partial(_store_views, rows), robust=True)
-    transaction.on_commit(partial(_tell, rows), robust=True)
+    transaction.on_commit(partial(_notify_admissions, results), robust=True)
+    transaction.on_commit(partial(_cache_statuses, rows), robust=True)
+    transaction.on_commit(partial(_log_decided, rows), robust=True)
 
 
-def _settle(results: Sequence[IssueEnded]) -> None:
+def _notify_admissions(results: Sequence[IssueEnded]) -> None:
     notify_finished(finished_requests(results))
 
 
-def _tell(rows: Sequence[RequestResult]) -> None:
-    """The trail and the figures of decisions that are committed."""
-    for (status, reason), number in Counter((row.status, row.reason) for row in rows).items():
-        metrics.DECIDED.labels(status, reason or "").inc(number)
+def _log_decided(rows: Sequence[RequestResult]) -> None:
+    """Log the committed decisions and count them in the metrics."""
+    for (status, reason), count in Counter((row.status, row.reason) for row in rows).items():
+        metrics.DECIDED.labels(status, reason or "").inc(count)
     for row in rows:
         if row.requested_at is not None:
-            waited = row.processed_at - datetime.fromisoformat(row.requested_at)
-            metrics.TIME_TO_RESULT.observe(max(0.0, waited.total_seconds()))
+            time_to_result = row.processed_at - datetime.fromisoformat(row.requested_at)
+            metrics.TIME_TO_RESULT.observe(max(0.0, time_to_result.total_seconds()))
     request_log.log_requests(
         "request decided",
         [
@@ -135,7 +137,7 @@ def _tell(rows: Sequence[RequestResult]) -> None:
     )
 
 
-def _store_views(rows: Sequence[RequestResult]) -> None:
+def _cache_statuses(rows: Sequence[RequestResult]) -> None:
     status_cache.store(
         RequestStatus(
             request_id=row.request_id,
@@ -155,14 +157,18 @@ GATE_ADMITTED_REFUSED = "gate-admitted-refused"
 
 
 def alert_gate_mismatch(refused: Collection[UUID], reserved: Collection[Reservation]) -> None:
-    """Open an alert if some of the refused requests were the gate's, within the transaction that ends them."""
-    by_gate = [one for one in reserved if one.admission == reservations.GATE and one.request_id in refused]
-    if by_gate:
-        first = by_gate[0]
+    """Open an alert if the gate admitted some of the ``refused`` requests, in the transaction that finishes them."""
+    from_gate = [
+        reservation
+        for reservation in reserved
+        if reservation.admission == reservations.GATE and reservation.request_id in refused
+    ]
+    if from_gate:
+        first = from_gate[0]
         open_alert(
             rule=GATE_ADMITTED_REFUSED,
             severity="warning",
-            summary=f"{len(by_gate)} requests for coupon {first.coupon_id} were let in by the gate and refused by the"
-            f" issuer, the first of them {first.request_id}",
+            summary=f"{len(from_gate)} requests for coupon {first.coupon_id} were admitted by the gate and refused by"
+            f" the issuer, the first of them {first.request_id}",
             runbook="docs/operations.md#reconciling",
         )

@@ -1,4 +1,4 @@
-"""The issuer: a batch is decided in the order of its line and written set by set."""
+"""The issuer: decides a batch in message order and writes it with one statement per table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class _LockedCoupon(NamedTuple):
     has_reservations: bool
 
 
-# A reservation was committed before its message was sent, so even a statement that waits for the lock sees it.
+# Reservations are committed before their messages are published, so this statement sees them in ``EXISTS`` even if it
+# waits for the lock with an older snapshot.
 _LOCK_COUPONS = """
     SELECT id, coupon_type, total_quantity - reserved - issued, opens_at, closes_at, valid_days,
            EXISTS (SELECT FROM coupons_reservation WHERE coupon_id = coupons_coupon.id)
@@ -40,7 +41,6 @@ _LOCK_COUPONS = """
     ORDER BY id
     FOR NO KEY UPDATE
 """
-# A subquery per id, since the planner would rather scan the whole of a table that is not huge yet.
 _READ_HOLDERS = """
     SELECT coupon_id, user_id FROM coupons_usercoupon
     WHERE user_id = ANY(%s::bigint[]) AND coupon_id = ANY(%s::bigint[])
@@ -51,7 +51,7 @@ _INSERT_COUPONS = """
     FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS row (coupon_id, user_id, expires_at)
     RETURNING coupon_id, user_id, id
 """
-# A counter that is wrong must not make dead letters of innocents: it is counted again by the reconciler.
+# ``greatest``: a wrong counter must not dead-letter valid requests. The reconciler recounts it.
 _MOVE_STOCK = """
     UPDATE coupons_coupon SET issued = issued + moved.won, reserved = greatest(reserved - moved.given, 0)
     FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS moved (id, won, given)
@@ -60,16 +60,16 @@ _MOVE_STOCK = """
 
 
 def issue_many(tasks: Sequence[IssueTask]) -> None:
-    """Decide the requests of one batch in the order given and write everything that follows, set by set.
+    """Decide the requests of one batch in the order given and write coupons, stock and results.
 
-    Must run inside ``transaction.atomic``. A request that has its answer keeps it. Raises PoisonMessage if a
-    request names an id and a type that are not the same coupon's; nothing is written then.
+    Must run inside ``transaction.atomic``. A decided request keeps its result. Raises PoisonMessage if a request names
+    a coupon id and a coupon type of different coupons; nothing is written then.
     """
-    # The lock is a statement of its own and comes first: one that waited still sees its old snapshot, so whatever
-    # the decision needs is read by new statements after it. Every writer of UserCoupon takes this lock.
+    # The lock is a separate statement and comes first: a statement that waits for a lock still sees its old snapshot,
+    # so the data for the decision is read by later statements. Every writer of UserCoupon takes this lock.
     coupons = _lock_coupons(tasks)
     now = database_time()
-    reserved = _take_reservations(tasks, coupons)
+    reserved = _remove_reservations(tasks, coupons)
     claims = _claims(tasks, coupons, now, reserved)
     decisions = policy.decide(
         claims,
@@ -82,12 +82,14 @@ def issue_many(tasks: Sequence[IssueTask]) -> None:
         return
     types = {coupon.id: coupon.coupon_type for coupon in coupons}
     expiry = {coupon.id: _expires_at(coupon, now) for coupon in coupons}
-    won = [decision.claim for _, decision in decisions if decision.reason is None]
-    user_coupon_ids = _insert_coupons(won, expiry, now)
-    _move_stock(won, reserved)
-    # What the gate lets in it has a piece for; not so once Redis lost what was being inserted.
-    alert_gate_mismatch({one.claim.request_id for _, one in decisions if one.reason == policy.SOLD_OUT}, reserved)
-    finish_requests([_terminal(tasks[index], decision, types, user_coupon_ids, now) for index, decision in decisions])
+    winners = [decision.claim for _, decision in decisions if decision.reason is None]
+    user_coupon_ids = _insert_coupons(winners, expiry, now)
+    _move_stock(winners, reserved)
+    # The gate admits only requests it has stock for, unless Redis lost reservations that were being written.
+    alert_gate_mismatch(
+        {decision.claim.request_id for _, decision in decisions if decision.reason == policy.SOLD_OUT}, reserved
+    )
+    finish_requests([_result(tasks[index], decision, types, user_coupon_ids, now) for index, decision in decisions])
 
 
 def _lock_coupons(tasks: Sequence[IssueTask]) -> list[_LockedCoupon]:
@@ -101,8 +103,8 @@ def _lock_coupons(tasks: Sequence[IssueTask]) -> list[_LockedCoupon]:
         ]
 
 
-def _take_reservations(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon]) -> list[Reservation]:
-    """What was taken at the door for these requests: by our own record, whatever their messages say."""
+def _remove_reservations(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon]) -> list[Reservation]:
+    """Delete and return the reservations of these requests. Our rows count, not what their messages claim."""
     if not any(coupon.has_reservations for coupon in coupons):
         return []
     return reservations.remove({task.request_id for task in tasks}, of=[coupon.id for coupon in coupons])
@@ -113,31 +115,35 @@ def _claims(
 ) -> list[Claim]:
     by_id = {coupon.id: coupon for coupon in coupons}
     by_type = {coupon.coupon_type: coupon for coupon in coupons}
-    with_piece = {(one.request_id, one.coupon_id, one.user_id) for one in reserved if one.holds_stock}
+    holding_stock = {(item.request_id, item.coupon_id, item.user_id) for item in reserved if item.holds_stock}
     claims: list[Claim] = []
-    outside: list[int] = []
+    outside_window: list[int] = []
     for index, task in enumerate(tasks):
         request = task.request
-        named = [
+        named_coupons = [
             by_id.get(request.coupon_id) if request.coupon_id is not None else None,
             by_type.get(request.coupon_type) if request.coupon_type is not None else None,
         ]
-        coupon = named[0] or named[1]
-        if request.coupon_id is not None and request.coupon_type is not None and named[0] is not named[1]:
+        coupon = named_coupons[0] or named_coupons[1]
+        if (
+            request.coupon_id is not None
+            and request.coupon_type is not None
+            and named_coupons[0] is not named_coupons[1]
+        ):
             raise PoisonMessage(
                 f"couponId {request.coupon_id} and couponType {request.coupon_type!r} are not the same coupon"
             )
         in_window = coupon is None or coupon.window.contains(request.requested_at or now)
         if not in_window:
-            outside.append(index)
+            outside_window.append(index)
         coupon_id = coupon.id if coupon else None
-        has_piece = (task.request_id, coupon_id, request.user_id) in with_piece
-        claims.append(Claim(task.request_id, request.user_id, coupon_id, in_window, has_piece))
-    if outside:
-        # What the door accepted is inside, whatever has become of the coupon since: a refusal is only for requests
-        # that others put on the topic.
-        accepted = stored_payloads(ISSUE_REQUESTED, [claims[index].request_id for index in outside])
-        for index in outside:
+        holds_stock = (task.request_id, coupon_id, request.user_id) in holding_stock
+        claims.append(Claim(task.request_id, request.user_id, coupon_id, in_window, holds_stock))
+    if outside_window:
+        # A request that the accept API accepted was inside the window, even if the window has changed since. Only
+        # messages of other producers are refused.
+        accepted = stored_payloads(ISSUE_REQUESTED, [claims[index].request_id for index in outside_window])
+        for index in outside_window:
             claims[index] = claims[index]._replace(in_window=claims[index].request_id in accepted)
     return claims
 
@@ -154,33 +160,38 @@ def _expires_at(coupon: _LockedCoupon, now: datetime) -> str | None:
     return None if coupon.valid_days is None else isoformat_z(now + timedelta(days=coupon.valid_days))
 
 
-def _insert_coupons(won: Sequence[Claim], expiry: dict[int, str | None], now: datetime) -> dict[tuple[int, int], int]:
-    if not won:
+def _insert_coupons(
+    winners: Sequence[Claim], expiry: dict[int, str | None], now: datetime
+) -> dict[tuple[int, int], int]:
+    if not winners:
         return {}
-    coupon_ids = [claim.coupon_id for claim in won if claim.coupon_id is not None]
+    coupon_ids = [claim.coupon_id for claim in winners if claim.coupon_id is not None]
     with connection.cursor() as cursor:
         cursor.execute(
             _INSERT_COUPONS,
             [
                 now,
                 arrays.numbers(coupon_ids),
-                arrays.numbers([claim.user_id for claim in won]),
+                arrays.numbers([claim.user_id for claim in winners]),
                 arrays.texts([expiry[coupon_id] for coupon_id in coupon_ids]),
             ],
         )
         return {(coupon_id, user_id): row_id for coupon_id, user_id, row_id in cursor.fetchall()}
 
 
-def _move_stock(won: Sequence[Claim], reserved: Sequence[Reservation]) -> None:
-    won_of = Counter(claim.coupon_id for claim in won if claim.coupon_id is not None)
-    given_of = Counter(one.coupon_id for one in reserved if one.holds_stock)
-    moved = list({*won_of, *given_of})
+def _move_stock(winners: Sequence[Claim], reserved: Sequence[Reservation]) -> None:
+    issued_by_coupon = Counter(claim.coupon_id for claim in winners if claim.coupon_id is not None)
+    released_by_coupon = Counter(item.coupon_id for item in reserved if item.holds_stock)
+    moved = list({*issued_by_coupon, *released_by_coupon})
     if moved:
         with connection.cursor() as cursor:
-            cursor.execute(_MOVE_STOCK, [moved, [won_of[id_] for id_ in moved], [given_of[id_] for id_ in moved]])
+            cursor.execute(
+                _MOVE_STOCK,
+                [moved, [issued_by_coupon[id_] for id_ in moved], [released_by_coupon[id_] for id_ in moved]],
+            )
 
 
-def _terminal(
+def _result(
     task: IssueTask,
     decision: Decision,
     types: dict[int, str],

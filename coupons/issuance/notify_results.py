@@ -1,4 +1,4 @@
-"""What follows from the result of a request: its user is told, and so is the admission that let it in."""
+"""Act on the results of requests: notify the users and the admissions."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..messages import read_result_task
 from ..policy import SUCCESS
 
 
-class Told(NamedTuple):
-    """A result, and how its user is told."""
+class ResultNotice(NamedTuple):
+    """A result, and the notice for its user."""
 
     notice: Notice
     result: IssueEnded
 
 
-def read_notice(message: ReceivedMessage) -> Told:
-    """What the result in ``message`` tells; no user, if nobody could read whose request it was.
+def read_notice(message: ReceivedMessage) -> ResultNotice:
+    """Read the result in ``message`` and build its notice; ``user_id`` is None if the request's user was unreadable.
 
     Raises PoisonMessage.
     """
@@ -41,19 +41,18 @@ def read_notice(message: ReceivedMessage) -> Told:
         },
         traceparent=traceparent,
     )
-    return Told(notice, result)
+    return ResultNotice(notice, result)
 
 
-def notify_results(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:
-    """Tell the admissions, then the users; returns and raises what ``alimtalk.send`` does.
+def notify_results(notices: Sequence[ResultNotice], stop: StopFlag) -> Sequence[Exception | None]:
+    """Notify the admissions, then the users; returns and raises the same as ``alimtalk.send``.
 
-    The issuer has told the admissions already, unless it died between its commit and that: then a piece that was taken
-    comes back here.
+    The issuer notifies the admissions after its commit. If it died in between, a reserved unit is released here.
     """
-    notify_finished(finished_requests(one.result for one in told))
-    return alimtalk.send([one.notice for one in told], stop)
+    notify_finished(finished_requests(item.result for item in notices))
+    return alimtalk.send([item.notice for item in notices], stop)
 
 
-def record_result(told: Sequence[Told]) -> None:
-    """What ``alimtalk.keep`` does."""
-    alimtalk.keep([one.notice for one in told])
+def record_result(notices: Sequence[ResultNotice]) -> None:
+    """Store the notices, see ``alimtalk.keep``."""
+    alimtalk.keep([item.notice for item in notices])

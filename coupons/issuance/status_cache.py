@@ -1,7 +1,7 @@
-"""The status cache: terminal answers of requests in Redis, and nothing else, so that none of it can become wrong.
+"""The status cache: copies of terminal statuses in Redis. Only terminal statuses, since those never change.
 
-An entry is no more than a copy: one that is missing, unreadable or written by another version is a miss, and PostgreSQL
-answers. The share of Redis's memory past which nothing more is cached is bounded, since gates live there too.
+An entry that is missing, unreadable or written by another version is a cache miss, and PostgreSQL answers. Above
+STATUS_CACHE_MEMORY_PERCENT of Redis's memory nothing more is cached, since the gates are in the same Redis.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from .. import metrics, policy
 
 logger = logging.getLogger(__name__)
 
-# Winners come back for their coupon; losers ask until they know, which takes seconds, and are many times as many.
+# Winners come back for their coupon. Losers poll until they have the result, which takes seconds, and there are many
+# times as many of them.
 WON_SECONDS = 24 * 3600
 LOST_SECONDS = 900
 
 _PREFIX = "status:"
-# No entry is nearly as long, and what others put there may be half a gigabyte.
-_LONGEST = 4096
+# Far above the size of any entry. A value from another writer may have up to half a gigabyte.
+_MAX_ENTRY_BYTES = 4096
 _MEMORY_SECONDS = 1.0
 _MEMORY_BYTES = 1_000_000
 _SCAN_COUNT = 1000
-_limit = LogLimit()
+_log_limit = LogLimit()
 
 
 class RequestStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """A request's status as the API tells it; times are ISO 8601 in UTC."""
+    """A request's status as the API returns it; times are ISO 8601 in UTC."""
 
     request_id: UUID
     coupon_type: str
@@ -49,14 +50,14 @@ class RequestStatus(msgspec.Struct, frozen=True, rename="camel"):
     processed_at: str | None
 
 
-# One call for a batch: of a pipeline with as many SETs, the client library's handling of every single command and
-# answer takes eight times as long.
+# One script call per batch: a pipeline with as many SETs takes eight times as long, because the client library handles
+# every command and reply separately.
 _STORE = """
 for i = 1, #KEYS do
     redis.call('SET', KEYS[i], ARGV[2 * i], 'EX', ARGV[2 * i - 1])
 end
 """
-# What is no text, or too long to be an entry, is an empty text, which no reader takes for one.
+# A value that is not a string, or is too long for an entry, is returned as an empty string, which is unreadable.
 _READ_MANY = """
 local found = {}
 for i = 1, #KEYS do
@@ -76,53 +77,53 @@ _decoder = msgspec.json.Decoder(RequestStatus)
 
 
 class Unreadable:
-    """An entry that is no status of its request."""
+    """The type of ``UNREADABLE``: an entry that is not a status of its request."""
 
 
 UNREADABLE: Final = Unreadable()
 
 
 class _Memory:
-    """Whether there is room for statuses in Redis, asked once a second, or sooner after a megabyte of them."""
+    """Whether Redis has room for statuses. It is measured once a second, or earlier after each megabyte written."""
 
     def __init__(self) -> None:
-        self._asked_of: object = None
-        self._asked_at = float("-inf")
-        self._written = 0
+        self._checked_pool: object = None
+        self._checked_at = float("-inf")
+        self._bytes_written = 0
         self._has_room = True
 
     def has_room(self, size: int) -> bool:
-        """Whether to write ``size`` bytes: not once Redis uses more of its memory than STATUS_CACHE_MEMORY_PERCENT.
+        """Whether to write ``size`` bytes: not if Redis uses more of its memory than STATUS_CACHE_MEMORY_PERCENT.
 
         Raises RedisError.
         """
         now, pool = time.monotonic(), redis_connection().connection_pool
-        is_old = now - self._asked_at >= _MEMORY_SECONDS or self._written >= _MEMORY_BYTES
-        if is_old or pool is not self._asked_of:
-            self._has_room = self._ask()
-            self._asked_at, self._asked_of, self._written = now, pool, 0
-        self._written += size
+        is_old = now - self._checked_at >= _MEMORY_SECONDS or self._bytes_written >= _MEMORY_BYTES
+        if is_old or pool is not self._checked_pool:
+            self._has_room = self._measure()
+            self._checked_at, self._checked_pool, self._bytes_written = now, pool, 0
+        self._bytes_written += size
         return self._has_room
 
-    def _ask(self) -> bool:
+    def _measure(self) -> bool:
         try:
             memory = redis_connection().info("memory")
-            # Without a maxmemory the machine's is the limit.
-            most = memory["maxmemory"] or memory["total_system_memory"]
+            # Without a maxmemory the machine's memory is the limit.
+            limit = memory["maxmemory"] or memory["total_system_memory"]
             used = memory["used_memory"]
         except (ResponseError, KeyError) as error:
-            # A user that may not ask, or a proxy.
-            if _limit.due("memory"):
-                logger.warning("the memory of Redis is not known, statuses are cached without a bound: %s", error)
+            # The Redis user may not call INFO, or a proxy does not support it.
+            if _log_limit.due("memory"):
+                logger.warning("the memory of Redis is unknown, statuses are cached without a limit: %s", error)
             return True
-        return bool(used * 100 < most * settings.STATUS_CACHE_MEMORY_PERCENT)
+        return bool(used * 100 < limit * settings.STATUS_CACHE_MEMORY_PERCENT)
 
 
 _memory = _Memory()
 
 
 def write(statuses: Iterable[RequestStatus]) -> int:
-    """Cache terminal statuses, unless there is no room for them; returns how many. Raises RedisError."""
+    """Cache terminal statuses if Redis has room for them; returns the number cached. Raises RedisError."""
     keys: list[str] = []
     arguments: list[int | bytes] = []
     size = 0
@@ -135,11 +136,11 @@ def write(statuses: Iterable[RequestStatus]) -> int:
         return 0
     if not _memory.has_room(size):
         metrics.STATUS_NOT_CACHED.inc(len(keys))
-        if number := _limit.due("full", len(keys)):
+        if count := _log_limit.due("full", len(keys)):
             logger.warning(
                 "%d statuses were not cached: Redis uses more than STATUS_CACHE_MEMORY_PERCENT (%d %%) of its memory,"
                 " PostgreSQL answers instead; raise its maxmemory",
-                number, settings.STATUS_CACHE_MEMORY_PERCENT,
+                count, settings.STATUS_CACHE_MEMORY_PERCENT,
             )  # fmt: skip
         return 0
     _redis().register_script(_STORE)(keys=keys, args=arguments)
@@ -147,80 +148,83 @@ def write(statuses: Iterable[RequestStatus]) -> int:
 
 
 def store(statuses: Iterable[RequestStatus]) -> None:
-    """Like ``write`` at best effort: PostgreSQL stands behind."""
+    """Cache terminal statuses. Best effort: without an entry PostgreSQL answers."""
     try:
         write(statuses)
     except RedisError as error:
-        logger.warning("status view not written, reads fall back to PostgreSQL: %s", error)
+        logger.warning("statuses not cached, PostgreSQL answers: %s", error)
 
 
 def load(request_id: UUID) -> RequestStatus | None:
-    """The terminal status, None if it is not here, cannot be read, or Redis is away: ask PostgreSQL then."""
+    """Return the terminal status; None if it is not cached or unreadable, or Redis is unavailable: read PostgreSQL."""
     try:
-        # Of a text however long only as much as an entry can be.
-        raw = _redis().getrange(_key(request_id), 0, _LONGEST)
+        # GETRANGE: a value from another writer may be far longer than an entry.
+        raw = _redis().getrange(_key(request_id), 0, _MAX_ENTRY_BYTES)
     except ResponseError as error:
         _warn_unreadable(request_id, str(error))
         return None
     except RedisError as error:
-        if number := _limit.due("away"):
-            logger.warning("status view not read, %d times since the last line: %s", number, error)
+        if count := _log_limit.due("away"):
+            logger.warning("status cache not read, %d times since the last line: %s", count, error)
         return None
     if not raw:
         return None
     found = _decode(request_id, raw)
     if isinstance(found, Unreadable):
-        _warn_unreadable(request_id, "no status of that request")
+        _warn_unreadable(request_id, "not a status of that request")
         return None
     return found
 
 
 def load_many(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unreadable]:
-    """The entries of those of ``request_ids`` that have one. Raises RedisError."""
+    """Return the entries of ``request_ids`` by id, without those that have none. Raises RedisError."""
     if not request_ids:
         return {}
     keys = [_key(request_id) for request_id in request_ids]
-    raw = _redis().register_script(_READ_MANY)(keys=keys, args=[_LONGEST])
+    raw = _redis().register_script(_READ_MANY)(keys=keys, args=[_MAX_ENTRY_BYTES])
     return {id_: _decode(id_, entry) for id_, entry in zip(request_ids, raw, strict=True) if entry is not None}
 
 
 def remove(request_ids: Collection[UUID]) -> None:
-    """Take entries away. Raises RedisError."""
+    """Remove the entries of requests. Raises RedisError."""
     remove_keys([_key(request_id).encode() for request_id in request_ids])
 
 
 def remove_keys(names: Collection[bytes]) -> None:
-    """Take keys away. Raises RedisError."""
+    """Remove keys by name. Raises RedisError."""
     if names:
         _redis().unlink(*names)
 
 
 class Scan:
-    """A walk over all keys of Redis in search of entries; it goes on where the last step ended."""
+    """A scan of all keys of Redis for entries; each step continues where the last one stopped."""
 
     def __init__(self) -> None:
         self._cursor = 0
 
     def step(self, calls: int | None) -> Iterator[tuple[list[UUID], list[bytes]]]:
-        """(requests that have an entry, keys of no request) of that many calls, or (None) of all. Raises RedisError."""
+        """Yield (ids of requests with an entry, keys of no request).
+
+        Makes at most ``calls`` calls, None: until the scan is complete. Raises RedisError.
+        """
         while calls is None or calls > 0:
             self._cursor, names = _redis().scan(self._cursor, match=f"{_PREFIX}*", count=_SCAN_COUNT)
             if names:
                 requests = {name: _request_id(name) for name in names}
-                foreign = [name for name, request_id in requests.items() if request_id is None]
-                yield [request_id for request_id in requests.values() if request_id is not None], foreign
+                unexpected = [name for name, request_id in requests.items() if request_id is None]
+                yield [request_id for request_id in requests.values() if request_id is not None], unexpected
             if not self._cursor:
                 return
             calls = None if calls is None else calls - 1
 
 
 def encode(status: RequestStatus) -> bytes:
-    """A status as its entry holds it."""
+    """Encode a status as the value of its entry."""
     return _encoder.encode(status)
 
 
 def seconds_kept(status: str) -> int:
-    """How long a terminal status is cached."""
+    """Return the seconds for which a terminal status is cached."""
     return WON_SECONDS if status == policy.SUCCESS else LOST_SECONDS
 
 
@@ -234,13 +238,13 @@ def _decode(request_id: UUID, raw: bytes) -> RequestStatus | Unreadable:
     return found
 
 
-def _warn_unreadable(request_id: UUID, what: str) -> None:
-    # Not removed: a newer version may have written it, for itself. The reconciler decides by PostgreSQL.
-    if number := _limit.due("unreadable"):
+def _warn_unreadable(request_id: UUID, cause: str) -> None:
+    # Not removed: a newer version may have written it for its own use. The reconciler compares it with PostgreSQL.
+    if count := _log_limit.due("unreadable"):
         logger.warning(
-            "%d cached statuses cannot be read, PostgreSQL answers; `reconcile --repair` writes them anew. The last is"
+            "%d cached statuses cannot be read, PostgreSQL answers; `reconcile --repair` rewrites them. The last is"
             " that of request %s: %s",
-            number, request_id, what,
+            count, request_id, cause,
         )  # fmt: skip
 
 
@@ -250,7 +254,7 @@ def _request_id(name: bytes) -> UUID | None:
         request_id = UUID(text)
     except ValueError:
         return None
-    # Other spellings of an id are other keys.
+    # A different spelling of the same UUID is a different key.
     return request_id if str(request_id) == text else None
 
 

@@ -1,1 +1,1 @@
-"""Gate, worker list and outbox held against PostgreSQL while everything runs, and mended where they differ."""
+"""Compare gate, Redis queue, outbox, stock and status cache with PostgreSQL under traffic, and repair differences."""

@@ -1,11 +1,20 @@
-"""What a comparison can find; the names stand here and nowhere else."""
+"""The closed list of what the reconciler can find. `reconcile` prints the names, and the metric uses them as labels.
+
+The words of the meanings:
+
+- leaked: admitted by the gate longer ago than the patience, without an outbox row or a result
+- orphaned: a reservation without an outbox row or a result
+- stale: the request is decided, and the gate entry or the reservation still counts as undecided
+- missing: the coupon or the undecided request exists in PostgreSQL, and its gate entry does not
+- unexpected: an entry or a key with nothing in PostgreSQL behind it, or one that this service does not write
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final, Self
 
-# Accepted and undecided: told, and nothing is wrong about it.
+# Accepted and undecided: reported as a count, and no error.
 WAITING: Final = "waiting"
 
 PUBLISHED_UNDECIDED: Final = "published-undecided"
@@ -25,44 +34,53 @@ STATUS_WRONG: Final = "status-wrong"
 COUNTER_RESERVED: Final = "counter-reserved"
 COUNTER_ISSUED: Final = "counter-issued"
 
-# What each means, and what --repair does about it.
+# By name: what the finding means, and what --repair does.
 MEANINGS: Final = {
-    WAITING: ("accepted and undecided, which is as it should be", ""),
-    PUBLISHED_UNDECIDED: ("published, undecided, and the issuer has nothing left to read", "published again"),
-    WORKER_LOST: ("kept for the worker, and not in its list", "pushed again"),
-    WORKER_FOREIGN: ("where the worker's list should be, and no list", "removed"),
-    GATE_LEAKED: ("let in by the gate, and no request came of it", "ended as FAILED, then released"),
-    GATE_UNTOLD: ("decided, and the gate was not told", "told to the gate"),
-    GATE_EXTRA: ("in the gate, and has nothing", "taken out of the gate"),
-    GATE_MISSING: ("has a coupon or a request, and is not in the gate", "added to the gate"),
-    GATE_FOREIGN: ("in the gate's keys, and not the gate's", "removed"),
-    GATE_HALF_LOADED: ("a gate without all of its keys", "dropped, it loads itself"),
-    GATE_SEQUENCE: ("the gate's last place in line is wrong", "set"),
-    RESERVATION_DECIDED: ("decided and still reserved", "given back"),
-    RESERVATION_ALONE: ("reserved, and there is no such request", "ended as FAILED and given back"),
-    STATUS_UNREADABLE: ("in the status cache, and no status that can be read", "written anew, or removed"),
-    STATUS_WRONG: ("in the status cache, and not what PostgreSQL says", "written anew, or removed"),
-    COUNTER_RESERVED: ("the coupon's reserved is not what is reserved", "counted again"),
-    COUNTER_ISSUED: ("the coupon's issued is not what is issued", "counted again"),
+    WAITING: ("accepted and undecided, nothing is wrong", ""),
+    PUBLISHED_UNDECIDED: (
+        "published and undecided although the issuer has no lag: lost by the topic",
+        "published again",
+    ),
+    WORKER_LOST: ("assigned to the issue worker and missing from the Redis queue", "pushed again"),
+    WORKER_FOREIGN: ("unexpected: a key of the Redis queue of a wrong type", "removed"),
+    GATE_LEAKED: ("leaked: admitted by the gate, without an outbox row or a result", "ended as FAILED, then released"),
+    GATE_UNTOLD: ("stale: the request is decided and the gate does not know", "the gate is updated"),
+    GATE_EXTRA: ("unexpected: a gate entry without a coupon or a request", "removed from the gate"),
+    GATE_MISSING: ("missing: a coupon or a request without a gate entry", "added to the gate"),
+    GATE_FOREIGN: ("unexpected: a key, field or member that no gate writes", "removed"),
+    GATE_HALF_LOADED: ("a gate with a key missing or of a wrong type", "dropped, the next request loads it"),
+    GATE_SEQUENCE: ("the gate's last sequence is below one in use, or no number", "set"),
+    RESERVATION_DECIDED: ("stale: a reservation of a decided request", "released"),
+    RESERVATION_ALONE: ("orphaned: a reservation without an outbox row or a result", "ended as FAILED and released"),
+    STATUS_UNREADABLE: ("an unreadable entry of the status cache", "rewritten, or removed if there is no result"),
+    STATUS_WRONG: (
+        "an entry of the status cache that differs from PostgreSQL",
+        "rewritten, or removed if there is no result",
+    ),
+    COUNTER_RESERVED: ("the coupon's counter `reserved` differs from its reservations", "counted again"),
+    COUNTER_ISSUED: ("the coupon's counter `issued` differs from its issued coupons", "counted again"),
 }
 
-_SHOWN = 5
+_EXAMPLES_SHOWN = 5
 
 
 class Findings:
-    """What one comparison found: by name, a line for each. The same thing is the same line in the next comparison."""
+    """The findings of one comparison: lines of text by name.
+
+    A difference gets the same line in the next comparison, so that ``intersection`` recognizes it.
+    """
 
     def __init__(self) -> None:
         self._lines: dict[str, dict[str, None]] = {name: {} for name in MEANINGS}
-        # Told as a number: there may be millions.
+        # A count instead of lines: there may be millions.
         self.waiting = 0
 
     def add(self, name: str, line: str) -> None:
-        """Take note of one."""
+        """Add a finding. The same line twice counts once."""
         self._lines[name][line] = None
 
-    def both(self, other: Self) -> Findings:
-        """What is in this one and in ``other``."""
+    def intersection(self, other: Self) -> Findings:
+        """Return the findings that are in this object and in ``other``."""
         common = Findings()
         common.waiting = self.waiting
         for name, lines in self._lines.items():
@@ -72,17 +90,17 @@ class Findings:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many are wrong, by name; without the names of which there is none."""
+        """Number of lines by name; names without lines are left out."""
         return {name: len(lines) for name, lines in self._lines.items() if lines}
 
     def lines(self, *, repaired: bool) -> Iterator[str]:
-        """A line per name, and some examples of each."""
+        """Yield a summary line per name, each followed by up to 5 examples."""
         yield f"{WAITING}: {self.waiting} {MEANINGS[WAITING][0]}"
         for name, number in self.counts.items():
             meaning, repair = MEANINGS[name]
             yield f"{name}: {number} {meaning}: {repair if repaired else f'--repair: {repair}'}"
             examples = list(self._lines[name])
-            for line in examples[:_SHOWN]:
+            for line in examples[:_EXAMPLES_SHOWN]:
                 yield f"     {line}"
-            if number > _SHOWN:
-                yield f"     and {number - _SHOWN} more"
+            if number > _EXAMPLES_SHOWN:
+                yield f"     and {number - _EXAMPLES_SHOWN} more"

@@ -1,11 +1,11 @@
-"""The gates held against PostgreSQL: who is counted there must have the coupon or a request under way.
+"""Compare the gates with PostgreSQL: each user in a gate must have the coupon or an undecided request.
 
-What makes it right during traffic is the order of the reads. Whoever is in the gate is looked up in PostgreSQL after
-the gate was read, since a request is in the gate before it is in PostgreSQL; the other way round, everybody let in
-between the two reads would look leaked. Whoever is missing is the opposite: PostgreSQL first, then the gate, then
-PostgreSQL once more, since a request leaves the gate after it has ended in PostgreSQL.
+The order of the reads keeps the comparison correct under traffic. Gate entries are read before PostgreSQL, because a
+request enters the gate before it enters PostgreSQL; in the opposite order, every request admitted between the two reads
+would look leaked. Missing entries are searched in the opposite order: PostgreSQL, the gate, then PostgreSQL again,
+because a request leaves the gate after its terminal row is committed.
 
-Nobody's clock decides about a request: it ends by its terminal row, and whoever inserts its outbox row later finds it
+No clock decides a request. A leaked request finishes by its terminal row, and a later insert of its outbox row finds it
 decided.
 """
 
@@ -24,7 +24,7 @@ from common.processes.lifecycle import StopFlag
 
 from ..admission import FinishedRequest
 from ..admission.gate import store
-from ..admission.gate.load import read_ended
+from ..admission.gate.load import read_finished
 from ..admission.gate.releasing import release, revoke
 from ..admission.gate.store import GateEntry, KeyScan
 from ..issuance.fail_orphaned import OrphanedRequest, fail_orphaned_requests
@@ -39,10 +39,10 @@ from .findings import (
     Findings,
 )
 
-# How often a gate is compared member by member: while the numbers do not add up, and in any case.
-_DOUBTED_SECONDS = 60.0
-_COMPARED_SECONDS = 600.0
-_MOST_OLD = 50_000
+# Seconds between two full comparisons of a gate: while its count differs from PostgreSQL, and otherwise.
+_SUSPECT_COMPARE_SECONDS = 60.0
+_COMPARE_SECONDS = 600.0
+_MAX_OLD_ENTRIES = 50_000
 _SCAN_CALLS = 50
 _CHUNK = 5000
 _EARLY_MS = 1000
@@ -52,7 +52,7 @@ _COUPONS = """
     FROM coupons_coupon c LEFT JOIN coupons_reservation r ON r.coupon_id = c.id
     GROUP BY c.id ORDER BY c.id
 """
-# A row that came after the end of its request stands for nothing.
+# A reservation inserted after its request was decided counts for nothing.
 _UNDECIDED = "NOT EXISTS (SELECT FROM coupons_issuerequest r WHERE r.request_id = coupons_reservation.request_id)"
 _RESERVED = f"""
     SELECT user_id, request_id FROM coupons_reservation
@@ -68,7 +68,7 @@ _REQUESTS = """
          LEFT JOIN kafka_bridge_outboxmessage o ON o.event_id = asked.id
          LEFT JOIN coupons_issuerequest r ON r.request_id = asked.id
 """
-_TAKERS = f"""
+_HOLDERS_OF_UNITS = f"""
     SELECT user_id, NULL::uuid, NULL::float FROM coupons_usercoupon WHERE coupon_id = %s AND status <> 'REVOKED'
     UNION ALL
     SELECT user_id, request_id, extract(epoch FROM statement_timestamp() - created_at)::float
@@ -78,7 +78,7 @@ _REVOKED = "SELECT user_id FROM coupons_usercoupon WHERE coupon_id = %s AND stat
 
 
 class _Coupon(NamedTuple):
-    """``taken``: pieces issued, and requests under way."""
+    """A coupon with a gate. ``taken``: units issued plus undecided requests."""
 
     id: int
     coupon_type: str
@@ -87,7 +87,7 @@ class _Coupon(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """What PostgreSQL knows of a request; ``decided_for`` in seconds."""
+    """A request in PostgreSQL. ``decided_for``: seconds since its decision."""
 
     in_outbox: bool
     decided: bool
@@ -96,23 +96,27 @@ class _Request(NamedTuple):
 
     @property
     def has_coupon(self) -> bool:
-        """Whether its user got the coupon, or had it."""
+        """Whether the request is decided and its user has the coupon: SUCCESS or ALREADY_ISSUED."""
         return self.decided and self.reason in (None, "ALREADY_ISSUED")
 
 
 class _Known(NamedTuple):
-    """What PostgreSQL knows of some users of a coupon: their requests under way, and whether a piece was revoked."""
+    """The rows of some users of a coupon in PostgreSQL.
 
-    under_way: Mapping[int, UUID]
+    ``undecided``: request id by user id. ``revoked``: whether the user's coupon was revoked, by user id; without users
+    who never had the coupon. ``requests``: by request id.
+    """
+
+    undecided: Mapping[int, UUID]
     revoked: Mapping[int, bool]
     requests: Mapping[UUID, _Request]
 
-    def has_something(self, user_id: int) -> bool:
-        return user_id in self.under_way or self.revoked.get(user_id) is False
+    def holds_unit(self, user_id: int) -> bool:
+        return user_id in self.undecided or self.revoked.get(user_id) is False
 
 
 class GateCheck:
-    """Compares all gates. ``patience``: seconds for which a request may be between gate and outbox."""
+    """Compares all gates. ``patience``: seconds that a request may take from the gate to its commit in the outbox."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
@@ -120,157 +124,170 @@ class GateCheck:
         self._scan = KeyScan()
 
     def check(self, findings: Findings, stop: StopFlag, *, repair: bool) -> set[int]:
-        """Look at every gate, and at each member of those that are due; returns the ids of these."""
+        """Check all gates; return the ids of the coupons whose gate was due and compared entry by entry.
+
+        Of a gate that is not due, only the oldest pending entries are checked. Raises RedisError.
+        """
         coupons = self._coupons()
         compared = set()
         for coupon in coupons:
             if stop:
                 break
-            if not store.is_whole(coupon.id, drop=repair):
+            if not store.is_complete(coupon.id, drop=repair):
                 findings.add(GATE_HALF_LOADED, f"coupon {coupon.coupon_type}")
             elif self._is_due(coupon):
                 self._compare(coupon, findings, stop, repair=repair)
                 compared.add(coupon.id)
-            elif old := store.open_for(coupon.id, self._patience, limit=_MOST_OLD):
-                self._judge(coupon, old, findings, repair=repair)
+            elif old := store.pending_for(coupon.id, self._patience, limit=_MAX_OLD_ENTRIES):
+                self._check_entries(coupon, old, findings, repair=repair)
         return compared
 
     def check_again(self, coupon_ids: Collection[int], findings: Findings, stop: StopFlag) -> None:
-        """Look once more at gates that were mended."""
+        """Check the gates again after a repair, those of ``coupon_ids`` entry by entry. Raises RedisError."""
         for coupon in self._coupons():
-            if not store.is_whole(coupon.id, drop=False):
+            if not store.is_complete(coupon.id, drop=False):
                 findings.add(GATE_HALF_LOADED, f"coupon {coupon.coupon_type}")
             elif coupon.id in coupon_ids:
                 self._compare(coupon, findings, stop, repair=False)
-            elif old := store.open_for(coupon.id, self._patience, limit=_MOST_OLD):
-                self._judge(coupon, old, findings, repair=False)
+            elif old := store.pending_for(coupon.id, self._patience, limit=_MAX_OLD_ENTRIES):
+                self._check_entries(coupon, old, findings, repair=False)
 
     def check_keys(self, findings: Findings, *, whole: bool, repair: bool) -> None:
-        """Look for keys under the gate's name that are not the gate's: all of them, or some more than last time."""
+        """Find keys with the prefix ``gate:`` that belong to no gate. Raises RedisError.
+
+        ``whole``: scan all of Redis; otherwise continue the last scan by 50 calls.
+        """
         for names in self._scan.step(None if whole else _SCAN_CALLS):
-            # After the keys: a gate comes after its coupon.
+            # After the keys were read: a coupon exists before its gate.
             with connection.cursor() as cursor:
                 cursor.execute("SELECT id FROM coupons_coupon")
                 coupon_ids = {coupon_id for (coupon_id,) in cursor.fetchall()}
-            if foreign := store.foreign_keys(names, coupon_ids):
+            if foreign := store.unexpected_keys(names, coupon_ids):
                 for name in foreign:
                     findings.add(GATE_FOREIGN, f"key {name!r}")
                 if repair:
                     store.remove_keys(foreign)
 
     def _coupons(self) -> list[_Coupon]:
-        """Those with a gate, or what is left of one."""
+        """The coupons with a gate, or with part of one."""
         with connection.cursor() as cursor:
             cursor.execute(_COUPONS)
             coupons = [_Coupon(*row) for row in cursor.fetchall()]
-        there = set(store.existing([coupon.id for coupon in coupons]))
-        return [coupon for coupon in coupons if coupon.id in there]
+        existing = set(store.existing([coupon.id for coupon in coupons]))
+        return [coupon for coupon in coupons if coupon.id in existing]
 
     def _is_due(self, coupon: _Coupon) -> bool:
         age = time.monotonic() - self._compared_at[coupon.id]
-        if age > _COMPARED_SECONDS:
+        if age > _COMPARE_SECONDS:
             return True
-        return age > _DOUBTED_SECONDS and store.number_of_takers(coupon.id) != coupon.taken
+        return age > _SUSPECT_COMPARE_SECONDS and store.number_of_holders(coupon.id) != coupon.taken
 
     def _compare(self, coupon: _Coupon, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
-        last_place = 0
+        last_sequence = 0
         for users in store.fields(coupon.id):
             if stop:
-                # What is mended so far is mended; the rest is for the next process.
+                # The repairs made so far are complete; the next process continues.
                 return
-            last_place = max(last_place, self._judge(coupon, users, findings, repair=repair))
-        self._check_sequence(coupon, last_place, findings, repair=repair)
-        self._check_open(coupon, findings, repair=repair)
+            last_sequence = max(last_sequence, self._check_entries(coupon, users, findings, repair=repair))
+        self._check_sequence(coupon, last_sequence, findings, repair=repair)
+        self._check_pending(coupon, findings, repair=repair)
         self._check_revoked(coupon, findings, repair=repair)
         if coupon.by_gate:
             self._check_missing(coupon, findings, stop, repair=repair)
         self._compared_at[coupon.id] = time.monotonic()
 
-    def _judge(self, coupon: _Coupon, users: Sequence[bytes], findings: Findings, *, repair: bool) -> int:
-        """Hold entries against PostgreSQL; returns the last place in line that is theirs."""
-        members, foreign, _ = store.look(coupon.id, users)
-        known = _known(coupon.id, members)
-        leaked = [one for one in members if self._is_leaked(one, known)]
-        untold = [one for one in members if self._is_untold(one, known)]
-        # Once more: what was settled meanwhile is not extra.
-        extra = {one.user_id: one for one in members if self._is_extra(one, known)}
-        extra_now = [one for one in store.look(coupon.id, list(extra))[0] if one.entry == extra[one.user_id].entry]
-        for one in leaked:
-            findings.add(GATE_LEAKED, f"coupon {coupon.coupon_type}, user {one.user_id}, request {one.request_id}")
-        for one in untold:
-            findings.add(GATE_UNTOLD, f"coupon {coupon.coupon_type}, user {one.user_id}, request {one.request_id}")
-        for one in extra_now:
-            findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, user {one.user_id}")
-        for field, entry in foreign.items():
-            findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {field!r}: {entry!r}")
-        # It would never grow old.
-        early = [one.user_id for one in members if (one.age_ms or 0) < -_EARLY_MS]
-        for user_id in early:
-            findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, user {user_id} was let in at a time to come")
+    def _check_entries(self, coupon: _Coupon, users: Sequence[bytes], findings: Findings, *, repair: bool) -> int:
+        """Compare entries of a gate with PostgreSQL; return the highest sequence among them."""
+        entries, foreign, _ = store.look(coupon.id, users)
+        known = _known(coupon.id, entries)
+        leaked = [entry for entry in entries if self._is_leaked(entry, known)]
+        stale = [entry for entry in entries if self._is_stale(entry, known)]
+        # Read twice: an entry that changed in between is in use.
+        suspects = {entry.user_id: entry for entry in entries if self._is_unexpected(entry, known)}
+        reread = store.look(coupon.id, list(suspects))[0]
+        unexpected = [entry for entry in reread if entry.entry == suspects[entry.user_id].entry]
+        for entry in leaked:
+            findings.add(GATE_LEAKED, f"coupon {coupon.coupon_type}, user {entry.user_id}, request {entry.request_id}")
+        for entry in stale:
+            findings.add(GATE_UNTOLD, f"coupon {coupon.coupon_type}, user {entry.user_id}, request {entry.request_id}")
+        for entry in unexpected:
+            findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, user {entry.user_id}")
+        for field, content in foreign.items():
+            findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {field!r}: {content!r}")
+        # With an admission time in the future an entry would never exceed the patience.
+        future = [entry.user_id for entry in entries if (entry.age_ms or 0) < -_EARLY_MS]
+        for user_id in future:
+            findings.add(
+                GATE_FOREIGN, f"coupon {coupon.coupon_type}, user {user_id} has an admission time in the future"
+            )
         if repair:
             if leaked:
                 fail_orphaned_requests(
                     coupon_id=coupon.id,
-                    abandoned=[
-                        OrphanedRequest(one.request_id, one.user_id, one.age_seconds)
-                        for one in leaked
-                        if one.request_id is not None
+                    orphaned=[
+                        OrphanedRequest(entry.request_id, entry.user_id, entry.age_seconds)
+                        for entry in leaked
+                        if entry.request_id is not None
                     ],
                 )
-            store.open_from_now(coupon.id, early)
-            release(_ended(coupon.id, untold, known))
-            if barred := [one.user_id for one in extra_now if one.user_id in known.revoked]:
+            store.pending_from_now(coupon.id, future)
+            release(_finished(coupon.id, stale, known))
+            if barred := [entry.user_id for entry in unexpected if entry.user_id in known.revoked]:
                 revoke(coupon.id, barred)
-            store.remove(coupon.id, [(one.user_id, one.entry) for one in extra_now] + list(foreign.items()))
-        return max((one.place for one in members), default=0)
+            store.remove(coupon.id, [(entry.user_id, entry.entry) for entry in unexpected] + list(foreign.items()))
+        return max((entry.sequence for entry in entries), default=0)
 
-    def _is_leaked(self, one: GateEntry, known: _Known) -> bool:
-        if one.request_id is None or (one.user_id in known.revoked and one.age_ms is None):
+    def _is_leaked(self, entry: GateEntry, known: _Known) -> bool:
+        if entry.request_id is None or (entry.user_id in known.revoked and entry.age_ms is None):
             return False
-        request = known.requests[one.request_id]
+        request = known.requests[entry.request_id]
         if request.in_outbox or request.decided:
             return False
-        # Entry and time are one change, so what was never open is no request on its way.
-        return one.age_seconds is None or one.age_seconds > self._patience
+        # Entry and admission time are written in one change, so an entry that was never pending
+        # is no request under way.
+        return entry.age_seconds is None or entry.age_seconds > self._patience
 
-    def _is_untold(self, one: GateEntry, known: _Known) -> bool:
-        if one.request_id is None:
+    def _is_stale(self, entry: GateEntry, known: _Known) -> bool:
+        if entry.request_id is None:
             return False
-        request = known.requests[one.request_id]
-        # The gate hears of it after the commit, which comes after that time.
+        request = known.requests[entry.request_id]
+        # The gate is updated after the commit, and the commit comes after the decision time.
         if not request.decided or (request.decided_for or 0.0) <= self._patience:
             return False
         if request.has_coupon:
-            return one.age_ms is not None and one.user_id in known.revoked
+            return entry.age_ms is not None and entry.user_id in known.revoked
         return True
 
-    def _is_extra(self, one: GateEntry, known: _Known) -> bool:
-        """Whether an entry stands for nothing, whatever becomes of the request that it names."""
-        if known.has_something(one.user_id):
+    def _is_unexpected(self, entry: GateEntry, known: _Known) -> bool:
+        """Whether the entry counts for no unit, whatever the result of the request that it names."""
+        if known.holds_unit(entry.user_id):
             return False
-        if one.user_id in known.revoked or one.request_id is None:
+        if entry.user_id in known.revoked or entry.request_id is None:
             return True
-        # Somebody else's request, for its own user would have the coupon by now.
-        request = known.requests[one.request_id]
+        # A successful request whose user has no coupon belongs to another user.
+        request = known.requests[entry.request_id]
         return request.has_coupon and (request.decided_for or 0.0) > self._patience
 
-    def _check_sequence(self, coupon: _Coupon, last_place: int, findings: Findings, *, repair: bool) -> None:
-        # Read after the places, it is not less than any.
+    def _check_sequence(self, coupon: _Coupon, last_sequence: int, findings: Findings, *, repair: bool) -> None:
+        # Read after the entries, so it is at least the highest sequence among them.
         sequence = store.sequence(coupon.id)
-        if sequence is None or sequence < last_place:
-            findings.add(GATE_SEQUENCE, f"coupon {coupon.coupon_type}: {sequence}, the last place is {last_place}")
+        if sequence is None or sequence < last_sequence:
+            findings.add(
+                GATE_SEQUENCE,
+                f"coupon {coupon.coupon_type}: {sequence}, the highest sequence in use is {last_sequence}",
+            )
             if repair:
-                store.set_sequence(coupon.id, max(last_place, store.number_of_takers(coupon.id)))
+                store.set_sequence(coupon.id, max(last_sequence, store.number_of_holders(coupon.id)))
 
-    def _check_open(self, coupon: _Coupon, findings: Findings, *, repair: bool) -> None:
-        for users in store.open_fields(coupon.id):
-            # Whoever was settled meanwhile is neither open nor in.
+    def _check_pending(self, coupon: _Coupon, findings: Findings, *, repair: bool) -> None:
+        for users in store.pending_members(coupon.id):
+            # A request that finished in between has neither a pending mark nor an entry.
             absent = store.look(coupon.id, users)[2]
-            still = set(store.still_open(coupon.id, absent))
-            for user in still:
-                findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {user!r} is open and not in")
-            if repair and still:
-                store.close(coupon.id, list(still))
+            pending = set(store.still_pending(coupon.id, absent))
+            for user in pending:
+                findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {user!r} is pending without an entry")
+            if repair and pending:
+                store.remove_pending(coupon.id, list(pending))
 
     def _check_revoked(self, coupon: _Coupon, findings: Findings, *, repair: bool) -> None:
         for users in store.revoked(coupon.id):
@@ -278,75 +295,77 @@ class GateCheck:
             barred = _revoked_of(coupon.id, ids.values())
             wrong = [user for user in users if user not in ids or not barred.get(ids[user])]
             for user in wrong:
-                findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, {user!r} is barred")
+                findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, {user!r} is in the revoked set")
             if repair and wrong:
                 store.unrevoke(coupon.id, wrong)
 
     def _check_missing(self, coupon: _Coupon, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
-        for takers in _chunks(_TAKERS, [coupon.id, coupon.id]):
+        for holders in _chunks(_HOLDERS_OF_UNITS, [coupon.id, coupon.id]):
             if stop:
                 return
-            absent = {int(user) for user in store.look(coupon.id, [user for user, *_ in takers])[2]}
-            missing = _still(coupon.id, [one for one in takers if one[0] in absent])
+            absent = {int(user) for user in store.look(coupon.id, [user for user, *_ in holders])[2]}
+            missing = _current_holders(coupon.id, [holder for holder in holders if holder[0] in absent])
             for user_id, _, _ in missing:
                 findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}")
             if repair and missing:
                 store.add(coupon.id, missing)
-                # One that ended while it was added was told to a gate that did not know it.
-                release(read_ended([request_id for _, request_id, _ in missing if request_id is not None]))
+                # A request that finished before it was added was released in a gate without its entry: release it
+                # again.
+                release(read_finished([request_id for _, request_id, _ in missing if request_id is not None]))
         for barred in _chunks(_REVOKED, [coupon.id]):
             missing_ids = store.not_revoked(coupon.id, [user_id for (user_id,) in barred])
             for user_id in missing_ids:
-                findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}, to be barred")
+                findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}, in the revoked set")
             if repair and missing_ids:
                 revoke(coupon.id, missing_ids)
 
 
-def _known(coupon_id: int, members: Sequence[GateEntry]) -> _Known:
-    users = arrays.numbers([one.user_id for one in members])
-    request_ids = arrays.uuids({one.request_id for one in members if one.request_id is not None})
-    # In the order of a request's life, so that it is found in one of them.
+def _known(coupon_id: int, entries: Sequence[GateEntry]) -> _Known:
+    users = arrays.numbers([entry.user_id for entry in entries])
+    request_ids = arrays.uuids({entry.request_id for entry in entries if entry.request_id is not None})
+    # In the order in which a request moves through the tables, so that one of the reads finds it.
     with connection.cursor() as cursor:
         cursor.execute(_RESERVED, [coupon_id, users])
-        under_way = dict(cursor.fetchall())
-        revoked = _revoked_of(coupon_id, [one.user_id for one in members])
+        undecided = dict(cursor.fetchall())
+        revoked = _revoked_of(coupon_id, [entry.user_id for entry in entries])
         cursor.execute(_REQUESTS, [request_ids])
-        return _Known(under_way, revoked, {row[0]: _Request(*row[1:]) for row in cursor.fetchall()})
+        return _Known(undecided, revoked, {row[0]: _Request(*row[1:]) for row in cursor.fetchall()})
 
 
 def _revoked_of(coupon_id: int, user_ids: Collection[int]) -> dict[int, bool]:
-    """Whether the coupon was revoked, of those of the users who have or had it."""
+    """By user id whether the user's coupon was revoked; users who never had the coupon are left out."""
     with connection.cursor() as cursor:
         cursor.execute(_HOLDERS, [arrays.numbers(user_ids), coupon_id])
         return dict(cursor.fetchall())
 
 
-_Taker = tuple[int, UUID | None, float | None]
+# (user id, id of the undecided request or None for an issued coupon, age of the request in seconds)
+_Holder = tuple[int, UUID | None, float | None]
 
 
-def _still(coupon_id: int, takers: Sequence[_Taker]) -> list[_Taker]:
-    """Those who have, or wait, even now."""
-    if not takers:
+def _current_holders(coupon_id: int, holders: Sequence[_Holder]) -> list[_Holder]:
+    """Read again which of ``holders`` have the coupon or an undecided request."""
+    if not holders:
         return []
-    users = arrays.numbers([user for user, _, _ in takers])
+    users = arrays.numbers([user for user, _, _ in holders])
     with connection.cursor() as cursor:
         cursor.execute(_RESERVED, [coupon_id, users])
-        under_way = dict(cursor.fetchall())
-        revoked = _revoked_of(coupon_id, [user for user, _, _ in takers])
-    now: dict[int, _Taker] = {}
-    for user_id, request_id, age in takers:
-        if request_id is not None and under_way.get(user_id) == request_id:
-            now[user_id] = (user_id, request_id, age)
-        elif revoked.get(user_id) is False and user_id not in under_way:
-            now[user_id] = (user_id, None, None)
-    return list(now.values())
+        undecided = dict(cursor.fetchall())
+        revoked = _revoked_of(coupon_id, [user for user, _, _ in holders])
+    current: dict[int, _Holder] = {}
+    for user_id, request_id, age in holders:
+        if request_id is not None and undecided.get(user_id) == request_id:
+            current[user_id] = (user_id, request_id, age)
+        elif revoked.get(user_id) is False and user_id not in undecided:
+            current[user_id] = (user_id, None, None)
+    return list(current.values())
 
 
-def _ended(coupon_id: int, members: Sequence[GateEntry], known: _Known) -> list[FinishedRequest]:
+def _finished(coupon_id: int, entries: Sequence[GateEntry], known: _Known) -> list[FinishedRequest]:
     return [
-        FinishedRequest(one.request_id, coupon_id, one.user_id, known.requests[one.request_id].reason)
-        for one in members
-        if one.request_id is not None
+        FinishedRequest(entry.request_id, coupon_id, entry.user_id, known.requests[entry.request_id].reason)
+        for entry in entries
+        if entry.request_id is not None
     ]
 
 

@@ -1,7 +1,7 @@
-"""Requests of the outbox that are undecided: those that wait, and those that the topic or the worker's list has lost.
+"""Find undecided requests of the outbox: those in progress, and those lost by the topic or by the Redis queue.
 
-Beside millions of decided rows a look is cheap: what was undecided at the last one is looked up by its id, and only
-rows that came since are read. Below them everything is decided, or remembered.
+A check is cheap beside millions of decided rows: requests undecided at the last check are looked up by id, and only
+rows added since are read. All rows below those are decided, or remembered as undecided.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..redis_queue import TRANSPORT, queue
 from .findings import PUBLISHED_UNDECIDED, WORKER_FOREIGN, WORKER_LOST, Findings
 
 _CHUNK = 10_000
-# Past that many nothing is to be learned by reading on: the issuer is far behind.
-_MOST_UNDECIDED = 200_000
+# With that many the issuer is far behind, and reading on finds nothing new.
+_MAX_UNDECIDED = 200_000
 
 _READ = """
     SELECT max(id), array_agg(event_id) FILTER (WHERE is_undecided), array_agg(id) FILTER (WHERE is_undecided)
@@ -35,7 +35,7 @@ _READ = """
              LEFT JOIN coupons_issuerequest r ON r.request_id = o.event_id
     ) AS row
 """
-_STILL = """
+_READ_UNDECIDED = """
     SELECT o.event_id, o.topic = %s, o.published_at < statement_timestamp() - %s * interval '1 second'
     FROM kafka_bridge_outboxmessage o
     WHERE o.event_id = ANY(%s::uuid[])
@@ -49,35 +49,40 @@ _PUBLISH_AGAIN = """
 
 
 class OutboxCheck:
-    """Follows the outbox. ``patience``: seconds from publishing to the decision; ``lag`` tells the issuer's."""
+    """Follows the outbox.
+
+    ``patience``: seconds allowed from publishing to the decision. ``lag`` returns the issuer's lag in messages; by
+    default Kafka is asked.
+    """
 
     def __init__(self, patience: float, lag: Callable[[], int] | None = None) -> None:
         self._patience = patience
         self._lag = lag or _issuer_lag
-        # Every request up to the mark is decided, or remembered with its row's id.
+        # Every request with a row id up to the mark is decided, or in `_undecided` with its row id.
         self._mark = 0
         self._undecided: dict[UUID, int] = {}
         self._settled = SettledIds()
 
     def check(self, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
-        """Look at what is undecided. Raises ServiceUnavailable if Kafka is needed and away."""
+        """Check all undecided requests. Raises ServiceUnavailable if Kafka is needed and away, and RedisError."""
         self._settled.observe()
-        still = self._still(list(self._undecided))
+        still = self._still_undecided(list(self._undecided))
         self._undecided = {request_id: row for request_id, row in self._undecided.items() if request_id in still}
         self._read_on(stop)
-        still = self._still(list(self._undecided))
+        still = self._still_undecided(list(self._undecided))
         findings.waiting = len(still)
-        # A row in an unfinished transaction may yet come below an id that was read.
+        # An open transaction may still commit a row with an id below one already read: keep only rows up to the mark.
         self._undecided = {request_id: row for request_id, row in self._undecided.items() if row <= self._mark}
-        self._check_worker([one for one, (by_worker, old) in still.items() if by_worker and old], findings, repair)
-        self._check_topic([one for one, (by_worker, old) in still.items() if not by_worker and old], findings, repair)
+        overdue = [(request_id, by_worker) for request_id, (by_worker, is_overdue) in still.items() if is_overdue]
+        self._check_worker([request_id for request_id, by_worker in overdue if by_worker], findings, repair)
+        self._check_topic([request_id for request_id, by_worker in overdue if not by_worker], findings, repair)
 
     def _check_topic(self, published: list[UUID], findings: Findings, repair: bool) -> None:
-        # What was on the topic when it was published is decided, if after that nothing was left to read; so it is
-        # looked for once more after the lag.
+        # A lag of 0 proves that every request published before it was read is decided, unless the topic lost it. So the
+        # requests are looked up again after the lag.
         if not published or self._lag() != 0:
             return
-        lost = list(self._still(published))
+        lost = list(self._still_undecided(published))
         for request_id in lost:
             findings.add(PUBLISHED_UNDECIDED, f"request {request_id}")
         findings.waiting -= len(lost)
@@ -85,45 +90,47 @@ class OutboxCheck:
             with transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute(_PUBLISH_AGAIN, [arrays.uuids(lost)])
 
-    def _check_worker(self, old: list[UUID], findings: Findings, repair: bool) -> None:
-        if not old:
+    def _check_worker(self, overdue: list[UUID], findings: Findings, repair: bool) -> None:
+        if not overdue:
             return
         foreign = queue.keys_of_wrong_type()
         for name in foreign:
             findings.add(WORKER_FOREIGN, f"key {name!r}")
         if foreign and not repair:
-            # Whether anything is lost cannot be seen.
+            # The queue cannot be read, so lost requests cannot be told from queued ones.
             return
         if foreign:
             queue.remove(foreign)
-        known = queue.all_ids()
-        absent = [request_id for request_id in old if str(request_id).encode() not in known]
-        lost = list(self._still(absent))
+        queued = queue.all_ids()
+        absent = [request_id for request_id in overdue if str(request_id).encode() not in queued]
+        lost = list(self._still_undecided(absent))
         for request_id in lost:
             findings.add(WORKER_LOST, f"request {request_id}")
         findings.waiting -= len(lost)
         if repair and lost:
-            # One that was being put back is there twice then: who comes second finds it decided.
+            # A request requeued at the same moment is in the queue twice then; the second run finds it decided.
             queue.append(lost)
 
     def _read_on(self, stop: StopFlag) -> None:
-        place = self._mark
-        while not stop and len(self._undecided) < _MOST_UNDECIDED:
+        last_row_id = self._mark
+        while not stop and len(self._undecided) < _MAX_UNDECIDED:
             with connection.cursor() as cursor:
-                cursor.execute(_READ, [ISSUE_REQUESTED, place, _CHUNK])
+                cursor.execute(_READ, [ISSUE_REQUESTED, last_row_id, _CHUNK])
                 last, request_ids, row_ids = cursor.fetchone()
             if last is None:
                 break
             self._undecided.update(zip(request_ids or (), row_ids or (), strict=True))
-            place = last
-        self._mark = max(self._mark, min(place, self._settled.value))
+            last_row_id = last
+        self._mark = max(self._mark, min(last_row_id, self._settled.value))
 
-    def _still(self, request_ids: list[UUID]) -> dict[UUID, tuple[bool, bool]]:
-        """Those undecided: whether the worker carries them, and whether they were published too long ago."""
+    def _still_undecided(self, request_ids: list[UUID]) -> dict[UUID, tuple[bool, bool]]:
+        """Return the undecided of ``request_ids``: (assigned to the issue worker, published too long ago) by id."""
         found: dict[UUID, tuple[bool, bool]] = {}
         for start in range(0, len(request_ids), _CHUNK):
             with connection.cursor() as cursor:
-                cursor.execute(_STILL, [TRANSPORT, self._patience, arrays.uuids(request_ids[start : start + _CHUNK])])
+                cursor.execute(
+                    _READ_UNDECIDED, [TRANSPORT, self._patience, arrays.uuids(request_ids[start : start + _CHUNK])]
+                )
                 found.update((row[0], (row[1], bool(row[2]))) for row in cursor.fetchall())
         return found
 

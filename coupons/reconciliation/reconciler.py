@@ -1,4 +1,4 @@
-"""One comparison of everything, and another one after it that tells what could not be mended."""
+"""One comparison of everything and, after a repair, a second one that reports what is still wrong."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from kafka_bridge.operating.alerts import end_alert, open_alert
 
 from .. import metrics
 from ..issuance.finish import GATE_ADMITTED_REFUSED
-from ..reconciling.statuses import StatusCheck
 from .findings import Findings
 from .gate import GateCheck
 from .outbox import OutboxCheck
+from .statuses import StatusCheck
 from .stock import StockCheck
 
 NOT_RECONCILED = "not-reconciled"
 _RUNBOOK = "docs/operations.md#reconciling"
-# Gates that were dropped have been loaded anew by then.
-_REFUSALS_FORGOTTEN_SECONDS = 600.0
+# Dropped gates are loaded again by then.
+_REFUSAL_ALERT_SECONDS = 600.0
 
 
 class Reconciled(NamedTuple):
-    """``remaining``: what is wrong even now; without a repair all that was found.
+    """The outcome of one run.
 
-    ``outage``: why not everything could be compared, or mended.
+    ``remaining``: what is still wrong after the repair; without a repair, all of ``found``. ``outage``: the error that
+    left the comparison or the repair incomplete, or None.
     """
 
     found: Findings
@@ -38,9 +39,10 @@ class Reconciled(NamedTuple):
 
 
 class Reconciler:
-    """Compares again and again; what it remembers between two times only spares work.
+    """Compares repeatedly. The state kept between two runs only saves work.
 
-    ``patience``: seconds for which a request may be on its way from one place to the next.
+    ``patience``: seconds that a request may take between gate, outbox, topic and Redis queue. ``once``: read everything
+    in one run. ``lag`` returns the issuer's lag in messages; by default Kafka is asked.
     """
 
     def __init__(self, patience: float, *, once: bool, lag: Callable[[], int] | None = None) -> None:
@@ -51,14 +53,14 @@ class Reconciler:
         self._statuses = StatusCheck()
 
     def run(self, stop: StopFlag, *, repair: bool) -> Reconciled:
-        """Compare, and mend what is found if told so. A service that is away keeps only its own part from it."""
+        """Compare everything and, with ``repair``, repair it. An outage of a service skips only its own checks."""
         found, compared = Findings(), set[int]()
 
         def check_gates() -> None:
             compared.update(self._gate.check(found, stop, repair=repair))
             self._gate.check_keys(found, whole=self._once, repair=repair)
 
-        outage = _each(
+        outage = _run_checks(
             partial(self._stock.check, found, repair=repair),
             check_gates,
             partial(self._outbox.check, found, stop, repair=repair),
@@ -70,15 +72,15 @@ class Reconciler:
             return Reconciled(found, found, outage)
         again = Findings()
         if found.counts and not stop:
-            outage_again = _each(
+            outage_again = _run_checks(
                 partial(self._stock.check, again, repair=False, again=True),
                 partial(self._gate.check_again, compared, again, stop),
                 partial(self._outbox.check, again, stop, repair=False),
                 partial(self._statuses.check_again, again),
             )
             outage = outage or outage_again
-        # What came up since has its turn the next time.
-        remaining = again.both(found)
+        # New findings of the second comparison are left to the next run.
+        remaining = again.intersection(found)
         if outage is None:
             self._alert(remaining)
         return Reconciled(found, remaining, outage)
@@ -86,20 +88,20 @@ class Reconciler:
     @staticmethod
     def _alert(remaining: Findings) -> None:
         if counts := remaining.counts:
-            summary = "not to be mended: " + ", ".join(f"{number} {name}" for name, number in counts.items())
+            summary = "not repaired: " + ", ".join(f"{number} {name}" for name, number in counts.items())
             open_alert(rule=NOT_RECONCILED, severity="critical", summary=summary, runbook=_RUNBOOK)
         else:
             end_alert(NOT_RECONCILED)
-            end_alert(GATE_ADMITTED_REFUSED, open_for_seconds=_REFUSALS_FORGOTTEN_SECONDS)
+            end_alert(GATE_ADMITTED_REFUSED, open_for_seconds=_REFUSAL_ALERT_SECONDS)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a service is away."""
+    """Return whether ``error`` means that PostgreSQL, Kafka or Redis is away."""
     return is_transient(error) or isinstance(error, RedisError)
 
 
-def _each(*checks: Callable[[], None]) -> Exception | None:
-    """Make every check; returns the first error of a service that is away."""
+def _run_checks(*checks: Callable[[], None]) -> Exception | None:
+    """Run every check; return the first outage, or None. Other errors are raised."""
     outage = None
     for check in checks:
         try:

@@ -1,4 +1,4 @@
-"""Reservations and counters in PostgreSQL, held against what they stand for."""
+"""Compare reservations and counters in PostgreSQL with the requests and the coupons that they count."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..messages import ISSUE_REQUESTED
 from ..redis_queue import TRANSPORT
 from .findings import COUNTER_ISSUED, COUNTER_RESERVED, RESERVATION_ALONE, RESERVATION_DECIDED, Findings
 
-# How often all coupons that users have are counted.
-_COUNTED_SECONDS = 600.0
+# Seconds between two counts of all issued coupons.
+_COUNT_ISSUED_SECONDS = 600.0
 
-# A row is written with its outbox row, which is kept until the request is decided. One that came late, after the end of
-# its request, is removed by whoever gets the message: that takes a moment.
+# A reservation is inserted together with its outbox row, which is kept until the request is decided. A reservation
+# inserted after the decision is removed by the consumer of the message, within the patience.
 _RESERVATIONS = """
     SELECT v.request_id, v.coupon_id, v.user_id, r.request_id IS NOT NULL,
            extract(epoch FROM statement_timestamp() - v.created_at)::float
@@ -44,8 +44,8 @@ _ISSUED = """
     ) AS u ON u.coupon_id = c.id
     WHERE c.issued <> coalesce(u.number, 0)
 """
-# Accepted by ``reserve``, and their rows are gone: whoever counted only rows would give their pieces to others. This
-# reads the whole outbox, for a counter that is wrong.
+# Requests accepted by `reserve` whose reservation is gone: a count of reservations alone would give their units to
+# others. It reads the whole outbox, so it runs only for a wrong counter.
 _UNRESERVED = """
     SELECT o.event_id, o.topic = %s, o.payload FROM kafka_bridge_outboxmessage o
     WHERE o.event_type = %s AND o.headers IS NULL AND position('"admission":"reserve"'::bytea IN o.payload) > 0
@@ -53,15 +53,15 @@ _UNRESERVED = """
       AND NOT EXISTS (SELECT FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
     ORDER BY o.id
 """
-_ROOM = """
+_REMAINING = """
     SELECT total_quantity
            - (SELECT count(*) FROM coupons_usercoupon WHERE coupon_id = %(id)s AND status <> 'REVOKED')
            - (SELECT count(*) FROM coupons_reservation WHERE coupon_id = %(id)s AND admission = 'reserve')
     FROM coupons_coupon WHERE id = %(id)s
 """
 _LOCK = "SELECT FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE"
-# What is free afterwards is what is neither issued nor reserved. Where that would be less than nothing, more was given
-# away than there is, and no counter mends that.
+# The remaining stock is then total - issued - reserved. If that were negative, more units were given out than exist,
+# and no counter can repair it: the row stays as it is.
 _COUNT = """
     WITH is_ AS MATERIALIZED (
         SELECT (SELECT count(*) FROM coupons_usercoupon WHERE coupon_id = %(id)s AND status <> 'REVOKED') AS issued,
@@ -73,20 +73,20 @@ _COUNT = """
 
 
 class StockCheck:
-    """Compares reservations and counters. ``patience``: seconds for which a late row may wait for the issuer."""
+    """Compares reservations and counters. ``patience``: seconds that a late reservation may wait for the issuer."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._counted_at = float("-inf")
 
     def check(self, findings: Findings, *, repair: bool, again: bool = False) -> None:
-        """Look at what is under way, and now and then at all that is issued; ``again`` after it was mended."""
+        """Check reservations, and every 600 s the count of issued coupons; with ``again``, after a repair, both."""
         self._check_reservations(findings, repair=repair)
         wrong = self._counters(_RESERVED, COUNTER_RESERVED, findings)
         unreserved = _unreserved() if repair and wrong else {}
-        if again or time.monotonic() - self._counted_at > _COUNTED_SECONDS:
+        if again or time.monotonic() - self._counted_at > _COUNT_ISSUED_SECONDS:
             wrong |= self._counters(_ISSUED, COUNTER_ISSUED, findings)
-            # What was wrong is counted again with the next look.
+            # A wrong counter is counted again in the next check.
             self._counted_at = float("-inf") if wrong else time.monotonic()
         if repair:
             for coupon_id in sorted(wrong):
@@ -97,31 +97,31 @@ class StockCheck:
             cursor.execute(_RESERVATIONS, [self._patience])
             rows = cursor.fetchall()
         decided: list[UUID] = []
-        alone: dict[int, list[OrphanedRequest]] = defaultdict(list)
+        orphaned: dict[int, list[OrphanedRequest]] = defaultdict(list)
         for request_id, coupon_id, user_id, is_decided, age in rows:
             findings.add(RESERVATION_DECIDED if is_decided else RESERVATION_ALONE, f"request {request_id}")
             if is_decided:
                 decided.append(request_id)
             else:
-                alone[coupon_id].append(OrphanedRequest(request_id, user_id, age))
+                orphaned[coupon_id].append(OrphanedRequest(request_id, user_id, age))
         if repair:
             if decided:
                 with transaction.atomic():
                     reservations.release(decided)
-            for coupon_id, abandoned in alone.items():
-                fail_orphaned_requests(coupon_id=coupon_id, abandoned=abandoned)
+            for coupon_id, requests in orphaned.items():
+                fail_orphaned_requests(coupon_id=coupon_id, orphaned=requests)
 
     def _counters(self, query: str, name: str, findings: Findings) -> set[int]:
         with connection.cursor() as cursor:
             cursor.execute(query)
             rows = cursor.fetchall()
         for _, coupon_type, counter, number in rows:
-            findings.add(name, f"coupon {coupon_type}: the counter says {counter}, there are {number}")
+            findings.add(name, f"coupon {coupon_type}: the counter is {counter}, the count is {number}")
         return {row[0] for row in rows}
 
 
 def _unreserved() -> dict[int, list[AdmissionRequest]]:
-    """By coupon id the undecided requests that were accepted by ``reserve`` and have no reservation."""
+    """By coupon id, the undecided requests accepted by ``reserve`` that have no reservation."""
     found: dict[int, list[AdmissionRequest]] = defaultdict(list)
     with transaction.atomic(), connection.chunked_cursor() as cursor:
         cursor.execute(_UNRESERVED, [TRANSPORT, ISSUE_REQUESTED])
@@ -129,7 +129,7 @@ def _unreserved() -> dict[int, list[AdmissionRequest]]:
             try:
                 request = msgspec.json.decode(bytes(payload), type=IssueRequested)
             except msgspec.MsgspecError:
-                # Nobody's request: the issuer will say so.
+                # Not a request: the issuer writes a dead letter for it.
                 continue
             if request.coupon_id is not None:
                 found[request.coupon_id].append(
@@ -139,13 +139,13 @@ def _unreserved() -> dict[int, list[AdmissionRequest]]:
 
 
 def _count_again(coupon_id: int, unreserved: Sequence[AdmissionRequest]) -> None:
-    # The lock is a statement of its own: what is counted after it stays so until the commit.
+    # The lock is a statement of its own: a count made after it stays true until the commit.
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_LOCK, [coupon_id])
-        decided = find_decided([one.request_id for one in unreserved])
-        waiting = [one for one in unreserved if one.request_id not in decided]
-        if waiting:
-            cursor.execute(_ROOM, {"id": coupon_id})
-            (room,) = cursor.fetchone()
-            reservations.reserve(waiting[: max(0, room)], reservations.RESERVE)
+        decided = find_decided([request.request_id for request in unreserved])
+        undecided = [request for request in unreserved if request.request_id not in decided]
+        if undecided:
+            cursor.execute(_REMAINING, {"id": coupon_id})
+            (remaining,) = cursor.fetchone()
+            reservations.reserve(undecided[: max(0, remaining)], reservations.RESERVE)
         cursor.execute(_COUNT, {"id": coupon_id})

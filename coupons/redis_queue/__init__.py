@@ -1,8 +1,8 @@
-"""The other way from the gate to the issuer: a list in Redis instead of Kafka (seed 001's system before Kafka).
+"""The Redis queue: a transport from the gate to the issuer instead of Kafka (seed 001's system before Kafka).
 
-A request that goes this way has its outbox row like any other, and that row is the truth. The list carries request ids
-and nothing else, so whatever becomes of it, what it lost can be pushed again.
+A request on this transport has an outbox row like any other, and that row is authoritative. The queue holds only
+request ids, so ids that it loses can be enqueued again.
 """
 
-# Stands in the outbox where others have their topic. It is none of Kafka's.
+# Stored as the topic of outbox rows on this transport. It is not a Kafka topic.
 TRANSPORT = "issue-worker"

@@ -1,4 +1,4 @@
-"""Requests get into the worker's list when they are accepted, and again when the list has lost them."""
+"""Enqueue requests in the Redis queue when they are accepted, and again if the queue has lost them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ _UNDECIDED = """
 
 
 def enqueue(request_ids: Sequence[UUID]) -> None:
-    """Tell the worker of accepted requests, once they are committed. Best effort."""
+    """Add accepted requests to the Redis queue, after their commit. Best effort: lost ones are enqueued again."""
     try:
         queue.append(request_ids)
     except RedisError as error:
         logger.warning(
-            "%d requests did not get into the issue worker's list, it will look for them: %s", len(request_ids), error
+            "%d requests were not added to the Redis queue, the issue worker enqueues them again: %s",
+            len(request_ids),
+            error,
         )
 
 
 def enqueue_again(older_than_seconds: float, limit: int) -> int:
-    """Push undecided requests that the worker carries and that are older than that: the oldest, ``limit`` at most.
+    """Enqueue undecided requests on this transport that are older than ``older_than_seconds``, the oldest ``limit``.
 
-    Returns how many. Some may be in the list or in somebody's hands: who comes second finds them decided. Raises
-    RedisError and what the database raises.
+    Returns the number of requests. Some may still be in the queue or claimed by a worker: the second worker to handle
+    one finds it decided. Raises RedisError and database errors.
     """
     with connection.cursor() as cursor:
         cursor.execute(_UNDECIDED, [older_than_seconds, limit])
@@ -43,5 +45,5 @@ def enqueue_again(older_than_seconds: float, limit: int) -> int:
     if request_ids:
         queue.append(request_ids)
         metrics.WORKER_PUSHED_AGAIN.inc(len(request_ids))
-        logger.info("%d undecided requests were pushed into the issue worker's list again", len(request_ids))
+        logger.info("%d undecided requests were enqueued again in the Redis queue", len(request_ids))
     return len(request_ids)

@@ -1,12 +1,12 @@
-"""The list of request ids in Redis, and for each worker a backup list of what it has in hand.
+"""The Redis queue: a list of request ids, and a backup list of claimed ids for each worker.
 
 list           the ids, the next one first.
-backup:<id>    what a worker took and has not finished. It stays there until the worker says so.
-alive:<id>     while it exists the worker counts as alive; else the others put its backup list back.
+backup:<id>    the ids that a worker has claimed and not acknowledged.
+alive:<id>     exists while the worker is alive; when it has expired, other workers requeue the backup list.
 workers        the ids of workers that may have a backup list.
 
-All are of one hash slot. Losing any of it, or all, loses no request: see ``pushing``. So whatever is of another kind
-under these names is dropped, and keeps no worker from its work.
+All keys are in one hash slot. Losing any or all of them loses no request, see ``enqueue_again``. So a key of a wrong
+type is dropped, since it would block the workers.
 """
 
 from __future__ import annotations
@@ -22,88 +22,89 @@ _BASE = "{issue-worker}"
 QUEUE = f"{_BASE}:list"
 WORKERS = f"{_BASE}:workers"
 
-# Longer than the longest pause between two calls of a worker whose batch fails. Should one hang for longer, somebody
-# else handles its batch too, and the later of them finds everything decided.
+# Longer than the longest pause (10 s) between two claims of a worker whose batch fails. If a worker hangs for longer,
+# another one handles its batch too, and the later of the two finds every request decided.
 ALIVE_SECONDS = 15.0
 
-_DROP_OTHER_KINDS = """
-for i, kind in ipairs({'list', 'list', 'string', 'set'}) do
-    local is = redis.call('TYPE', KEYS[i]).ok
-    if is ~= kind and is ~= 'none' then
+_DROP_WRONG_TYPES = """
+for i, expected in ipairs({'list', 'list', 'string', 'set'}) do
+    local actual = redis.call('TYPE', KEYS[i]).ok
+    if actual ~= expected and actual ~= 'none' then
         redis.call('UNLINK', KEYS[i])
     end
 end
 """
 _WORKERS = "return redis.call('SMEMBERS', KEYS[4])"
-# What was taken before and not finished comes first: so a worker that did not get the answer to a call, or whose batch
-# failed, simply asks again.
-_TAKE = """
+# Ids that are claimed and not acknowledged are returned first, so a worker whose batch failed, or that did not get the
+# reply to a call, claims again.
+_CLAIM = """
 redis.call('SET', KEYS[3], '1', 'PX', ARGV[3])
 redis.call('SADD', KEYS[4], ARGV[1])
-local taken = redis.call('LRANGE', KEYS[2], 0, -1)
-if #taken == 0 then
-    taken = redis.call('LPOP', KEYS[1], ARGV[2]) or {}
-    for _, request in ipairs(taken) do
+local claimed = redis.call('LRANGE', KEYS[2], 0, -1)
+if #claimed == 0 then
+    claimed = redis.call('LPOP', KEYS[1], ARGV[2]) or {}
+    for _, request in ipairs(claimed) do
         redis.call('RPUSH', KEYS[2], request)
     end
 end
-return {taken, redis.call('LLEN', KEYS[1])}
+return {claimed, redis.call('LLEN', KEYS[1])}
 """
-# By name and not the list as a whole: a call that arrives late must not remove what was taken since.
-_FINISH = """
+# By id instead of deleting the list: a delayed call must not remove ids that were claimed after it.
+_ACK = """
 for _, request in ipairs(ARGV) do
     redis.call('LREM', KEYS[1], 1, request)
 end
 """
-# To the head, in their order: they were the next ones.
-_PUT_BACK = """
+# To the head, in their order, since they were claimed first.
+_REQUEUE = """
 if redis.call('EXISTS', KEYS[3]) == 1 then
     return 0
 end
-local number = 0
+local count = 0
 while redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') do
-    number = number + 1
+    count = count + 1
 end
 redis.call('SREM', KEYS[4], ARGV[1])
-return number
+return count
 """
 
 
 class RedisQueue:
-    """The list, as one worker uses it. Everything raises RedisError."""
+    """The queue as used by one worker. All methods raise RedisError."""
 
     def __init__(self) -> None:
         self._id = str(uuid4()).encode()
 
-    def claim(self, most: int) -> tuple[list[bytes], int]:
-        """What is in hand, or else the next ids, ``most`` at the most; and how many are left in the list."""
-        taken, left = _run(_TAKE, self._id, most, round(ALIVE_SECONDS * 1000))
-        return taken, left
+    def claim(self, limit: int) -> tuple[list[bytes], int]:
+        """Return the ids already claimed, else claim at most ``limit``; and the number of ids left in the list."""
+        claimed, remaining = _run(_CLAIM, self._id, limit, round(ALIVE_SECONDS * 1000))
+        return claimed, remaining
 
-    def ack(self, taken: Sequence[bytes]) -> None:
-        """What was taken is done with."""
-        _script(_FINISH)(keys=[_backup(self._id)], args=list(taken), client=redis())
+    def ack(self, claimed: Sequence[bytes]) -> None:
+        """Acknowledge claimed ids: they are handled."""
+        _script(_ACK)(keys=[_backup(self._id)], args=list(claimed), client=redis())
 
     def requeue(self) -> int:
-        """Leave what is in hand to the others; returns how many ids."""
+        """Return the claimed ids to the queue for other workers; returns their number."""
         redis().delete(_alive(self._id))
-        return int(_run(_PUT_BACK, self._id))
+        return int(_run(_REQUEUE, self._id))
 
     def requeue_of_dead_workers(self) -> int:
-        """Put back what workers had in hand that are no longer alive; returns how many ids."""
+        """Return the ids claimed by dead workers to the queue; returns their number."""
         others = set(_run(_WORKERS, self._id)) - {self._id}
-        return sum(int(_run(_PUT_BACK, worker)) for worker in others)
+        return sum(int(_run(_REQUEUE, worker)) for worker in others)
 
 
 def append(request_ids: Sequence[UUID]) -> None:
-    """Push ids to the end of the list. Raises RedisError."""
+    """Append ids to the queue. Raises RedisError."""
     redis().rpush(QUEUE, *map(str, request_ids))
 
 
 def all_ids() -> set[bytes]:
-    """What is in the list or in somebody's hands. Raises RedisError.
+    """Return all ids in the queue or claimed by a worker. Raises RedisError.
 
-    The list comes first: what goes into a hand meanwhile is seen there. What is put back meanwhile may be missed.
+    The queue is read first, so an id that is claimed in between is found in the backup list. An id that is requeued in
+    between may be missed.
     """
     client = redis()
     found: set[bytes] = set(client.lrange(QUEUE, 0, -1))
@@ -113,16 +114,16 @@ def all_ids() -> set[bytes]:
 
 
 def keys_of_wrong_type() -> list[str | bytes]:
-    """Keys that stand where the lists and the set of workers should: nobody can work with them. Raises RedisError."""
+    """Return the queue's keys that have a wrong type, which block the workers. Raises RedisError."""
     client = redis()
-    kinds: dict[str | bytes, bytes] = {QUEUE: b"list", WORKERS: b"set"}
+    expected_types: dict[str | bytes, bytes] = {QUEUE: b"list", WORKERS: b"set"}
     if client.type(WORKERS) == b"set":
-        kinds |= {_backup(worker): b"list" for worker in client.smembers(WORKERS)}
-    return [name for name, kind in kinds.items() if client.type(name) not in (kind, b"none")]
+        expected_types |= {_backup(worker): b"list" for worker in client.smembers(WORKERS)}
+    return [name for name, expected_type in expected_types.items() if client.type(name) not in (expected_type, b"none")]
 
 
 def remove(names: Sequence[str | bytes]) -> None:
-    """Take keys away; the requests of a list among them are pushed again. Raises RedisError."""
+    """Remove keys; requests that are lost with them are enqueued again. Raises RedisError."""
     redis().unlink(*names)
 
 
@@ -131,17 +132,17 @@ def redis() -> Any:
 
 
 def _run(source: str, worker: bytes, *args: object) -> Any:
-    script = _script(_DROP_OTHER_KINDS + source)
+    script = _script(_DROP_WRONG_TYPES + source)
     return script(keys=[QUEUE, _backup(worker), _alive(worker), WORKERS], args=[worker, *args], client=redis())
 
 
 @cache
 def _script(source: str) -> Any:
-    # A server that lost it gets it again.
+    # Loaded again by redis-py if the server has lost it.
     return redis().register_script(source)
 
 
-# Bytes, since what somebody else put among the workers need not be text.
+# Bytes, since a worker id written by another client may not be valid UTF-8.
 def _backup(worker: bytes) -> bytes:
     return f"{_BASE}:backup:".encode() + worker
 

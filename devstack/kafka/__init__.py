@@ -1,1 +1,1 @@
-"""Apache Kafka in KRaft mode: where its jars and its Java come from, and its brokers."""
+"""Apache Kafka in KRaft mode: its brokers, its jars and its Java."""

@@ -1,4 +1,4 @@
-"""One Kafka broker, which is a controller of its cluster too."""
+"""A Kafka broker that is also a controller of its cluster."""
 
 import logging
 import subprocess
@@ -17,18 +17,18 @@ from devstack.ports import LOOPBACK
 from devstack.server import Server
 
 _LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
-# A small heap, and a start that spends no time on optimising: brokers here live for minutes.
+# A small heap and a fast start without JIT optimisation: brokers here run for minutes.
 _JAVA_OPTIONS = ("-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 _METADATA_SECONDS = 1.0
-_MOST_REPLICAS = 3
-_SILENT = logging.getLogger("devstack.kafka")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
+_MAX_REPLICAS = 3
+_NO_LOG = logging.getLogger("devstack.kafka")
+_NO_LOG.addHandler(logging.NullHandler())
+_NO_LOG.propagate = False
 
 
 @dataclass(frozen=True)
 class BrokerPorts:
-    """Where a broker listens to clients and to the other controllers."""
+    """The ports on which a broker listens to clients and to the other controllers."""
 
     client: int
     controller: int
@@ -37,8 +37,8 @@ class BrokerPorts:
 class KafkaBroker(Server):
     """Broker ``number`` (from 1) of a cluster; ``ports`` holds those of all brokers, in order."""
 
-    # Without a quorum of controllers the last brokers of a cluster wait for one instead of ending. Nothing
-    # acknowledged is lost by SIGKILL: it is in the page cache.
+    # Then SIGKILL: without a quorum of controllers the last brokers of a cluster wait for one instead of ending.
+    # SIGKILL loses nothing that is acknowledged: it is in the page cache.
     stop_seconds = 8.0
 
     def __init__(
@@ -60,7 +60,7 @@ class KafkaBroker(Server):
         self._configuration = self.folder / "server.properties"
 
     def prepare(self) -> None:
-        """Write the configuration; format the data folder when that was not done."""
+        """Write the configuration; format the data folder if there is none."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_configuration(self._configuration, self._log_folder)
         if not self._log_folder.exists():
@@ -71,15 +71,15 @@ class KafkaBroker(Server):
         return [*self._java(), *self.signature()]
 
     def signature(self) -> list[str]:
-        """Return what only this broker has; to look for it must not fetch jars."""
+        """Return the arguments that only this broker has, without the jars: finding a broker must not fetch them."""
         return ["kafka.Kafka", str(self._configuration)]
 
     def answers(self) -> bool:
-        """Say whether this broker, asked by itself, answers with metadata that lists itself."""
+        """Return whether this broker answers a metadata request and lists itself."""
         return self.number in self.known_brokers()
 
     def known_brokers(self) -> set[int]:
-        """Return the numbers of the live brokers as this broker knows them; empty when it is silent."""
+        """Return the numbers of the live brokers that this broker knows; empty if it does not answer."""
         try:
             client = AdminClient(
                 {
@@ -87,7 +87,7 @@ class KafkaBroker(Server):
                     "broker.address.family": "v4",
                     "reconnect.backoff.max.ms": 100,
                 },
-                logger=_SILENT,
+                logger=_NO_LOG,
             )
             return set(client.list_topics(timeout=_METADATA_SECONDS).brokers)
         except KafkaException:
@@ -112,11 +112,11 @@ class KafkaBroker(Server):
                 check=False,
             )
             if result.returncode != 0:
-                reason = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()[-1]
+                reason = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
                 raise DevstackError(f"Kafka could not format {self._log_folder}: {reason}")
 
     def _write_configuration(self, path: Path, log_folder: Path) -> None:
-        replicas = min(len(self.ports), _MOST_REPLICAS)
+        replicas = min(len(self.ports), _MAX_REPLICAS)
         in_sync = max(1, replicas - 1)
         own = self.ports[self.number - 1]
         voters = [f"{n}@{LOOPBACK}:{ports.controller}" for n, ports in enumerate(self.ports, start=1)]
@@ -133,9 +133,9 @@ class KafkaBroker(Server):
             "min.insync.replicas": in_sync,
             "offsets.topic.replication.factor": replicas,
             "offsets.topic.num.partitions": 5,
-            # Compacted early, as no more than this is ever kept as it was written: a broker that comes back reads its
-            # groups in a moment, and one that is fenced and elected anew while it still reads them may never again look
-            # for members that are gone. No smaller than the largest message.
+            # Small segments are compacted early, so that a restarted broker loads its groups in a moment. A broker that
+            # is fenced and elected again while still loading may never again check for members that are gone. Not
+            # smaller than the largest message.
             "offsets.topic.segment.bytes": 2_097_152,
             "transaction.state.log.replication.factor": replicas,
             "transaction.state.log.min.isr": in_sync,
@@ -143,7 +143,7 @@ class KafkaBroker(Server):
             "share.coordinator.state.topic.replication.factor": replicas,
             "share.coordinator.state.topic.min.isr": in_sync,
             "message.max.bytes": 2_097_152,
-            # A dead broker is noticed, and its restart accepted, within seconds.
+            # A dead broker is detected, and its restart accepted, within seconds.
             "broker.session.timeout.ms": 3_000,
             "broker.heartbeat.interval.ms": 500,
             "group.initial.rebalance.delay.ms": 0,

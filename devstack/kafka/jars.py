@@ -16,7 +16,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".devstack" / "cache"
 
 
 def fetched_jars(java: Path, report: Callable[[str], None]) -> Path:
-    """Return the folder of Kafka's jars and fetch them first when they are not there.
+    """Return the folder of Kafka's jars; fetches them first if they are missing.
 
     ``report`` gets a line of progress. Raises DevstackError when Maven is missing or fails.
     """
@@ -31,7 +31,7 @@ def fetched_jars(java: Path, report: Callable[[str], None]) -> Path:
 
 
 def _complete(folder: Path) -> bool:
-    """Say whether the folder holds what this pom asks for: it was renamed when complete, pom included."""
+    """Return whether the folder has the jars of this pom: it was renamed when complete, with a copy of its pom."""
     try:
         return (folder / POM.name).read_bytes() == POM.read_bytes()
     except FileNotFoundError:
@@ -42,10 +42,10 @@ def _fetch(folder: Path, java: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise DevstackError(
-            "Maven is missing and fetches Kafka's jars once: install `mvn` (Debian: apt-get install maven), "
+            "Maven is missing, which fetches Kafka's jars once: install `mvn` (Debian: apt-get install maven), "
             "or set KAFKA_BOOTSTRAP_SERVERS"
         )
-    # Jars of another pom; a broker that still uses them has them open.
+    # Delete jars of another pom; a broker that still uses them has the files open.
     shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder) as unfinished:
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"]

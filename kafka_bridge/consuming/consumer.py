@@ -1,7 +1,7 @@
 """The consumer loop: poll, one transaction per partition and batch, then the offsets.
 
-An offset is committed only after the transaction of its effects, so a crash in between means the same messages
-again, which every handler survives. One consumer is one thread with its own Kafka client and database connection.
+An offset is committed only after the transaction of its effects: after a crash in between the messages are redelivered,
+and every handler is safe to repeat. One consumer is one thread with its own Kafka client and database connection.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TICK_SECONDS = 1.0
 
 
 class GroupConsumer:
-    """Runs one consumer group in one thread. The caller must not share it between threads."""
+    """Runs one consumer of a group. Must not be shared between threads."""
 
     def __init__(
         self, group: ConsumerGroup, *, batch_size: int | None = None, tick: Callable[[], None] = lambda: None
@@ -46,13 +46,13 @@ class GroupConsumer:
         self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
-        # Partitions of which nothing more can be read, with the offset that comes next.
+        # Partitions that are read to their end, with their next offset.
         self._at_end: dict[Partition, int] = {}
         self._joined = False
-        self._waiting = RetryingPartitions(group.name)
-        # Where a provider postponed messages: the offset of the last of them, and the one after all that was handled.
+        self._retrying = RetryingPartitions(group.name)
+        # Where messages are postponed: the offset of the last of them, and the offset after the handled messages.
         self._postponed: dict[Partition, tuple[int, int]] = {}
-        # The next offset to be handled, for the lag; and those that the broker has taken as committed.
+        # The next offset to be handled, for the lag; and the offsets that the broker has committed.
         self._next_offsets: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
         self._ticked_at = float("-inf")
@@ -67,7 +67,7 @@ class GroupConsumer:
         try:
             while not stop:
                 worked = self.poll_and_handle(consumer, stop)
-                if worked or not self._at_the_end():
+                if worked or not self._is_drained():
                     idle_since = time.monotonic()
                 elif until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
                     self._commit_ends(consumer)
@@ -77,7 +77,7 @@ class GroupConsumer:
             drop_connection()
 
     def poll_and_handle(self, consumer: Consumer, stop: StopFlag) -> bool:
-        """One pass: fetch, handle each partition's batch, commit its offset. Returns whether there was a batch."""
+        """Make one pass: fetch, handle each partition's batch, commit its offset. Returns whether there was a batch."""
         self._tick()
         self._fetch(consumer)
         worked = False
@@ -99,28 +99,28 @@ class GroupConsumer:
         return worked
 
     def _ready(self) -> list[Partition]:
-        """The partitions with messages in hand that need not wait."""
+        """Return the partitions with buffered messages that may be tried now."""
         return sorted(
-            partition for partition, messages in self._buffers.items() if messages and self._waiting.is_due(partition)
+            partition for partition, messages in self._buffers.items() if messages and self._retrying.is_due(partition)
         )
 
-    def _pause_what_is_full(self, consumer: Consumer) -> None:
-        """Fetch no more of a partition that waits and has a batch in hand.
+    def _pause_full_partitions(self, consumer: Consumer) -> None:
+        """Fetch no more of a retrying partition that has buffered a whole batch.
 
-        Until then what comes later joins the batch: when one message alone cannot be told from a service that is away,
-        the others can.
+        Until then later messages join its batch: one failing message alone looks like a service that is down, but not
+        among others that succeed.
         """
         for partition, messages in self._buffers.items():
-            if partition in self._waiting and len(messages) >= self._batch_size:
+            if partition in self._retrying and len(messages) >= self._batch_size:
                 consumer.pause([TopicPartition(*partition)])
 
-    def _at_the_end(self) -> bool:
+    def _is_drained(self) -> bool:
         return self._joined and self._at_end.keys() == self._assigned and not any(self._buffers.values())
 
     def _fetch(self, consumer: Consumer) -> None:
-        self._pause_what_is_full(consumer)
+        self._pause_full_partitions(consumer)
         if self._ready():
-            # There is work left over: only look for more, and keep the membership alive.
+            # There is work in the buffers: poll without waiting, which also keeps the group membership.
             messages = consumer.consume(self._batch_size, timeout=0)
         else:
             first = consumer.poll(_POLL_SECONDS)
@@ -128,9 +128,9 @@ class GroupConsumer:
                 return
             messages = [first, *consumer.consume(self._batch_size - 1, timeout=0)] if self._batch_size > 1 else [first]
         for message in messages:
-            self._sort_in(message)
+            self._buffer(message)
 
-    def _sort_in(self, message: Message) -> None:
+    def _buffer(self, message: Message) -> None:
         topic, number = message.topic(), message.partition()
         error = message.error()
         if topic is None or number is None:
@@ -157,13 +157,13 @@ class GroupConsumer:
         logger.info("%s: %d partitions assigned", self._group.name, len(self._assigned))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Drop what was fetched and not handled: its new owner reads it again from the committed offset."""
+        """Drop the buffered messages: the new owner reads them again from the committed offset."""
         for item in partitions:
             partition = (item.topic, item.partition)
             self._assigned.discard(partition)
             for state in (self._buffers, self._at_end, self._next_offsets, self._committed, self._postponed):
                 state.pop(partition, None)
-            self._waiting.forget(partition)
+            self._retrying.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
                 with contextlib.suppress(KeyError):
                     gauge.remove(self._group.name, item.topic, str(item.partition))
@@ -171,7 +171,7 @@ class GroupConsumer:
     def _handle(
         self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], stop: StopFlag
     ) -> bool:
-        """Try a batch; False if its offset must not be committed: it is tried again after a pause."""
+        """Handle a batch; returns False if its offset must not be committed, and it is retried after a pause."""
         try:
             self._handler.handle(batch, stop)
         except BatchInterrupted:
@@ -181,37 +181,37 @@ class GroupConsumer:
             return False
         except Exception as error:
             drop_connection()
-            self._hold(partition, batch, error)
+            self._retry_later(partition, batch, error)
             return False
-        if self._waiting.resume(partition):
+        if self._retrying.resume(partition):
             consumer.resume([TopicPartition(*partition)])
         return True
 
     def _postpone(
         self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], postponed: BatchPostponed
     ) -> None:
-        """Keep what a provider wants later, at the head of the partition; what comes after it joins it.
+        """Keep the postponed messages at the head of the partition's buffer, where later messages join their batch.
 
-        The provider's pace is logged where it is kept.
+        Logs nothing: ``http_calls`` logs when a provider throttles.
         """
-        left = postponed.left
-        if len(left) < len(batch):
-            self._postponed[partition] = left[-1].offset, self._end_of(partition, batch)
-            self._buffers[partition][: len(batch)] = left
-            if self._waiting.resume(partition):
+        messages = postponed.messages
+        if len(messages) < len(batch):
+            self._postponed[partition] = messages[-1].offset, self._end_of(partition, batch)
+            self._buffers[partition][: len(batch)] = messages
+            if self._retrying.resume(partition):
                 consumer.resume([TopicPartition(*partition)])
-            if left[0].offset != self._next_offsets[partition]:
-                self._commit(consumer, {partition: left[0].offset})
-        self._waiting.retry_later(partition, str(left[0]), str(postponed), postponed.seconds)
+            if messages[0].offset != self._next_offsets[partition]:
+                self._commit(consumer, {partition: messages[0].offset})
+        self._retrying.retry_later(partition, str(messages[0]), str(postponed), postponed.seconds)
 
     def _end_of(self, partition: Partition, batch: Sequence[ReceivedMessage]) -> int:
-        """The offset after ``batch``; where it holds only what was postponed, after what was handled behind that."""
+        """Return the offset after ``batch``; if it ends with postponed messages, after the handled ones behind them."""
         last, end = self._postponed.get(partition, (-1, 0))
         return end if batch[-1].offset == last else batch[-1].offset + 1
 
-    def _hold(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
-        """Let this partition wait, with nothing dropped, while the others go on."""
-        self._waiting.retry_later(partition, str(batch[0]), first_line(error))
+    def _retry_later(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
+        """Retry this partition later; no message is dropped, and the other partitions continue."""
+        self._retrying.retry_later(partition, str(batch[0]), first_line(error))
         if is_transient(error):
             logger.warning("%s: %s waits: %s", self._group.name, batch[0], first_line(error))
         elif isinstance(error, PoisonLimitExceeded):
@@ -220,7 +220,7 @@ class GroupConsumer:
             logger.error("%s: %s waits, nothing is dropped", self._group.name, batch[0], exc_info=error)
 
     def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
-        """Commit synchronously. A failure loses nothing: the messages come again and are known."""
+        """Commit synchronously. A failure is only logged: handled messages are redelivered, and recognized."""
         self._next_offsets.update(next_offsets)
         try:
             committed = consumer.commit(
@@ -238,24 +238,24 @@ class GroupConsumer:
                 self._committed[item.topic, item.partition] = item.offset
 
     def _commit_ends(self, consumer: Consumer) -> None:
-        """Commit past what comes after the last message and is none, so that it does not count as lag.
+        """Commit the end of partitions, past offsets without a readable message, so that these do not count as lag.
 
-        Those are the markers of transactions, their messages if they were aborted, and what a compaction took away.
+        Such offsets are transaction markers, messages of aborted transactions, and messages removed by compaction.
         """
         ends = {
             partition: end
             for partition, end in self._at_end.items()
-            if not self._has_in_hand(partition) and self._committed.get(partition) != end
+            if not self._has_buffered(partition) and self._committed.get(partition) != end
         }
         if ends:
             self._commit(consumer, ends)
 
-    def _has_in_hand(self, partition: Partition) -> bool:
-        """Whether there are messages that are fetched and not handled; of a retrying partition there are."""
+    def _has_buffered(self, partition: Partition) -> bool:
+        """Whether fetched messages are not handled yet, which is always so for a retrying partition."""
         return bool(self._buffers.get(partition))
 
     def _measure_lag(self, consumer: Consumer) -> None:
         for (topic, number), next_offset in self._next_offsets.items():
-            # As far as the client has heard of the partition's end; asking the broker would cost a round trip.
+            # The end that the client has cached; a request to the broker would cost a round trip.
             _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
             metrics.LAG.labels(self._group.name, topic, str(number)).set(max(0, end - next_offset))

@@ -1,4 +1,4 @@
-"""Writing dead letters: a row with the raw bytes, and the message for the DLT, in the caller's transaction."""
+"""Writing of dead letters: a row with the original bytes, and a message for the dead-letter topic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..registry import Rejected, prefixed
 
 logger = logging.getLogger(__name__)
 
-# The name under which what the relay buries stands among the dead letters of the consumer groups.
+# The `consumer_group` of dead letters that the relay writes.
 RELAY = "relay"
 _HEADER_BYTES = 1000
 
@@ -31,24 +31,24 @@ _INSERT = """
 
 
 def write_dead_letters(
-    group_name: str, group_id: str, rejected: Sequence[Rejected], *, tell: bool = True
+    group_name: str, group_id: str, rejected: Sequence[Rejected], *, publish: bool = True
 ) -> list[Rejected]:
-    """Write dead letters of a consumer group; returns those that were not there already.
+    """Write dead letters of a consumer group within the caller's transaction; returns those that are new.
 
-    Each new one also becomes an outbox row for its dead-letter topic: original key and bytes, original headers and
-    the ``x-original-*``, ``x-consumer-group`` and ``x-error-*`` headers. Not so with ``tell`` False.
+    With ``publish`` each new one also becomes an outbox row for its dead-letter topic: original key and bytes, original
+    headers and the ``x-original-*``, ``x-consumer-group`` and ``x-error-*`` headers.
     """
-    fresh = [item for item in rejected if _insert(group_name, item)]
-    if tell:
-        insert_rows([_dlt_row(group_id, item) for item in fresh])
-    for item in fresh:
+    new = [item for item in rejected if _insert(group_name, item)]
+    if publish:
+        insert_rows([_dlt_row(group_id, item) for item in new])
+    for item in new:
         metrics.DEAD_LETTERS.labels(group_name).inc()
         logger.error("%s: dead letter %s: %s", group_name, item.message, first_line(item.error))
-    return fresh
+    return new
 
 
 def event_type_of(rejected: Rejected) -> str:
-    """The event type that the message's header names, empty if none; safe for a text column."""
+    """Return the event type of the message's header, empty if none, cleaned for a text column."""
     raw = rejected.message.header("ce_type") or b""
     return raw[:100].decode("utf-8", "replace").replace("\0", "")
 
@@ -89,7 +89,7 @@ def _dlt_row(group_id: str, rejected: Rejected) -> OutboxRow:
 
 
 def dead_letter_topic(topic: str, event_type: str) -> str:
-    """Where dead letters of ``topic`` go: by the event's own route, else by any route of that topic."""
+    """Return the dead-letter topic of ``topic``: by the route of the event type, else by any route of that topic."""
     routes = settings.KAFKA_ROUTES
     route = routes.get(event_type)
     if route is None or route.topic != topic:

@@ -1,4 +1,4 @@
-"""The inbox: which events a consumer group has brought to their effect."""
+"""The inbox: the events whose effect a consumer group has applied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.postgres import arrays
 
 from ..models import ProcessedEvent
 
-# In the order of the ids: two consumers that claim the same events in different orders would wait for each other.
+# Sorted by id: two consumers that claim the same events in different orders would deadlock.
 _CLAIM = """
     INSERT INTO kafka_bridge_processedevent (consumer_group, event_id)
     SELECT %s, event_id FROM unnest(%s::uuid[]) AS row (event_id) ORDER BY event_id
@@ -21,9 +21,9 @@ _CLAIM = """
 
 
 def claim(group_name: str, event_ids: Sequence[UUID]) -> set[UUID]:
-    """Note within the caller's transaction that the group handles these events; returns those that are new to it.
+    """Record within the caller's transaction that the group handles these events; returns the new ones.
 
-    Whoever claims an event that another transaction has claimed waits for that one's end.
+    Waits for a concurrent transaction that has claimed one of them.
     """
     if not event_ids:
         return set()
@@ -33,6 +33,6 @@ def claim(group_name: str, event_ids: Sequence[UUID]) -> set[UUID]:
 
 
 def handled(group_name: str, event_ids: Collection[UUID]) -> set[UUID]:
-    """Those of ``event_ids`` that the group has handled."""
+    """Return those of ``event_ids`` that the group has handled."""
     rows = ProcessedEvent.objects.filter(consumer_group=group_name, event_id__in=event_ids)
     return set(rows.values_list("event_id", flat=True))

@@ -1,4 +1,4 @@
-"""A message of the client library as the bridge knows it. Nothing that a message carries makes this raise."""
+"""Conversion of librdkafka's messages to ReceivedMessage. No content of a message makes it raise."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ..client import Message
 from ..cloudevents import Headers
 from ..registry import ReceivedMessage, unprefixed
 
-# Stands for the name of a header that cannot be read, also on the dead-letter topic.
+# Replaces the name of a header that is not UTF-8, also on the dead-letter topic.
 UNREADABLE_NAME = "x-unreadable-name"
 
-# For a name that is not UTF-8 the library returns its result and sets an error beside it. Written as a method call,
-# the specialised bytecode of CPython 3.11 misses the error after a few calls: it comes up at some later line.
+# For a name that is not UTF-8 the library returns a result and sets an exception as well. In a plain method call the
+# specialised bytecode of CPython 3.11 misses the exception after a few calls, and it is raised at some later line.
 _read_headers = methodcaller("headers")
 
 
 def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
-    """The message, which is at a place of a topic (named with the prefix) and no error.
+    """Convert a message of ``topic`` (with the prefix); ``message`` must not be an error.
 
-    With headers that cannot be read it is marked ``unreadable`` and has all that can be.
+    If a header cannot be read, ``unreadable`` says why, and ``headers`` holds what can be read.
     """
     offset = message.offset()
     assert offset is not None
@@ -38,7 +38,7 @@ def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
 
 
 def _headers(message: Message) -> tuple[Headers, str]:
-    """The headers, and what is wrong with them; empty if nothing is."""
+    """Return the headers, and what is wrong with them (empty if nothing)."""
     try:
         return tuple(_read_headers(message) or ()), ""
     except (SystemError, UnicodeError):
@@ -46,10 +46,10 @@ def _headers(message: Message) -> tuple[Headers, str]:
 
 
 def _readable_headers(message: Message) -> Headers:
-    """The headers of a message of which the library has raised once: from then on it returns what it made of them.
+    """Return the headers of a message for which the library has raised once: later calls return its partial result.
 
-    A name that it could not read is missing in its pair without a trace: to index the pair would crash the interpreter,
-    the garbage collector's view (last item first) leaves the gap out.
+    A name that could not be read is a NULL in its tuple: indexing the tuple would crash the interpreter. The garbage
+    collector lists a tuple's items (last first) without the NULL.
     """
     try:
         pairs = _read_headers(message) or ()

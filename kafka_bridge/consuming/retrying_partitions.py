@@ -1,4 +1,4 @@
-"""Which partitions of one consumer wait for a service, or for somebody to mend a fault; and that an operator knows."""
+"""The retrying partitions of a consumer: they wait for a service or for a fix, and open an alert after five minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 Partition = tuple[str, int]
 
 RUNBOOK = "docs/operations.md#a-group-that-waits"
-# From then on an operator has to know: whatever restarts by itself has done so.
+# By then everything that restarts by itself has done so, and an operator is needed.
 ALERT_AFTER_SECONDS = 300.0
 _MAX_PAUSE = 10.0
 
@@ -27,24 +27,24 @@ class RetryingPartitions:
 
     def __init__(self, group_name: str) -> None:
         self._group_name = group_name
-        # In seconds, and on the monotonic clock.
+        # The last pause in seconds; times are on the monotonic clock.
         self._pauses: dict[Partition, float] = {}
         self._retry_at: dict[Partition, float] = {}
         self._since: dict[Partition, float] = {}
-        # Those in which a batch was handled since they were assigned: they have no alert of an earlier owner left.
-        self._going: set[Partition] = set()
+        # Partitions in which a batch was handled since they were assigned: alerts of an earlier owner are ended.
+        self._recovered: set[Partition] = set()
 
     def __contains__(self, partition: Partition) -> bool:
         return partition in self._pauses
 
     def is_due(self, partition: Partition) -> bool:
-        """Whether the partition need not wait now."""
+        """Whether the partition may be tried now."""
         return self._retry_at.get(partition, 0.0) <= time.monotonic()
 
-    def retry_later(self, partition: Partition, place: str, why: str, seconds: float | None = None) -> None:
-        """Let the partition wait, each time longer; for long, and an alert names ``place`` and ``why``.
+    def retry_later(self, partition: Partition, position: str, why: str, seconds: float | None = None) -> None:
+        """Postpone the partition's next try, by a pause that doubles up to 10 s, or by ``seconds`` if given.
 
-        ``seconds`` is how long, where what it waits for has said so.
+        After ``ALERT_AFTER_SECONDS`` it opens an alert that names ``position`` and ``why``.
         """
         before = self._pauses.get(partition, settings.CONSUMER_BACKOFF_SECONDS / 2)
         pause = min(before * 2, _MAX_PAUSE) if seconds is None else seconds
@@ -52,36 +52,36 @@ class RetryingPartitions:
         self._retry_at[partition] = time.monotonic() + pause
         self._since.setdefault(partition, time.monotonic())
         metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(1)
-        if (seconds := self._has_waited(partition)) >= ALERT_AFTER_SECONDS:
-            self._alert(f"{self._group_name} has waited at {place} for {seconds / 60:.0f} minutes: {why}")
+        if (seconds := self._waited_seconds(partition)) >= ALERT_AFTER_SECONDS:
+            self._alert(f"{self._group_name} has waited at {position} for {seconds / 60:.0f} minutes: {why}")
 
     def resume(self, partition: Partition) -> bool:
-        """Note that a batch of the partition was handled; returns whether it had been waiting."""
-        waited, was_told = partition in self, self._has_waited(partition) >= ALERT_AFTER_SECONDS
-        if waited:
-            self._take_out(partition)
+        """Record that a batch of the partition was handled; returns whether it was retrying."""
+        was_retrying, has_alert = partition in self, self._waited_seconds(partition) >= ALERT_AFTER_SECONDS
+        if was_retrying:
+            self._remove(partition)
             metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(0)
-        if was_told or partition not in self._going:
-            self._going.add(partition)
+        if has_alert or partition not in self._recovered:
+            self._recovered.add(partition)
             if not self._pauses:
                 self._alert(None)
-        return waited
+        return was_retrying
 
     def forget(self, partition: Partition) -> None:
-        """The partition is somebody else's now, and so is its alert."""
-        self._take_out(partition)
-        self._going.discard(partition)
+        """Forget a revoked partition; its new owner ends its alert."""
+        self._remove(partition)
+        self._recovered.discard(partition)
 
-    def _has_waited(self, partition: Partition) -> float:
+    def _waited_seconds(self, partition: Partition) -> float:
         now = time.monotonic()
         return now - self._since.get(partition, now)
 
-    def _take_out(self, partition: Partition) -> None:
+    def _remove(self, partition: Partition) -> None:
         for state in (self._pauses, self._retry_at, self._since):
             state.pop(partition, None)
 
     def _alert(self, summary: str | None) -> None:
-        """Open the group's alert, or end it. Another consumer of the group may wait still: its next try opens it."""
+        """Open the group's alert, or end it (None). If another consumer still retries, its next try opens it again."""
         rule = f"waiting-{self._group_name}"
         try:
             if summary is None:
@@ -89,6 +89,6 @@ class RetryingPartitions:
             else:
                 open_alert(rule=rule, severity="critical", summary=summary, runbook=RUNBOOK)
         except Exception as error:
-            # While the database is what is waited for there are no rows to be had.
-            logger.warning("%s: alert %s not told: %s", self._group_name, rule, first_line(error))
+            # No row can be written while the database itself is down.
+            logger.warning("%s: alert %s not written: %s", self._group_name, rule, first_line(error))
             drop_connection()

@@ -1,4 +1,4 @@
-"""Alerts: what an operator has to know, as rows. Of one rule at most one is open."""
+"""Alerts for operators, as rows; at most one per rule is open."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _END_ALL = f"""
 def open_alert(*, rule: str, severity: Literal["warning", "critical"], summary: str, runbook: str) -> bool:
     """Open an alert of ``rule`` unless one is open; returns whether it is new.
 
-    ``runbook`` says where to read what to do, like ``docs/operations.md#orders``. Within a transaction the alert
-    exists, and is logged, once that is committed.
+    ``runbook`` is a path and anchor, as in ``docs/operations.md#a-group-that-waits``. Within a transaction the alert is
+    logged once that is committed.
     """
     with connection.cursor() as cursor:
         cursor.execute(_OPEN, [uuid7(), rule, severity, summary, runbook])
@@ -44,7 +44,7 @@ def open_alert(*, rule: str, severity: Literal["warning", "critical"], summary: 
 
 
 def end_alert(rule: str, *, open_for_seconds: float = 0.0) -> bool:
-    """End the open alert of ``rule`` if it has been open for so long; returns whether there was one."""
+    """End the alert of ``rule`` if it has been open for ``open_for_seconds``; returns whether one was ended."""
     with connection.cursor() as cursor:
         cursor.execute(_END, [rule, open_for_seconds])
         ended: bool = cursor.rowcount == 1

@@ -1,4 +1,4 @@
-"""A row per process that says: I am here, and my loop still turns."""
+"""The heartbeat row of a process: when it was last alive, and when its loop last made a pass."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _FORGET = "DELETE FROM kafka_bridge_processheartbeat WHERE seen_at < statement_t
 
 
 class Heartbeat:
-    """Beats every five seconds in a thread of its own, by the database's clock.
+    """Writes the row every five seconds in its own thread, by the database's clock.
 
-    Each loop of the process tells its passes through ``loop()``: a process that lives while a loop hangs is told apart.
+    Each loop of the process reports its passes through ``loop()``, so that a hanging loop shows in a living process.
     """
 
     def __init__(self, role: str) -> None:
@@ -42,27 +42,30 @@ class Heartbeat:
             "host": socket.gethostname()[:200],
             "pid": os.getpid(),
         }
-        self._turned_at: dict[int, float] = {}
+        self._ticked_at: dict[int, float] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def loop(self) -> Callable[[], None]:
-        """What a loop calls at each pass. The row tells when the slowest of the loops made its last one."""
-        number = len(self._turned_at)
+        """Register a loop; returns the function that it calls at each pass.
+
+        The row holds the oldest last pass of all loops.
+        """
+        number = len(self._ticked_at)
 
         def tick() -> None:
-            self._turned_at[number] = time.monotonic()
+            self._ticked_at[number] = time.monotonic()
 
         tick()
         return tick
 
     def start(self) -> None:
-        """Beat until ``end``. Call it after any fork."""
+        """Start the thread, which runs until ``end``. Call it after any fork."""
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """Stop beating and take the row away, if the database answers in time."""
+        """Stop the thread; deletes the row if the database answers within two seconds."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
@@ -71,7 +74,7 @@ class Heartbeat:
         """Write the row once. Raises what the database raises."""
         with connection.cursor() as cursor:
             now = time.monotonic()
-            idle = now - min(self._turned_at.values(), default=now)
+            idle = now - min(self._ticked_at.values(), default=now)
             cursor.execute(_BEAT, {**self._values, "idle": idle})
             cursor.execute(_FORGET)
 

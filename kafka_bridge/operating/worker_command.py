@@ -1,4 +1,4 @@
-"""What every long-running command shares: waiting for its services, signals, and one line when it cannot start."""
+"""Base of commands that need services: waits for them, handles signals, and exits with one line if it cannot start."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ..client import check_client_options, check_kafka
 from ..errors import BadClientOptions
 from .heartbeat import Heartbeat
 
-# The sign and the digits of any 64-bit number.
-_LONGEST_NUMBER = 20
+# Enough for any signed 64-bit number.
+_MAX_NUMBER_CHARACTERS = 20
 
-# What a consumer, the issue worker or the relay takes at once, as in CONSUMER_BATCH_SIZE; and a day, for intervals.
+# Upper limits of options: messages or rows in a batch, as in CONSUMER_BATCH_SIZE, and intervals (a day).
 MOST_AT_ONCE = 10_000
 DAY_SECONDS = 86_400
 
 
 class WorkerCommand(BaseCommand):
-    """A command that is a process: subclasses name the services they need and write ``work``."""
+    """A command that runs as a process: subclasses set ``needs`` (checks of services) and implement ``work``."""
 
     needs: tuple[Callable[[], None], ...] = (check_database, check_kafka)
-    # A name for those that run until they are stopped: they serve metrics and have a heartbeat.
+    # Set by commands that run until they are stopped: they serve metrics and write a heartbeat under this name.
     role = ""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,7 +40,7 @@ class WorkerCommand(BaseCommand):
             type=seconds(0, DAY_SECONDS),
             default=30.0,
             metavar="SECONDS",
-            help="how long to wait at the start for the services that it needs (default 30)",
+            help="how long to wait at the start for the required services (default 30)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -54,8 +54,10 @@ class WorkerCommand(BaseCommand):
             except ServiceUnavailable as error:
                 if stop:
                     return
-                raise CommandError(f"{error} (waited {options['wait']:g} s; start it or mend its address)") from error
-            # What is there by now stays: the collector, which batches keep busy, need not look at it again.
+                raise CommandError(
+                    f"{error} (waited {options['wait']:g} s; start the service or correct its address)"
+                ) from error
+            # All objects so far are permanent: freezing them spares the garbage collector a scan at every collection.
             gc.collect()
             gc.freeze()
             with self._observed():
@@ -79,19 +81,21 @@ class WorkerCommand(BaseCommand):
 
 
 def whole(minimum: int, maximum: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``minimum`` to ``maximum``, in decimal digits."""
+    """Return an argparse type: a whole number from ``minimum`` to ``maximum``, in decimal digits."""
 
     def parse(text: str) -> int:
-        is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) <= _LONGEST_NUMBER
+        is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) <= _MAX_NUMBER_CHARACTERS
         if not is_number or not minimum <= int(text) <= maximum:
-            raise ArgumentTypeError(f"{text[:_LONGEST_NUMBER]!r} is not a whole number from {minimum} to {maximum}")
+            raise ArgumentTypeError(
+                f"{text[:_MAX_NUMBER_CHARACTERS]!r} is not a whole number from {minimum} to {maximum}"
+            )
         return int(text)
 
     return parse
 
 
 def seconds(minimum: float, maximum: float) -> Callable[[str], float]:
-    """An argparse type: a number of seconds from ``minimum`` to ``maximum``."""
+    """Return an argparse type: a number of seconds from ``minimum`` to ``maximum``."""
 
     def parse(text: str) -> float:
         try:
@@ -100,7 +104,7 @@ def seconds(minimum: float, maximum: float) -> Callable[[str], float]:
             value = float("nan")
         if not minimum <= value <= maximum:
             raise ArgumentTypeError(
-                f"{text[:_LONGEST_NUMBER]!r} is not a number of seconds from {minimum:g} to {maximum:g}"
+                f"{text[:_MAX_NUMBER_CHARACTERS]!r} is not a number of seconds from {minimum:g} to {maximum:g}"
             )
         return value
 

@@ -1,4 +1,4 @@
-"""Whether the outbox is so far behind that taking more in would be a promise nobody can keep."""
+"""Backpressure: whether the outbox is so far behind that new requests must be refused."""
 
 from __future__ import annotations
 
@@ -25,38 +25,39 @@ _COUNT = "SELECT count(*) FROM (SELECT FROM kafka_bridge_outboxmessage WHERE pub
 
 
 class OutboxBackpressure:
-    """The outbox's age and depth, sampled outside requests: asking costs a request nothing."""
+    """Age and depth of the unpublished outbox rows, sampled in a thread: ``refusal`` costs a request no query."""
 
     def __init__(self, *, share: float = 1.0, told_as: str = "requests are refused") -> None:
-        """``share`` of ``OUTBOX_MAX_DEPTH`` counts as too deep; ``told_as`` begins the line that tells of it."""
+        """``share`` is the fraction of ``OUTBOX_MAX_DEPTH`` that is too deep; ``told_as`` begins the log line."""
         self._share = share
         self._told_as = told_as
         self._refusal: str | None = None
         self._thread: threading.Thread | None = None
 
     def refusal(self) -> str | None:
-        """Why no more is taken in, as a sentence; None if it is."""
+        """Return why new requests are refused, as a sentence; None while they are accepted."""
         return self._refusal
 
     def sample(self) -> None:
-        """Look once. Raises what the database raises."""
-        most = int(settings.OUTBOX_MAX_DEPTH * self._share)
+        """Measure age and depth once. Raises what the database raises."""
+        max_depth = int(settings.OUTBOX_MAX_DEPTH * self._share)
         with connection.cursor() as cursor:
             cursor.execute(_OLDEST)
             age, span = cursor.fetchone() or (0.0, 0)
             depth = 0
-            # Counting a long backlog takes long; ids since the oldest waiting row are never fewer than waiting rows.
-            if span >= most:
-                cursor.execute(_COUNT, [most + 1])
+            # Counting a long backlog is slow. The ids assigned since the oldest unpublished row are at least as many as
+            # the unpublished rows, so the count is needed only when they reach the limit.
+            if span >= max_depth:
+                cursor.execute(_COUNT, [max_depth + 1])
                 (depth,) = cursor.fetchone() or (0,)
-        before, self._refusal = self._refusal, _refusal(age, depth, most)
+        before, self._refusal = self._refusal, _refusal(age, depth, max_depth)
         if self._refusal and not before:
             logger.error("%s: %s Is the relay running, and Kafka up?", self._told_as, self._refusal)
 
     def start(self) -> None:
-        """Sample once a second in a thread of this process. Call it after any fork."""
+        """Sample once a second in a daemon thread. Call it after any fork: threads do not survive one."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="outbox-pressure", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="outbox-backpressure", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
@@ -64,17 +65,17 @@ class OutboxBackpressure:
             try:
                 self.sample()
             except Exception as error:
-                # The last sample stays: a database that is away refuses requests by itself.
+                # Keep the last sample: without the database, requests fail anyway.
                 logger.warning("outbox not sampled: %s", first_line(error))
                 connection.close()
             time.sleep(_SAMPLE_SECONDS)
 
 
-def _refusal(age: float, depth: int, most: int) -> str | None:
+def _refusal(age: float, depth: int, max_depth: int) -> str | None:
     if age > settings.OUTBOX_MAX_AGE_SECONDS:
-        return f"Requests have waited for {age:.0f} s to be passed on."
-    if depth > most:
-        return f"More than {most} requests wait to be passed on."
+        return f"Requests have waited {age:.0f} s to be published."
+    if depth > max_depth:
+        return f"More than {max_depth} requests are waiting to be published."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Deleting published outbox rows past their retention, a little at a time."""
+"""Delete published outbox rows past their retention, in small batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 1000
 _PAUSE = 0.05
 
-# By id rather than by time: the primary key is there anyway, and ids rise with time.
+# Read by id, not by time: the primary key serves it without another index, and ids rise with time.
 _CANDIDATES = """
     SELECT id, CASE WHEN headers IS NULL THEN event_type END, event_id,
            coalesce(published_at < line.at, false), created_at < line.at
@@ -30,9 +30,9 @@ _DELETE = "DELETE FROM kafka_bridge_outboxmessage WHERE id = ANY(%s) AND publish
 
 
 def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE) -> int:
-    """Delete published rows older than ``retention``, but none that is still waited for; returns how many.
+    """Delete published rows older than ``retention`` and return how many; rows of undecided requests are kept.
 
-    Each batch is a transaction of its own with a pause behind it, so that the relay and autovacuum keep up.
+    Each batch is its own transaction, followed by a pause of 0.05 s so that the relay and autovacuum keep up.
     """
     deleted = 0
     last_id = 0
@@ -44,7 +44,7 @@ def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE)
             break
         last_id = rows[-1][0]
         if not any(old for *_, old in rows):
-            # Ids rise with time: a whole batch within the retention means that the rest is too.
+            # Ids rise with time: when a whole batch is within the retention, so are all later rows.
             break
         expired = [(row_id, event_type, event_id) for row_id, event_type, event_id, past, _ in rows if past]
         if expired:
@@ -56,12 +56,12 @@ def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE)
 def _delete(expired: list[tuple[int, str | None, UUID]]) -> int:
     by_type: dict[str, list[UUID]] = defaultdict(list)
     for _, event_type, event_id in expired:
-        # A dead letter's copy has its original's type and an id of its own: nothing waits for it.
+        # A dead letter's copy has the type of its original but its own id: no undecided request needs it.
         if event_type is not None:
             by_type[event_type].append(event_id)
     kept = {event_id for event_type, ids in by_type.items() for event_id in retained_ids(event_type, ids)}
     if kept:
-        logger.warning("%d rows past retention are kept: nobody has decided them yet", len(kept))
+        logger.warning("%d rows past retention are kept: their requests are undecided", len(kept))
     with connection.cursor() as cursor:
         cursor.execute(_DELETE, [[row_id for row_id, _, event_id in expired if event_id not in kept]])
         return int(cursor.rowcount)

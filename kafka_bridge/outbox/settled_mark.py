@@ -1,7 +1,8 @@
-"""An id below which the relay need not look: every row at or under it is published, and no other can appear.
+"""The settled mark: the outbox id that the relay reads above.
 
-Without it the relay's read begins at the dead entries that published rows leave at the head of the partial index,
-which pile up while any transaction keeps an old snapshot open.
+Every row at or under it is published, and no new row can appear there. Without it each read of the relay first scans
+the dead index entries that published rows leave at the head of the partial index; they accumulate while any
+transaction keeps an old snapshot open.
 """
 
 from __future__ import annotations
@@ -23,59 +24,60 @@ _INSERTERS = """
 
 
 class SettledIds:
-    """Learns an id up to which every row of the outbox is committed or will never be, by watching inserters end.
+    """Finds the outbox id up to which every row is committed or will never be, by watching inserting transactions end.
 
-    A row takes its id after its transaction took RowExclusiveLock on the table. So: read the sequence, then the
-    holders of that lock; once all of those have ended, every row up to the value read is visible or never will be.
+    A transaction takes RowExclusiveLock on the table before its rows get ids. So read the sequence first, then the
+    holders of that lock: once all of them have ended, every row up to the value read is visible or never will be.
     """
 
     def __init__(self) -> None:
         self.value = 0
         self._candidate = 0
-        self._awaited: set[str] | None = None
+        self._open_inserters: set[str] | None = None
 
     def observe(self) -> None:
-        """Look once more; two small queries at most. Raises what the database raises."""
+        """Make one observation, with at most two small queries. Raises what the database raises."""
         with connection.cursor() as cursor:
-            if self._awaited is None:
+            if self._open_inserters is None:
                 cursor.execute(_SEQUENCE)
                 row = cursor.fetchone()
                 self._candidate = row[0] if row else 0
             cursor.execute(_INSERTERS)
             holders = {holder for (holder,) in cursor.fetchall()}
-        self._awaited = holders if self._awaited is None else self._awaited & holders
-        if not self._awaited:
+        self._open_inserters = holders if self._open_inserters is None else self._open_inserters & holders
+        if not self._open_inserters:
             self.value = self._candidate
-            self._awaited = None
+            self._open_inserters = None
 
 
 class SettledMark:
-    """The floor of one relay: settled ids, as far as they are published."""
+    """The settled mark of one relay: settled ids, as far as they are published."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Look at everything again. Needed after a lost connection: a crashed server may hand out ids once more."""
+        """Start again from id 0. Needed after a lost connection: a crashed server may assign the same ids again."""
         self._value = 0
         self._settled = SettledIds()
         self._observed_at = time.monotonic()
         self._reset_at = time.monotonic()
 
     def value(self) -> int:
-        """The id to read above."""
+        """Return the id to read above."""
         if time.monotonic() - self._reset_at > _RESET_SECONDS:
             self.reset()
         return self._value
 
     def advance(self, *, first_unpublished: int | None) -> None:
-        """Take note of a read above ``value()`` over the relay's shards, whose first row had that id (None: no row).
+        """Advance the mark after a read above ``value()`` over the relay's shards.
 
-        Raises what the database raises. Costs two small queries a second.
+        ``first_unpublished`` is the id of the first row read, None if there was no row. Makes two small queries
+        a second; raises what the database raises.
         """
         settled = self._settled.value
         if settled > self._value:
-            # The read came after the inserters had ended, so what it did not see does not exist.
+            # The read began after those inserters had ended, so it saw every unpublished row up to ``settled``.
             self._value = settled if first_unpublished is None else min(settled, first_unpublished - 1)
         if time.monotonic() - self._observed_at >= _OBSERVE_SECONDS:
             self._observed_at = time.monotonic()

@@ -1,8 +1,8 @@
-"""Events that something else than Kafka carries to their consumers.
+"""Events that reach their consumers by another transport than Kafka.
 
-Their outbox rows are the truth all the same: a transport passes on event ids, and who gets one reads the row. Such a row
-names its transport where others name their topic, and counts as published from the start: the relay never sees it,
-nobody counts it as waiting, and pruning keeps it as long as any other row that is waited for.
+The outbox row stays the source of truth: the transport delivers event ids, and the consumer reads the row by id. Such
+a row has the name of its transport in the topic column and counts as published from the start. So the relay never
+reads it, it does not count as unpublished, and pruning keeps it while its request is undecided, like any other row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..cloudevents import Headers, cloud_event_headers
 from ..registry import ReceivedMessage
 from .writing import OutboxRow
 
-# In UTC as text, as the relay reads it: the header is the same.
+# The time in UTC as text, as the relay reads it, so that the ce_time header is the same.
 _READ = """
     SELECT id, event_id, event_type, key, payload, traceparent, (created_at AT TIME ZONE 'UTC')::text
     FROM kafka_bridge_outboxmessage WHERE event_id = ANY(%s::uuid[]) AND topic = %s
@@ -27,14 +27,15 @@ _READ = """
 
 
 def row_for_transport(row: OutboxRow, transport: str) -> OutboxRow:
-    """``row``, to be carried by ``transport`` (a name that is no topic) instead of Kafka."""
+    """Return ``row`` changed to travel by ``transport`` (a name that is not a topic) instead of Kafka."""
     return row._replace(topic=transport, by_transport=True)
 
 
 def messages_of_transport(transport: str, event_ids: Collection[UUID]) -> dict[UUID, ReceivedMessage]:
-    """The messages by event id, as from the topic of their route; ids that ``transport`` has no row of are left out.
+    """Return messages by event id, built from the outbox rows as if read from the topic of their route.
 
-    Their partition is -1 and their offset the row's id, which no message of Kafka has.
+    Ids without a row of ``transport`` are left out. The partition is -1, which no Kafka message has, the offset the row
+    id.
     """
     with connection.cursor() as cursor:
         cursor.execute(_READ, [arrays.uuids(event_ids), transport])

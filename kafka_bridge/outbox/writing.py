@@ -19,21 +19,21 @@ from common.trace_context import new_traceparent
 from ..cloudevents import encode_body
 from ..errors import PayloadTooLarge, PublishOutsideTransaction
 from ..models import SHARDS, OutboxMessage
-from ..routes import KEY_FIELDS, Route
+from ..routes import Route
 
-# Topics take 1 MiB by default; the rest is room for headers and the batch around the record.
+# Topics accept 1 MiB by default; the difference leaves room for the headers and the record batch.
 MAX_PAYLOAD_BYTES = 900_000
 
 
 def new_event_id() -> UUID:
-    """A UUIDv7: ids of one time lie together in the index, random ones cost many times the WAL."""
+    """Return a UUIDv7: new ids are adjacent in the index, whereas random ids cost many times the WAL."""
     return uuid7()
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """What tells of an event. ``body``, a mapping or a Struct, must hold the field that its route names as key.
+    """An event to publish. ``body``, a mapping or a Struct, must have the field that its route names as key.
 
-    With an empty ``traceparent`` a trace begins here.
+    An empty ``traceparent`` starts a new trace.
     """
 
     event_type: str
@@ -43,9 +43,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class OutboxRow(NamedTuple):
-    """The columns of a row to be inserted; ``headers`` None for an event, set for a dead letter.
+    """The columns of a row to insert. ``headers`` is None for an event and set for a dead letter.
 
-    ``by_transport``: another transport than the relay carries it, see ``transports``. It counts as published from the start.
+    ``by_transport``: the row does not go through the relay, see ``transports``; it counts as published from the start.
     """
 
     event_id: UUID
@@ -63,7 +63,7 @@ class OutboxRow(NamedTuple):
 
 
 _COLUMNS = "event_id, event_type, topic, key, payload, headers, traceparent, shard"
-# Ordinality keeps ids, and with them the order of publishing, in the order of the list.
+# WITH ORDINALITY assigns ids, and so the order of publishing, in the order of the list.
 _INSERT_MANY = f"""
     INSERT INTO kafka_bridge_outboxmessage ({_COLUMNS}, published_at)
     SELECT {_COLUMNS}, CASE WHEN by_transport THEN statement_timestamp() END
@@ -73,7 +73,7 @@ _INSERT_MANY = f"""
     ORDER BY position
 """
 _INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
-# A look at the index per id, as the planner would otherwise scan a table that is not huge yet.
+# The subquery forces an index lookup per id; as a join the planner would scan the table while it is small.
 _READ_STORED = """
     SELECT id FROM unnest(%s::uuid[]) AS asked (id)
     WHERE (SELECT true FROM kafka_bridge_outboxmessage WHERE event_id = asked.id)
@@ -91,7 +91,7 @@ def publish(messages: Iterable[Message]) -> None:
 
 
 def insert_rows(rows: Sequence[OutboxRow]) -> None:
-    """Insert ready rows, in order, within the caller's transaction."""
+    """Insert complete rows, in order, within the caller's transaction."""
     _require_transaction()
     if not rows:
         return
@@ -100,20 +100,20 @@ def insert_rows(rows: Sequence[OutboxRow]) -> None:
 
 
 def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
-    """Insert those of ``rows`` whose event id is not there yet; returns for each whether it was inserted.
+    """Insert those of ``rows`` whose event id is new; return for each row whether it was inserted.
 
-    Of several rows with one id the first is inserted. They are inserted in the order of their ids, since two sessions
-    that insert the same ids in different orders would wait for each other.
+    Of several rows with the same id the first is inserted. Rows are inserted in the order of their event ids: two
+    sessions that insert the same ids in different orders would deadlock.
     """
     _require_transaction()
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_NEW, _columns(sorted(rows, key=attrgetter("event_id"))))
         inserted = {event_id for (event_id,) in cursor.fetchall()}
-    answers = []
+    was_inserted = []
     for row in rows:
-        answers.append(row.event_id in inserted)
+        was_inserted.append(row.event_id in inserted)
         inserted.discard(row.event_id)
-    return answers
+    return was_inserted
 
 
 def _columns(rows: Sequence[OutboxRow]) -> list[str]:
@@ -131,7 +131,7 @@ def _columns(rows: Sequence[OutboxRow]) -> list[str]:
 
 
 def outbox_row(message: Message) -> OutboxRow:
-    """The row of a message: topic and key by the route of its type."""
+    """Return the row of a message; the route of its type gives topic and key."""
     return _row(message, settings.KAFKA_ROUTES[message.event_type])
 
 
@@ -153,7 +153,7 @@ def _row(message: Message, route: Route) -> OutboxRow:
 
 def _field(body: Mapping[str, Any] | msgspec.Struct, name: str) -> Any:
     if isinstance(body, msgspec.Struct):
-        return getattr(body, KEY_FIELDS[name])
+        return getattr(body, settings.EVENT_KEY_FIELDS[name])
     return body[name]
 
 
@@ -163,23 +163,23 @@ def _require_transaction() -> None:
 
 
 def stored_payload(event_type: str, event_id: UUID) -> bytes | None:
-    """The body of an event that is still in the outbox, published or not; a dead letter's copy is no event."""
+    """Return the body of an event in the outbox, published or not, else None; ignores dead letters' copies."""
     return stored_payloads(event_type, [event_id]).get(event_id)
 
 
 def stored_payloads(event_type: str, event_ids: Collection[UUID]) -> dict[UUID, bytes]:
-    """Like ``stored_payload`` for many; ids that are not in the outbox are not in the result."""
+    """Return bodies by event id, as ``stored_payload``; ids that are not in the outbox are left out."""
     rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type, headers=None)
     return {event_id: bytes(payload or b"") for event_id, payload in rows.values_list("event_id", "payload")}
 
 
 def stored_ids(event_ids: Collection[UUID]) -> set[UUID]:
-    """Those of ``event_ids`` that are in the outbox, published or not."""
+    """Return those of ``event_ids`` that are in the outbox, published or not."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_STORED, [arrays.uuids(event_ids)])
         return {event_id for (event_id,) in cursor.fetchall()}
 
 
 def anything_unpublished() -> bool:
-    """Whether any row, of whatever shard, still waits for the relay."""
+    """Return whether any row of any shard is unpublished."""
     return OutboxMessage.objects.filter(published_at=None).exists()

@@ -1,6 +1,6 @@
-"""Sharing the outbox among relays: a lease per shard, by the database's clock.
+"""Leases that divide the shards of the outbox among the relays, timed by the database's clock.
 
-Leases serve speed alone. Two relays on one shard only send copies of the same ids, see ``relay``.
+Leases only avoid duplicate work. Two relays on one shard only send copies of the same event ids, see ``relay``.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _ANNOUNCE = """
     ON CONFLICT (owner) DO UPDATE SET expires_at = EXCLUDED.expires_at, backend_pid = EXCLUDED.backend_pid,
                                       backend_started_at = EXCLUDED.backend_started_at
 """
-# The session of a killed process ends with its socket: nobody has to wait for its leases to run out.
+# A killed process loses its database session at once, so its leases need not expire first.
 _FORGET_DEAD = """
     DELETE FROM kafka_bridge_relaymember AS member
     WHERE expires_at < statement_timestamp() OR NOT EXISTS (
         SELECT FROM pg_stat_activity AS session
         WHERE pid = member.backend_pid
-          -- Another role's start is hidden: then the pid has to do.
+          -- The start time of another role's session is hidden; then only the pid is compared.
           AND coalesce(session.backend_start = member.backend_started_at, true)
     )
 """
 _FAIR_SHARE = "SELECT ceil(%(shards)s::numeric / count(*))::int FROM kafka_bridge_relaymember"
-# Keeps the lowest shards up to the fair share and gives the rest back.
+# Keeps the lowest shards up to the fair share and releases the rest.
 _RENEW = """
     WITH mine AS (
         SELECT shard, row_number() OVER (ORDER BY shard) <= %(share)s AS keep
@@ -68,7 +68,7 @@ _CLAIM = """
 
 
 class Leases:
-    """The shards that one relay holds: renewed every two seconds, lost with its session, or after ten seconds."""
+    """The shards that one relay holds. Renewed every 2 s; lost when its database session ends, or after 10 s."""
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4()
@@ -80,12 +80,12 @@ class Leases:
         return len(self._shards) == SHARDS
 
     def held(self) -> list[int]:
-        """The shards to publish now; renews when it is time."""
+        """Return the shards to publish now; renews the leases when due."""
         self.renew()
         return self._shards
 
     def renew(self) -> None:
-        """Renew, give back what is past the fair share, and claim what is free; at most every two seconds."""
+        """Renew held shards, release those beyond the fair share and claim free ones; at most every 2 s."""
         now = time.monotonic()
         if now - self._renewed_at < _RENEW_SECONDS:
             return
@@ -105,7 +105,7 @@ class Leases:
         self._renewed_at = now
 
     def release(self) -> None:
-        """Give everything back at once, so that nobody waits for the leases to run out. Best effort."""
+        """Release all shards now, so that other relays need not wait 10 s for them to expire. Best effort."""
         self._shards = []
         try:
             with connection.cursor() as cursor:
@@ -115,4 +115,4 @@ class Leases:
                 )
                 cursor.execute("DELETE FROM kafka_bridge_relaymember WHERE owner = %s", [self.owner])
         except Exception as error:
-            logger.warning("leases run out by themselves in %s s: %s", LEASE_SECONDS, first_line(error))
+            logger.warning("leases not released, they expire in %s s: %s", LEASE_SECONDS, first_line(error))

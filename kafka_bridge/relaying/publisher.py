@@ -1,4 +1,4 @@
-"""Sending outbox rows to Kafka: in order, until each is acknowledged or refused, naming topics that take none."""
+"""Sends outbox rows to Kafka in order, until each is acknowledged or refused, and reports topics that accept none."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .topic_problems import TopicProblem, find_problems, problem_of_error
 
 logger = logging.getLogger(__name__)
 
-# The columns of an OutboxRecord. Id and time as text, which is what the headers need: as objects they cost more than
-# all the rest of the row.
+# The columns of an OutboxRecord. Event id and time are read as text, as the headers need them: parsed into objects they
+# cost more than the rest of the row.
 COLUMNS = """
     id, event_id::text, event_type, topic, key, payload, headers, traceparent, (created_at AT TIME ZONE 'UTC')::text
 """
 _FLUSH_SLICE = 0.2
-# How long a stopping process still waits for acknowledgements that are under way.
+# How long a stopping process waits for outstanding acknowledgements.
 _STOP_GRACE = 5.0
-# A batch is acknowledged within milliseconds; the election of a leader takes longer than this.
+# A batch is acknowledged within milliseconds. A leader election takes longer than this and is reported as a stall.
 STALL_SECONDS = 3.0
 _STALL_AGAIN_SECONDS = 30.0
 
-# Topics that take messages, and the problems of those that do not; names are with the prefix.
+# Called with the topics that accept messages and the problems of those that do not; topic names include the prefix.
 Report = Callable[[Collection[str], Sequence[TopicProblem]], None]
 
 
@@ -42,14 +42,14 @@ class PublishInterrupted(Exception):
 class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
     """A row of the outbox as it is read for publishing; ``created_at`` in UTC.
 
-    The garbage collector passes it over: looking at thousands of rows again and again took a third of the read.
+    Excluded from garbage collection (``gc=False``): scanning thousands of rows repeatedly took a third of the read.
     """
 
     id: int
     event_id: str
     event_type: str
     topic: str
-    # The driver gives views of its own buffer, hence ``bytes()`` wherever these are used.
+    # The driver returns memoryviews, hence ``bytes()`` wherever these are used.
     key: bytes | None
     payload: bytes | None
     headers: bytes | None
@@ -67,7 +67,7 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
         )
 
     def message(self) -> ReceivedMessage:
-        """The row as a message that never got to its topic: partition -1, and the row's id for an offset."""
+        """Return the row as a message that never reached its topic: partition -1, offset the row id."""
         return ReceivedMessage(
             topic=self.topic,
             partition=-1,
@@ -80,10 +80,10 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class Publisher:
-    """A producer of outbox rows. After an error other than a refusal ``discard`` comes before the next ``send``."""
+    """A producer of outbox rows. After ``send`` has raised, call ``discard`` before the next ``send``."""
 
     def __init__(self, *, report: Report, on_wait: Callable[[], None] = lambda: None) -> None:
-        """``report`` is called after every send, and during one that stalls; ``on_wait`` while brokers are waited for.
+        """``report`` is called after every send and during a stall; ``on_wait`` repeatedly while waiting for brokers.
 
         Both may raise: the send ends with that error.
         """
@@ -96,14 +96,14 @@ class Publisher:
 
     @property
     def refusal(self) -> KafkaException:
-        """Why the last send returned False."""
+        """The broker's error for which the last ``send`` returned False."""
         return KafkaException(self._refusal)
 
     def send(self, rows: Sequence[OutboxRecord], stop: StopFlag) -> bool:
-        """Produce ``rows`` in order and wait; False if the broker refused some for good.
+        """Produce ``rows`` in order and wait for acknowledgement; return False if the broker refused a row for good.
 
-        Raises TopicsUnavailable for any other failure, PublishInterrupted if ``stop`` came first: then some of the
-        rows may be on their topics and others not.
+        Raises TopicsUnavailable for any other failure and PublishInterrupted if ``stop`` was set first; in both cases
+        some of the rows may be on their topics and others not.
         """
         topics = {topic: prefixed(topic) for topic in {row.topic for row in rows}}
         self._unacknowledged = Counter()
@@ -116,7 +116,7 @@ class Publisher:
             try:
                 self._produce(producer, topics[row.topic], row)
             except KafkaException as error:
-                # The client itself refuses what is past message.max.bytes, before it queues anything.
+                # The client itself refuses a message above message.max.bytes, before queueing it.
                 self._fail(topics[row.topic], error.args[0])
                 break
         self._flush(producer, stop)
@@ -127,7 +127,7 @@ class Publisher:
         return self._refusal is None
 
     def discard(self) -> None:
-        """Drop what is not acknowledged, so that nothing of it is sent once the rows are read again."""
+        """Purge unacknowledged messages, so that none is sent after its row has been read again."""
         if self._producer is not None:
             self._producer.purge(in_queue=True, in_flight=True, blocking=True)
             self._producer.flush(0)
@@ -144,18 +144,18 @@ class Publisher:
                     on_delivery=self._on_delivery,
                 )
             except BufferError:
-                # Only a producer queue that the settings made smaller than a batch gets here.
+                # Only possible when the settings make the producer queue smaller than a batch.
                 producer.poll(_FLUSH_SLICE)
             else:
                 self._unacknowledged[topic] += 1
                 return
 
     def _flush(self, producer: Producer, stop: StopFlag) -> None:
-        """Wait, however long, until every message is acknowledged or refused; a stop shortens that to seconds."""
+        """Wait without limit until every message is acknowledged or refused; after ``stop`` at most 5 s."""
         give_up_at: float | None = None
         stalls_at = time.monotonic() + STALL_SECONDS
         while producer.flush(_FLUSH_SLICE):
-            # Before the database is asked: what is acknowledged while it does not answer is no stall.
+            # Taken before on_wait, which queries the database: time that the database takes is not a stall of Kafka.
             now = time.monotonic()
             self._on_wait()
             if stop:
@@ -175,8 +175,8 @@ class Publisher:
         self._report_topics(problems)
 
     def _report_topics(self, problems: Sequence[TopicProblem]) -> None:
-        taking = {topic for topic, number in self._unacknowledged.items() if not number} - self._failures.keys()
-        self._report(taking, problems)
+        accepting = {topic for topic, number in self._unacknowledged.items() if not number} - self._failures.keys()
+        self._report(accepting, problems)
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         topic = message.topic() or ""

@@ -1,10 +1,10 @@
-"""The relay: takes the outbox to Kafka, in order per key, and marks a row only after the broker's acknowledgement.
+"""The relay: publishes the outbox to Kafka, in order per key, and marks a row only after the broker's acknowledgement.
 
-Why the order holds. A relay always starts at the first unpublished row of its shards, goes on in id order without
-gaps, and its idempotent producer keeps that order per partition. So whoever publishes a row has published, or found
-acknowledged, every earlier committed row of its key: the first copy of an earlier row always comes before the first
-copy of a later one. A second relay, or one that hung and wakes up, only adds later copies of the same ids. It never
-asks for "id greater than the last seen": a row of a transaction that commits late would be skipped.
+Why the order holds: a relay always starts at the first unpublished row of its shards and continues in id order without
+gaps, and its idempotent producer keeps that order per partition. So a relay that publishes a row has published, or
+found marked as published, every earlier committed row of the same key: the first copy of an earlier row always comes
+before the first copy of a later one. A second relay, or one that hung and resumes, only adds later copies of the same
+ids. The relay never reads "id greater than the last seen": that would skip a row whose transaction commits late.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ class Relay:
     """Publishes the rows of the shards it holds the lease of. One relay is one thread."""
 
     def __init__(self, *, batch_size: int = BATCH_SIZE, tick: Callable[[], None] = lambda: None) -> None:
-        """``tick`` is called at every pass, and while the broker is waited for: see ``heartbeat``."""
+        """``tick`` is called in every pass and while waiting for the broker, see ``heartbeat``."""
         self._batch_size = batch_size
         self._tick = tick
         self._publisher = Publisher(report=self._report_topics, on_wait=self._keep_alive)
         self._topic_alerts = TopicAlerts()
         self._leases = Leases()
-        self._floor = SettledMark()
-        self._floor_shards: Sequence[int] = ()
+        self._settled_mark = SettledMark()
+        self._marked_shards: Sequence[int] = ()
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
-        """Publish until ``stop``, or with ``until_idle`` until there was nothing to do for a second."""
+        """Publish until ``stop`` or, with ``until_idle``, until the outbox had no unpublished row for 1 s."""
         pause = _BUSY_PAUSE
         idle_since = time.monotonic()
         try:
@@ -91,7 +91,7 @@ class Relay:
             self.close()
 
     def close(self) -> None:
-        """Drop what is not acknowledged and give the shards back."""
+        """Purge unacknowledged messages and release the shards."""
         self._publisher.discard()
         self._leases.release()
 
@@ -114,41 +114,41 @@ class Relay:
             self._mark(rows)
         else:
             self._send_one_by_one(rows, stop)
-        # These were the first unpublished rows: those that an alert was about are among them, or gone.
+        # These were the first unpublished rows, so every row that an open alert was about is among them or deleted.
         self._topic_alerts.end_all()
         metrics.PUBLISHED.inc(len(rows))
         metrics.RELAY_SECONDS.observe(time.monotonic() - started_at)
         return len(rows)
 
     def _read(self, shards: Sequence[int]) -> list[OutboxRecord]:
-        if shards != self._floor_shards:
-            self._floor.reset()
-            self._floor_shards = shards
-        floor = self._floor.value()
+        if shards != self._marked_shards:
+            self._settled_mark.reset()
+            self._marked_shards = shards
+        above = self._settled_mark.value()
         with connection.cursor() as cursor:
             if self._leases.holds_all:
-                cursor.execute(_SELECT_ALL, [floor, self._batch_size])
+                cursor.execute(_SELECT_ALL, [above, self._batch_size])
             else:
-                cursor.execute(_SELECT_SHARDS, [floor, list(shards), self._batch_size])
+                cursor.execute(_SELECT_SHARDS, [above, list(shards), self._batch_size])
             rows = [OutboxRecord(*row) for row in cursor.fetchall()]
-        self._floor.advance(first_unpublished=rows[0].id if rows else None)
+        self._settled_mark.advance(first_unpublished=rows[0].id if rows else None)
         return rows
 
     def _send_one_by_one(self, rows: Sequence[OutboxRecord], stop: StopFlag) -> None:
-        """Find which of ``rows`` the broker refuses: that one becomes a dead letter and its key goes on."""
+        """Send ``rows`` singly: a row that the broker refuses becomes a dead letter, and its key continues after it."""
         for row in rows:
             if self._publisher.send([row], stop):
                 self._mark([row])
                 continue
             with transaction.atomic():
-                self._bury(row, self._publisher.refusal)
+                self._write_dead_letter(row, self._publisher.refusal)
                 self._mark([row])
 
-    def _bury(self, row: OutboxRecord, error: KafkaException) -> None:
+    def _write_dead_letter(self, row: OutboxRecord, error: KafkaException) -> None:
         rejected = [Rejected(row.message(), error)]
-        # What the dead-letter topic refuses is not told there once more.
+        # A dead letter that its own topic refuses is not published there again.
         is_event = row.headers is None
-        write_dead_letters(RELAY, RELAY, rejected, tell=is_event)
+        write_dead_letters(RELAY, RELAY, rejected, publish=is_event)
         if is_event:
             broker_rejected(row.event_type, rejected)
 
@@ -156,8 +156,8 @@ class Relay:
         with connection.cursor() as cursor:
             cursor.execute(_MARK, [arrays.numbers([row.id for row in rows])])
 
-    def _report_topics(self, taking: Collection[str], problems: Sequence[TopicProblem]) -> None:
-        self._topic_alerts.end(taking)
+    def _report_topics(self, accepting: Collection[str], problems: Sequence[TopicProblem]) -> None:
+        self._topic_alerts.end(accepting)
         self._topic_alerts.open(problems)
 
     def _keep_alive(self) -> None:
@@ -165,11 +165,11 @@ class Relay:
         self._leases.renew()
 
     def _recover(self, error: Exception) -> None:
-        """Start afresh after a fault: nothing of the old producer may still be sent once the table is read again."""
+        """Reset producer, settled mark and connection: the old producer must send nothing after the next read."""
         if is_transient(error) or isinstance(error, KafkaException):
             logger.warning("relay: %s: %s; trying again", type(error).__name__, first_line(error))
         else:
             logger.error("relay: unexpected error; trying again", exc_info=error)
         self._publisher.discard()
-        self._floor.reset()
+        self._settled_mark.reset()
         drop_connection()

@@ -1,4 +1,4 @@
-"""Publishing again what stood on a topic that was lost: from the outbox, under the same ids."""
+"""Publishes the messages of a lost topic again: from the outbox, under the same event ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 1000
 _PROGRESS_SECONDS = 10.0
 
-# The primary key is the only index that helps, so a batch is a range of ids of which few or all may be the topic's.
+# Only the primary key can serve this read, so it scans ranges of ids, in which few or all rows may be the topic's.
 _SCANNED = 20_000
 _MATCHES = """
     topic = %(topic)s AND published_at < %(before)s AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
@@ -39,8 +39,8 @@ _COUNT = f"SELECT count(*) FROM kafka_bridge_outboxmessage WHERE id > %(after)s 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Published rows of the outbox: of ``topic`` (without prefix), with an id above ``after``, published before
-    ``before`` and, unless that is None, created at ``since`` or later.
+    """Published outbox rows of ``topic`` (without prefix), with an id above ``after``, published before ``before`` and
+    created at ``since`` or later (None: no lower limit).
     """
 
     topic: str
@@ -49,14 +49,14 @@ class Selection:
     after: int = 0
 
     def count(self) -> int:
-        """How many there are. Reads the whole outbox."""
+        """Return the number of rows. Reads the whole outbox."""
         with connection.cursor() as cursor:
             cursor.execute(_COUNT, self._values())
             (number,) = cursor.fetchone() or (0,)
         return int(number)
 
     def batches(self, size: int) -> Iterator[list[OutboxRecord]]:
-        """The rows in the order of their ids, ``size`` at a time."""
+        """Yield the rows in id order, at most ``size`` at a time."""
         after = self.after
         while (until := self._next(after)) is not None:
             while batch := self._read(after, until, size):
@@ -80,10 +80,10 @@ class Selection:
 
 
 class Republisher:
-    """Sends the rows of a selection with a producer of its own; the outbox and the relays do not notice.
+    """Sends the rows of a selection with its own producer; changes nothing in the outbox or the relays.
 
-    ``published`` is the number of acknowledged messages, ``refused`` of those that the broker refuses for good (they
-    were refused before, and are dead letters of the relay). ``last_id``: every row up to it is one or the other.
+    ``published`` counts acknowledged messages, ``refused`` those that the broker refuses for good (the relay has
+    dead-lettered them before). Every row up to ``last_id`` is counted in one of the two.
     """
 
     def __init__(self, selection: Selection, *, batch_size: int = BATCH_SIZE) -> None:
@@ -94,7 +94,7 @@ class Republisher:
         self.last_id = selection.after
 
     def run(self, stop: StopFlag) -> None:
-        """Publish until the end or ``stop``. Waits for a Kafka that is away, however long.
+        """Publish the whole selection, or until ``stop``. Waits without limit while Kafka is unavailable.
 
         Raises PublishInterrupted for a stop within a batch, TopicsUnavailable if the topic is missing or forbidden,
         and what the database raises.
@@ -125,5 +125,5 @@ class Republisher:
                 logger.error("row %d (event %s) is refused: %s", row.id, row.event_id, publisher.refusal.args[0].str())
 
 
-def _ignore(taking: Collection[str], problems: Sequence[TopicProblem]) -> None:
-    """The error, or the log line of a send that stalls, says enough: an alert is the relay's."""
+def _ignore(accepting: Collection[str], problems: Sequence[TopicProblem]) -> None:
+    """Open no alert: the relay does that, and here the error or the log line of a stalled send is enough."""

@@ -1,4 +1,4 @@
-"""Which topics take no messages and why: what the relay logs, and the alert that names the topic."""
+"""Topics that accept no messages, and why: the relay's log lines and the alert that names the topic."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..routes import topics_of
 RUNBOOK = "docs/operations.md#a-topic-that-takes-no-messages"
 _RULE = "topic-"
 _RULE_LENGTH = 64
-# The relay waits for no longer than that, its leases run out after ten seconds.
-_ANSWER_SECONDS = 2.0
+# Timeout of a request to the brokers. Two of them must fit into the relay's leases, which expire after 10 s.
+_REQUEST_SECONDS = 2.0
 
 _MISSING = frozenset(
     {
@@ -31,14 +31,14 @@ _MISSING = frozenset(
 )
 _FORBIDDEN = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 _FEW_REPLICAS = frozenset({KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND})
-# Errors of the client as a whole: a new one is made, and no topic is to blame.
-_OF_THE_CLIENT = frozenset({KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+# Errors of the whole client, not of a topic: the relay makes a new client.
+_CLIENT_ERRORS = frozenset({KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
 
 
 class TopicProblem(NamedTuple):
-    """Why a topic (named with the prefix) takes no messages, and what to do.
+    """Why a topic (named with the prefix) accepts no messages, and what to do.
 
-    ``is_lasting`` False: the next try may succeed, so the log line is enough.
+    ``is_lasting`` False: the next attempt may succeed, so a log line without an alert is enough.
     """
 
     topic: str
@@ -51,7 +51,7 @@ class TopicProblem(NamedTuple):
 
 
 def problem_of_error(topic: str, error: KafkaError) -> TopicProblem:
-    """What the error of a delivery says about its topic."""
+    """Return the problem of a topic that a delivery error indicates."""
     code, name = error.code(), error.name()
     if code in _MISSING:
         return _missing(topic)
@@ -63,30 +63,30 @@ def problem_of_error(topic: str, error: KafkaError) -> TopicProblem:
     if code == KafkaError.INVALID_TIMESTAMP:
         remedy = "set the clocks of relay and brokers, or raise message.timestamp.before.max.ms and .after.max.ms"
         return TopicProblem(topic, f"refuses the messages' time ({name})", remedy)
-    is_lasting = not error.fatal() and code not in _OF_THE_CLIENT
+    is_lasting = not error.fatal() and code not in _CLIENT_ERRORS
     return TopicProblem(topic, f"takes no messages ({name}: {error.str()})", "see the broker's log", is_lasting)
 
 
 def find_problems(producer: Producer, unacknowledged: Mapping[str, int]) -> list[TopicProblem]:
-    """Why messages wait for their acknowledgement: by topic, from what the brokers say about it.
+    """Ask the brokers why messages are not acknowledged; return one problem per topic.
 
-    ``unacknowledged``: number of messages by topic, named with the prefix. Takes up to two seconds for each of two
-    questions to the brokers.
+    ``unacknowledged``: number of messages by topic, named with the prefix. Makes two requests to the brokers, of up to
+    2 s each.
     """
     try:
-        known = producer.list_topics(timeout=_ANSWER_SECONDS).topics
+        metadata = producer.list_topics(timeout=_REQUEST_SECONDS).topics
     except KafkaException as error:
         reason = f"takes no messages, and no broker answers ({error.args[0].str()})"
         remedy = "bring Kafka back, or correct KAFKA_BOOTSTRAP_SERVERS"
         return [TopicProblem(topic, reason, remedy) for topic in unacknowledged]
-    least = _least_in_sync(known, unacknowledged)
+    min_in_sync = _min_in_sync(metadata, unacknowledged)
     return [
-        _problem_of_metadata(topic, number, known.get(topic), least.get(topic))
+        _problem_of_metadata(topic, number, metadata.get(topic), min_in_sync.get(topic))
         for topic, number in unacknowledged.items()
     ]
 
 
-def _problem_of_metadata(topic: str, number: int, found: TopicMetadata | None, least: int | None) -> TopicProblem:
+def _problem_of_metadata(topic: str, number: int, found: TopicMetadata | None, min_in_sync: int | None) -> TopicProblem:
     if found is None:
         return _missing(topic)
     if found.error is not None:
@@ -95,17 +95,17 @@ def _problem_of_metadata(topic: str, number: int, found: TopicMetadata | None, l
     if without_leader := sorted(partition.id for partition in partitions if partition.leader < 0):
         return TopicProblem(topic, f"has no leader for partitions {without_leader}", "bring their brokers back")
     fewest = min((len(partition.isrs) for partition in partitions), default=0)
-    if least is not None and fewest < least:
-        reason = f"has {fewest} in-sync replicas and min.insync.replicas is {least}"
+    if min_in_sync is not None and fewest < min_in_sync:
+        reason = f"has {fewest} in-sync replicas and min.insync.replicas is {min_in_sync}"
         return TopicProblem(topic, reason, "bring its brokers back, or correct min.insync.replicas")
     leaders = sorted({partition.leader for partition in partitions})
     return TopicProblem(topic, f"does not acknowledge {number} messages", f"look at the brokers {leaders}, its leaders")
 
 
-def _least_in_sync(known: Mapping[str, TopicMetadata], topics: Collection[str]) -> dict[str, int]:
-    """The ``min.insync.replicas`` of topics that exist; empty if the brokers do not say."""
+def _min_in_sync(metadata: Mapping[str, TopicMetadata], topics: Collection[str]) -> dict[str, int]:
+    """Return ``min.insync.replicas`` of the topics that exist; empty if the brokers do not answer."""
     try:
-        configs = topic_configs([topic for topic in topics if topic in known], timeout=_ANSWER_SECONDS)
+        configs = topic_configs([topic for topic in topics if topic in metadata], timeout=_REQUEST_SECONDS)
     except ServiceUnavailable:
         return {}
     return {
@@ -122,35 +122,35 @@ def _missing(topic: str) -> TopicProblem:
 
 
 class TopicAlerts:
-    """The alerts of one relay: at most one open per topic, ended once the topic takes messages."""
+    """The alerts of one relay: at most one open per topic, ended once the topic accepts messages."""
 
     def __init__(self) -> None:
         self._open: set[str] = set()
-        # Topics that took messages since this relay started: an alert of an earlier relay is ended.
-        self._taking: set[str] = set()
+        # Topics that have accepted messages since this relay started; alerts of an earlier relay on them are ended.
+        self._accepting: set[str] = set()
         self._is_clean = False
 
     def open(self, problems: Sequence[TopicProblem]) -> None:
-        """Open an alert for each problem that lasts. Raises what the database raises."""
+        """Open an alert for each lasting problem. Raises what the database raises."""
         for problem in problems:
             if problem.is_lasting:
-                self._taking.discard(problem.topic)
+                self._accepting.discard(problem.topic)
                 self._open.add(problem.topic)
                 open_alert(rule=_rule(problem.topic), severity="critical", summary=str(problem), runbook=RUNBOOK)
 
     def end(self, topics: Collection[str]) -> None:
-        """Note that ``topics`` took messages. Raises what the database raises."""
-        for topic in [topic for topic in topics if topic not in self._taking]:
+        """End the alerts of ``topics``, which accepted messages. Raises what the database raises."""
+        for topic in [topic for topic in topics if topic not in self._accepting]:
             end_alert(_rule(topic))
             self._open.discard(topic)
-            self._taking.add(topic)
+            self._accepting.add(topic)
 
     def end_all(self) -> None:
-        """Note that no row of this relay waits for any topic: what an alert was about is published, or gone."""
+        """End all open alerts: this relay has no unpublished row, so what they reported is published or deleted."""
         self.end(tuple(self._open))
 
     def end_left_over(self) -> None:
-        """End the alerts of relays that died, once nothing is unpublished. Costs a query until it succeeds."""
+        """End the alerts of relays that died, once no row is unpublished. Makes a query per call until then."""
         if not self._is_clean and not anything_unpublished():
             end_alerts(_RULE)
             self._is_clean = True

@@ -1,1 +1,1 @@
-"""Services outside that orders depend on."""
+"""Clients of the external services that orders depend on."""

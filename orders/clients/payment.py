@@ -1,4 +1,4 @@
-"""The payment provider behind a small interface; PAYMENT_GATEWAY names the class that speaks with it."""
+"""The interface to the payment provider; the setting PAYMENT_GATEWAY names the class that implements it."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from django.utils.module_loading import import_string
 
 
 class PaymentDeclined(Exception):
-    """The provider said no, and no money has moved. The text is for the user."""
+    """The provider declined, and no money has moved. The message is shown to the user."""
 
 
 class PaymentInDoubt(Exception):
-    """The provider did not answer in time, or not clearly: the money may have moved or not."""
+    """The outcome is unknown: no answer in time, or an unclear one. The money may have moved."""
 
 
 class PaymentGateway(Protocol):
-    """What orders ask of a payment provider.
+    """The calls that orders make to a payment provider.
 
-    Both calls come again under the same idempotency key whenever their outcome is in doubt, also from other processes:
-    the same key must move money at most once. They return when it is done, raise PaymentDeclined or PaymentInDoubt, and
-    take at most ``LONGEST_CALL_SECONDS``. Any other exception counts as doubt. They are never called inside a
-    transaction.
+    Both calls are repeated under the same idempotency key while their outcome is in doubt, also by other processes: one
+    key must move money at most once. A call returns when the money has moved, raises PaymentDeclined or PaymentInDoubt,
+    and takes at most ``LONGEST_CALL_SECONDS``. Any other exception counts as PaymentInDoubt. The calls are never made
+    inside a transaction.
 
-    PaymentDeclined speaks for its key: an earlier call under it that nobody has heard of moves no money any more. Where
-    a provider cannot say so for certain, the gateway raises PaymentInDoubt.
+    PaymentDeclined is final for its key: no earlier call under that key, whatever its outcome, moves money from then
+    on. If the provider cannot guarantee that, the gateway raises PaymentInDoubt.
     """
 
     def charge(self, *, order_id: int, amount: int, idempotency_key: str) -> None:
-        """Take ``amount`` won (1 or more) for the order."""
+        """Charge ``amount`` won (1 or more) for the order."""
 
     def refund(self, *, order_id: int, amount: int, idempotency_key: str) -> None:
-        """Give ``amount`` won (1 or more) back."""
+        """Refund ``amount`` won (1 or more) of the order."""
 
 
-# Shorter than the lease of a payment: nobody asks again while the first is still on the line.
+# Shorter than the lease of a payment: no second call starts while the first is still in progress.
 LONGEST_CALL_SECONDS = 20
 
 
 class ApprovingGateway:
-    """Approves everything at once: for demonstrations and tests, and for shops that take the money elsewhere."""
+    """Approves every call immediately: for demonstrations, tests and shops that collect the money elsewhere."""
 
     def charge(self, *, order_id: int, amount: int, idempotency_key: str) -> None:
         return None
@@ -50,5 +50,5 @@ class ApprovingGateway:
 
 
 def payment_gateway() -> PaymentGateway:
-    """A gateway of the class that PAYMENT_GATEWAY names. Raises ImportError if there is none."""
+    """Create an instance of the class that PAYMENT_GATEWAY names. Raises ImportError if the class does not exist."""
     return cast(PaymentGateway, import_string(settings.PAYMENT_GATEWAY)())

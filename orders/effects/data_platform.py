@@ -1,4 +1,4 @@
-"""Effect of a paid order: the data platform's copy, a row of ours and the event itself for a platform elsewhere."""
+"""Effect of a paid order: store a copy for the data platform and forward the event to an external platform."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from ..events import OrderCancelled, OrderEvent
 from ..messages import ORDER_CANCELLED, ORDER_COMPLETED, read_order_task
 
-# As many may be sent again after a crash.
+# After a crash up to this many events are sent again.
 _LARGEST_BATCH = 100
 
-# What is stored stays: an event adds what no earlier one told. Rows in the order of their ids: two consumers that store
-# the same orders in different orders would wait for each other.
+# Stored values stay; an event only fills columns that are still null. Sorted by id: two consumers that store the same
+# orders in different sequences would deadlock.
 _STORE = """
     INSERT INTO orders_storedorder AS stored
         (order_id, user_id, items, total_amount, discount_amount, pay_amount, user_coupon_id, paid_at, cancelled_at)
@@ -43,7 +43,7 @@ _STORE = """
 
 
 class OrderRow(NamedTuple):
-    """The columns of one order; None is what its events have not told."""
+    """The columns of one order; None: no event has carried the value yet."""
 
     order_id: int
     user_id: int
@@ -55,19 +55,19 @@ class OrderRow(NamedTuple):
     paid_at: str
     cancelled_at: str | None
 
-    def completed_by(self, later: OrderRow) -> OrderRow:
+    def merged_with(self, later: OrderRow) -> OrderRow:
         return OrderRow._make(new if old is None else old for old, new in zip(self, later, strict=True))
 
 
-class Told(NamedTuple):
-    """An event as the two copies have it."""
+class DecodedOrder(NamedTuple):
+    """An order event in the two forms it is delivered in: the HTTP call and the row."""
 
     call: HttpCall
     row: OrderRow
 
 
 def group() -> ConsumerGroup:
-    """The consumer group of this effect."""
+    """Build the consumer group of this effect."""
     return ConsumerGroup(
         name="data-platform",
         event_types=(ORDER_COMPLETED, ORDER_CANCELLED),
@@ -80,26 +80,26 @@ def group() -> ConsumerGroup:
     )
 
 
-def read_order(message: ReceivedMessage) -> Told:
-    """What the event in ``message`` tells about its order. Raises PoisonMessage."""
+def read_order(message: ReceivedMessage) -> DecodedOrder:
+    """Decode the event in ``message``. Raises PoisonMessage."""
     task = read_order_task(message)
-    return Told(HttpCall(task.event_id, task.body, task.traceparent), _row(task.event))
+    return DecodedOrder(HttpCall(task.event_id, task.body, task.traceparent), _row(task.event))
 
 
-def send_orders(told: Sequence[Told], stop: StopFlag) -> Sequence[Exception | None]:
-    """Send each event as it is to DATA_PLATFORM_URL, if set; see ``Endpoint.post_all``."""
+def send_orders(orders: Sequence[DecodedOrder], stop: StopFlag) -> Sequence[Exception | None]:
+    """Post each event unchanged to DATA_PLATFORM_URL, if set; results as in ``Endpoint.post_all``."""
     if not settings.DATA_PLATFORM_URL:
-        return [None] * len(told)
+        return [None] * len(orders)
     platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, fix_hint="look at DATA_PLATFORM_URL")
-    return platform.post_all([item.call for item in told], stop)
+    return platform.post_all([item.call for item in orders], stop)
 
 
-def store_orders(told: Sequence[Told]) -> None:
-    """Store what the events tell, within the caller's transaction, in one statement."""
+def store_orders(orders: Sequence[DecodedOrder]) -> None:
+    """Store the events in one statement, within the caller's transaction."""
     rows: dict[int, OrderRow] = {}
-    for _, row in told:
-        # A statement may touch a row only once: two events of one order become one row here.
-        rows[row.order_id] = row if row.order_id not in rows else rows[row.order_id].completed_by(row)
+    for _, row in orders:
+        # ON CONFLICT DO UPDATE may touch a row only once: merge two events of one order into one row.
+        rows[row.order_id] = row if row.order_id not in rows else rows[row.order_id].merged_with(row)
     if not rows:
         return
     ids, users, items, totals, discounts, pays, coupons, paid, cancelled = zip(*rows.values(), strict=True)

@@ -1,4 +1,4 @@
-"""Effect of a paid order: figures by the minute, and an alert when they are out of the ordinary."""
+"""Effect of a paid order: counts per minute, and alerts when the counts exceed their thresholds."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MANY_ORDERS = "orders-per-minute"
 MANY_CANCELLED = "orders-cancelled"
 RUNBOOK = "docs/operations.md#orders"
 
-# Fewer orders than this say nothing about their share.
+# With fewer paid orders the percentage of cancellations means nothing.
 FEWEST_ORDERS = 20
 
 _TABLE = OrderMinute._meta.db_table
-# In the order of the minutes: two batches that count the same ones in different orders would wait for each other.
+# Sorted by minute: two batches that count the same minutes in different sequences would deadlock.
 _COUNT = f"""
     INSERT INTO {_TABLE} AS counted (minute, completed, cancelled, amount)
     SELECT minute, completed, cancelled, amount
@@ -41,7 +41,7 @@ _COUNT = f"""
         cancelled = counted.cancelled + excluded.cancelled,
         amount = counted.amount + excluded.amount
 """
-# By the database's time: a backlog that is caught up tells of minutes that are long over.
+# By the database's clock, not by the events' times: a backlog contains minutes that are long past.
 _LATELY = f"""
     SELECT coalesce(max(completed), 0),
            coalesce(sum(completed) FILTER (WHERE minute > statement_timestamp() - interval '10 minutes'), 0)::bigint,
@@ -66,7 +66,7 @@ class _Minute:
 
 
 def group() -> ConsumerGroup:
-    """The consumer group of this effect."""
+    """Build the consumer group of this effect."""
     return ConsumerGroup(
         name="monitoring",
         event_types=(ORDER_COMPLETED, ORDER_CANCELLED),
@@ -78,7 +78,7 @@ def group() -> ConsumerGroup:
 
 
 def read_occurrence(message: ReceivedMessage) -> Occurrence:
-    """What the event in ``message`` tells the monitoring. Raises PoisonMessage."""
+    """Decode the event in ``message``. Raises PoisonMessage."""
     event = read_order_task(message).event
     is_payment = isinstance(event, OrderCompleted)
     moment, amount = (event.paid_at, event.pay_amount) if isinstance(event, OrderCompleted) else (event.cancelled_at, 0)
@@ -87,7 +87,7 @@ def read_occurrence(message: ReceivedMessage) -> Occurrence:
 
 
 def count_orders(occurrences: Sequence[Occurrence]) -> None:
-    """Count within the transaction of the batch, then judge the last minutes."""
+    """Count ``occurrences`` in the transaction of the batch, then evaluate the alerts."""
     minutes: dict[datetime, _Minute] = {}
     for occurrence in occurrences:
         counted = minutes.setdefault(occurrence.minute, _Minute())
@@ -104,18 +104,18 @@ def count_orders(occurrences: Sequence[Occurrence]) -> None:
                 arrays.numbers([counted.amount for counted in minutes.values()]),
             ],
         )
-    transaction.on_commit(partial(_log_alert, list(minutes.values())), robust=True)
+    transaction.on_commit(partial(_count_metrics, list(minutes.values())), robust=True)
     evaluate_alerts()
 
 
-def _log_alert(minutes: Sequence[_Minute]) -> None:
+def _count_metrics(minutes: Sequence[_Minute]) -> None:
     metrics.ORDERS_PAID.inc(sum(minute.completed for minute in minutes))
     metrics.ORDERS_CANCELLED.inc(sum(minute.cancelled for minute in minutes))
     metrics.WON_PAID.inc(sum(minute.amount for minute in minutes))
 
 
 def evaluate_alerts() -> None:
-    """Open the alerts whose rule holds, end those whose rule does not; a threshold of 0 turns a rule off."""
+    """Open the alerts whose rule is met and end the others; a threshold of 0 turns its rule off."""
     with connection.cursor() as cursor:
         cursor.execute(_LATELY)
         busiest, completed, cancelled = cursor.fetchone()

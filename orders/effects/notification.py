@@ -1,4 +1,4 @@
-"""Effect of a paid order: its user is told."""
+"""Effect of a paid order: notify its user."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 from ..events import OrderCompleted
 from ..messages import ORDER_COMPLETED, read_order_task
 
-# As many may be sent again after a crash.
+# After a crash up to this many notices are sent again.
 _LARGEST_BATCH = 100
 
 
 def group() -> ConsumerGroup:
-    """The consumer group of this effect."""
+    """Build the consumer group of this effect."""
     return ConsumerGroup(
         name="notification",
         event_types=(ORDER_COMPLETED,),
@@ -32,9 +32,9 @@ def group() -> ConsumerGroup:
 
 
 def read_notice(message: ReceivedMessage) -> Notice:
-    """What the event in ``message`` tells its user. Raises PoisonMessage."""
+    """Decode the event in ``message`` into the notice for its user. Raises PoisonMessage."""
     event_id, order, _, traceparent = read_order_task(message)
-    # Also on a topic that the routes make it share with cancellations, where a message may lack its type.
+    # The routes may put payments and cancellations on one topic, and a message there may lack its type.
     if not isinstance(order, OrderCompleted):
         raise PoisonMessage(f"not a valid {ORDER_COMPLETED}")
     return Notice(

@@ -1,6 +1,6 @@
-"""Effect of a paid order: its products rise in the ranking; a cancelled one takes them back.
+"""Effect of a paid order: add its products to the ranking; a cancellation subtracts them.
 
-Events of the two topics come in any order. They are sums, so that does not matter.
+Events of the two topics arrive in any order, which does not matter to sums.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ..ranking.store import BeingRebuilt, NotLoaded, RebuildLost
 
 logger = logging.getLogger(__name__)
 
-# One call of Redis, which does nothing else meanwhile.
+# One batch is one script call, during which Redis serves no other client.
 _LARGEST_BATCH = 1000
-# How long a batch waits for a rebuild to end before its partition is paused.
+# How long a batch waits for a running rebuild before its partition is retried later.
 _PATIENCE_SECONDS = 10.0
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def group() -> ConsumerGroup:
-    """The consumer group of this effect."""
+    """Build the consumer group of this effect."""
     return ConsumerGroup(
         name="ranking",
         event_types=EVENT_TYPES,
@@ -42,9 +42,9 @@ def group() -> ConsumerGroup:
 
 
 def count_sales(sales: Sequence[Sale], stop: StopFlag) -> list[Exception | None]:
-    """Bring ``sales`` into the ranking; one that Redis lost is rebuilt first.
+    """Count ``sales`` in the ranking; if Redis has no complete ranking, rebuild it first.
 
-    Raises BeingRebuilt, RebuildLost and the errors of redis, with nothing counted.
+    Raises BeingRebuilt, RebuildLost and the errors of redis; nothing is counted then.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -52,8 +52,8 @@ def count_sales(sales: Sequence[Sale], stop: StopFlag) -> list[Exception | None]
             _count_or_rebuild(sales, stop)
             return [None] * len(sales)
         except (BeingRebuilt, RebuildLost):
-            # Waiting here keeps a group that only logs its failures from passing over what a rebuild held up.
-            if time.monotonic() >= deadline or stop.wait(_LOOK_SECONDS):
+            # Wait here: a group with the policy log_only would otherwise skip the events that a rebuild delays.
+            if time.monotonic() >= deadline or stop.wait(_POLL_SECONDS):
                 raise
 
 
@@ -63,5 +63,5 @@ def _count_or_rebuild(sales: Sequence[Sale], stop: StopFlag) -> None:
             store.count(sales)
             return
         except NotLoaded:
-            logger.warning("Redis has no complete ranking; it is rebuilt from PostgreSQL")
+            logger.warning("Redis has no complete ranking: rebuilding it from PostgreSQL")
         ranking_rebuild(stop=stop)

@@ -1,1 +1,1 @@
-"""The best sellers: counted in Redis by day, read from there, and made anew from PostgreSQL or the topics."""
+"""The best sellers: counted per day in Redis, and rebuilt from PostgreSQL or from the topics."""

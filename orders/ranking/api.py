@@ -36,11 +36,11 @@ _EXAMPLE = {"results": [{"productId": 3, "name": "Sparkling water", "quantity": 
 
 
 class BestSellersView(APIView):
-    """What was sold most in the last days, most first."""
+    """List the best sellers of the last days, best first."""
 
     @describe(
         "bestSellers",
-        {200: answer(BestSellerPage, "One page: the best of the days that were asked for.", _EXAMPLE)},
+        {200: answer(BestSellerPage, "One page with the best sellers of the requested days.", _EXAMPLE)},
         parameters=[
             OpenApiParameter(
                 "days",

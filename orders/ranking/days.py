@@ -1,4 +1,4 @@
-"""Days as the business counts them: from midnight to midnight in BUSINESS_TIME_ZONE."""
+"""Business days: from midnight to midnight in BUSINESS_TIME_ZONE."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from common.postgres.clock import database_time
 
 
 def day_of(moment: datetime) -> date:
-    """The day that ``moment``, which must be aware, falls on. OverflowError at the ends of the calendar."""
+    """Return the business day of ``moment``, which must be aware. Raises OverflowError near years 1 and 9999."""
     return moment.astimezone(ZoneInfo(settings.BUSINESS_TIME_ZONE)).date()
 
 
 def start_of(day: date) -> datetime:
-    """The moment at which ``day`` begins, aware."""
+    """Return the time at which ``day`` begins, aware."""
     return datetime.combine(day, time.min, ZoneInfo(settings.BUSINESS_TIME_ZONE))
 
 
 def last_days(count: int) -> list[date]:
-    """The last ``count`` days, oldest first, today included; today by the database's clock."""
+    """Return the last ``count`` days, oldest first, today included; today by the database's clock."""
     today = day_of(database_time())
     return [today - timedelta(days=back) for back in reversed(range(count))]

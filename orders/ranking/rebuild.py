@@ -1,4 +1,4 @@
-"""The ranking made anew, from PostgreSQL or from the history of the topics, while consumers are at work."""
+"""Rebuild the ranking from PostgreSQL or from the topics, while the consumers run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Item = TypeVar("_Item")
 
 
 class Rebuilt(NamedTuple):
-    """What is in the ranking now. ``events`` are those that will not be counted again."""
+    """The rebuilt ranking. ``events`` is the number of events stored as counted, which are not counted again."""
 
     first_day: date
     last_day: date
@@ -38,13 +38,13 @@ class Rebuilt(NamedTuple):
 
 
 def ranking_rebuild(*, stop: StopFlag) -> Rebuilt:
-    """Make the ranking anew from PostgreSQL. Not within a transaction.
+    """Rebuild the ranking from PostgreSQL. Must not be called within a transaction.
 
-    Raises ServiceUnavailable if it could not be done, or was told to stop: the ranking is as it was then.
+    Raises ServiceUnavailable if the rebuild fails or is stopped; the ranking is then unchanged.
     """
     with rebuilding() as staging:
-        # One snapshot for all reads, taken by the first of them: an event that was counted before is of an order that
-        # is in it.
+        # One snapshot for all reads, taken by the first read: it contains the order of every event counted before the
+        # rebuild began.
         with transaction.atomic(durable=True):
             with connection.cursor() as cursor:
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -55,9 +55,10 @@ def ranking_rebuild(*, stop: StopFlag) -> Rebuilt:
 
 
 def ranking_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag) -> Rebuilt:
-    """Make the ranking anew from its events, which may come several times and in any order. Raises as above.
+    """Rebuild the ranking from its events, which may arrive repeatedly and in any order. Raises as ``ranking_rebuild``.
 
-    ``messages`` is read within the rebuild: it must find where the topics end when the first is asked for.
+    ``messages`` is iterated within the rebuild: it must determine the end offsets of the topics lazily, when its first
+    item is requested.
     """
     with rebuilding() as staging:
         days = last_days(REBUILT_DAYS)
@@ -73,24 +74,24 @@ def ranking_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag)
                         raise
                     logger.warning("%s is unreadable and left out: %s", message, first_line(error))
                     unreadable += 1
-            _unless_stopped(stop)
+            _raise_if_stopped(stop)
             events += staging.count([sale for sale in sales if sale.day in days])
-        _unless_stopped(stop)
+        _raise_if_stopped(stop)
         staging.swap(days)
     return Rebuilt(days[0], days[-1], events, unreadable)
 
 
 def _stage_day(staging: Staging, day: date, stop: StopFlag) -> int:
-    """Bring what PostgreSQL knows of a day; returns the number of its events."""
+    """Stage the sales of a day from PostgreSQL; returns the number of its events."""
     orders = paid_on([day])
     paid = orders.filter(status=Order.Status.PAID)
     sold = OrderLine.objects.filter(order__in=paid).values_list("product_id").annotate(Sum("quantity"))
     staging.add(day, dict(sold), ())
-    # Those of cancelled orders too: both of their events are done with.
-    told = orders.values_list("completed_event_id", "cancelled_event_id")
+    # Cancelled orders too: neither of their events may be counted again.
+    event_id_rows = orders.values_list("completed_event_id", "cancelled_event_id")
     events = 0
-    for chunk in _chunks(told.iterator(chunk_size=_CHUNK)):
-        _unless_stopped(stop)
+    for chunk in _chunks(event_id_rows.iterator(chunk_size=_CHUNK)):
+        _raise_if_stopped(stop)
         event_ids = [event_id for row in chunk for event_id in row if event_id is not None]
         staging.add(day, {}, event_ids)
         events += len(event_ids)
@@ -103,6 +104,6 @@ def _chunks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
         yield chunk
 
 
-def _unless_stopped(stop: StopFlag) -> None:
+def _raise_if_stopped(stop: StopFlag) -> None:
     if stop:
-        raise ServiceUnavailable("the rebuild was told to stop; the ranking is as it was")
+        raise ServiceUnavailable("the rebuild was stopped; the ranking is unchanged")

@@ -1,4 +1,4 @@
-"""What the events of orders mean to the ranking."""
+"""Decode order events into sales of the ranking."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from .days import day_of
 
 EVENT_TYPES = (ORDER_COMPLETED, ORDER_CANCELLED)
 
-
-# Outside of them no key can be told when to expire.
+# Outside this range Redis accepts no expiry time for the keys of the day.
 _FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(9998, 12, 31)
 
 
 class Sale(NamedTuple):
-    """What an event does to the ranking: on the day of payment so many of each product, negative if cancelled."""
+    """The change an event makes: quantity by product id on the day of payment, negative for a cancellation."""
 
     event_id: UUID
     day: date
@@ -31,9 +30,9 @@ class Sale(NamedTuple):
 
 
 def read_sale(message: ReceivedMessage) -> Sale:
-    """The sale that ``message`` tells of. Raises PoisonMessage."""
+    """Decode the sale in ``message``. Raises PoisonMessage."""
     task = read_order_task(message)
-    day = _possible_day(task.event.paid_at)
+    day = _day_in_range(task.event.paid_at)
     sign = 1 if isinstance(task.event, OrderCompleted) else -1
     quantities: Counter[int] = Counter()
     for item in task.event.items:
@@ -41,11 +40,11 @@ def read_sale(message: ReceivedMessage) -> Sale:
     return Sale(task.event_id, day, quantities)
 
 
-def _possible_day(paid_at: datetime) -> date:
+def _day_in_range(paid_at: datetime) -> date:
     try:
         day = day_of(paid_at)
     except OverflowError:
         day = date.max
     if not _FIRST_DAY <= day <= _LAST_DAY:
-        raise PoisonMessage(f"nothing was paid at {paid_at}")
+        raise PoisonMessage(f"paidAt {paid_at} is out of range")
     return day

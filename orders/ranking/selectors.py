@@ -1,4 +1,4 @@
-"""Reads of the ranking: from Redis, or from PostgreSQL while Redis has none."""
+"""Read the ranking from Redis, or from PostgreSQL while Redis has no complete ranking."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _limit = LogLimit()
 
 @dataclass(frozen=True, slots=True)
 class BestSeller:
-    """A product and how many of it were sold, those of cancelled orders not counted."""
+    """A product and the quantity sold, cancelled orders excluded."""
 
     product_id: int
     name: str
@@ -31,18 +31,18 @@ class BestSeller:
 
 
 def paid_on(days: Sequence[date]) -> QuerySet[Order]:
-    """The orders that were paid on these days, which follow each other; those cancelled later are among them."""
+    """Select the orders paid on ``days``, which must be consecutive; includes orders cancelled later."""
     return Order.objects.filter(paid_at__gte=start_of(days[0]), paid_at__lt=start_of(days[-1] + timedelta(days=1)))
 
 
 def best_sellers(*, days: int, limit: int) -> list[BestSeller]:
-    """The ``limit`` products sold most in the last ``days`` days, today included; by id among equals."""
+    """List the ``limit`` products sold most in the last ``days`` days, today included; ties are sorted by id."""
     window = last_days(days)
     found = _from_redis(window, limit)
     if found is None:
         found = _from_postgresql(window, limit)
     names = dict(Product.objects.filter(id__in=[product_id for product_id, _ in found]).values_list("id", "name"))
-    # Others may have put a product on the topic that we do not know.
+    # An event from another system may name a product that is not in our table.
     return [BestSeller(product_id, names.get(product_id, f"#{product_id}"), sold) for product_id, sold in found]
 
 
@@ -50,8 +50,10 @@ def _from_redis(days: Sequence[date], limit: int) -> list[tuple[int, int]] | Non
     try:
         return store.best(days, limit)
     except RedisError as error:
-        if number := _limit.due("away"):
-            logger.warning("ranking not read from Redis, %d times since the last line: %s", number, error)
+        if number := _limit.due("unavailable"):
+            logger.warning(
+                "ranking read from PostgreSQL because Redis failed, %d times since the last line: %s", number, error
+            )
         return None
 
 

@@ -1,12 +1,12 @@
-"""The ranking in Redis: for each day what was sold of each product, and the ids of the events that were counted.
+"""The ranking in Redis: per day the quantity sold of each product, and the ids of the events counted.
 
-The ids are the inbox of the ranking. They lie beside the quantities and change with them in one script, so whoever dies
-before the row in PostgreSQL is written counts an event once all the same.
+The ids are the inbox of the ranking. One script changes them together with the quantities, so an event is counted once
+even if the process dies before it writes its inbox row in PostgreSQL.
 
-Redis may be emptied at any time. ``ranking:loaded`` tells that what is here is complete; without it nothing is counted
-and nothing is read. A rebuild holds ``ranking:rebuilding`` meanwhile, and while that exists nothing is counted: what
-was counted before was committed before, so it is in what the rebuild reads; what comes later is either among the ids
-that it brings along or new.
+Redis may be flushed at any time. The key ``ranking:loaded`` marks the ranking as complete; without it nothing is
+counted or read. A rebuild holds the key ``ranking:rebuilding``, and while that exists nothing is counted: an event
+counted before was committed before, so the rebuild reads it; a later event is either among the ids that the rebuild
+stores, or new.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ logger = logging.getLogger(__name__)
 _limit = LogLimit()
 _LARGEST = 2**63 - 1
 
-# The most days that anybody can ask for.
+# The longest window that the API serves.
 MAX_DAYS = 30
-# A rebuild brings one more: the window of those who ask moves on at midnight.
+# A rebuild loads one more day: the window moves at midnight.
 REBUILT_DAYS = MAX_DAYS + 1
 _KEPT_DAYS = 40
 
 _LOADED = "ranking:loaded"
 _REBUILDING = "ranking:rebuilding"
 
-# How long the flag of a rebuild that was killed stays; a living one renews it with every step.
+# How long the flag of a killed rebuild stays; a running rebuild renews it at every step.
 REBUILDING_SECONDS = 60
-# How long what a killed rebuild has gathered stays. No rebuild may take longer.
+# How long the staged keys of a killed rebuild stay. A rebuild that takes longer fails.
 _STAGING_SECONDS = 6 * 3600
 
-# KEYS: loaded, rebuilding, then quantities and events of each day. ARGV: see _count. A day under whose name there is
-# something else takes the whole ranking with it: it is rebuilt, or every event of that day would fail.
+# KEYS: loaded, rebuilding, then quantities and events of each day. ARGV: see _count. A day key of the wrong type
+# invalidates the whole ranking, which is then rebuilt; otherwise every event of that day would fail.
 _UNLESS_REBUILDING = """
 if redis.call('TTL', KEYS[2]) == -1 then
     redis.call('UNLINK', KEYS[2])
@@ -60,22 +60,22 @@ end
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then
     return -2
 end
-for place = 3, #KEYS do
-    local kind = redis.call('TYPE', KEYS[place]).ok
-    if kind ~= 'none' and kind ~= (place % 2 == 1 and 'zset' or 'set') then
-        redis.call('UNLINK', KEYS[1], KEYS[place])
+for index = 3, #KEYS do
+    local kind = redis.call('TYPE', KEYS[index]).ok
+    if kind ~= 'none' and kind ~= (index % 2 == 1 and 'zset' or 'set') then
+        redis.call('UNLINK', KEYS[1], KEYS[index])
         return -2
     end
 end
 """
-# The flag of a rebuild always runs out, so one that does not is something else.
+# The flag of a rebuild always has a TTL, so a key without one is not such a flag.
 _BEGIN = """
 if redis.call('TTL', KEYS[1]) == -1 then
     redis.call('UNLINK', KEYS[1])
 end
 return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2])
 """
-# KEYS: as above, for a ranking in the making. ARGV[1]: the token of its rebuild.
+# KEYS: as above, for the staged ranking. ARGV[1]: the token of its rebuild.
 _WHILE_REBUILDING = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return -1
@@ -84,18 +84,18 @@ end
 _COUNT = """
 local counted = 0
 for _, sale in ipairs(cjson.decode(ARGV[2])) do
-    local place, event_id, quantities = unpack(sale)
-    if redis.call('SADD', KEYS[place + 1], event_id) == 1 then
+    local index, event_id, quantities = unpack(sale)
+    if redis.call('SADD', KEYS[index + 1], event_id) == 1 then
         counted = counted + 1
         for product, quantity in pairs(quantities) do
-            if tonumber(redis.call('ZINCRBY', KEYS[place], quantity, product)) == 0 then
-                redis.call('ZREM', KEYS[place], product)
+            if tonumber(redis.call('ZINCRBY', KEYS[index], quantity, product)) == 0 then
+                redis.call('ZREM', KEYS[index], product)
             end
         end
     end
 end
-for place = 3, #KEYS do
-    redis.call(ARGV[3], KEYS[place], ARGV[place + 1])
+for index = 3, #KEYS do
+    redis.call(ARGV[3], KEYS[index], ARGV[index + 1])
 end
 return counted
 """
@@ -110,31 +110,31 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('DEL', KEYS[1])
 end
 """
-# KEYS: loaded, rebuilding, the proof, then pairs of a staged key and the one it replaces. ARGV: marker, token, and at
-# the place of each pair when it expires.
+# KEYS: loaded, rebuilding, the sentinel, then pairs of a staged key and the live key it replaces. ARGV: marker, token,
+# then the expiry time of each pair.
 _SWAP = """
 if redis.call('GET', KEYS[2]) ~= ARGV[2] or redis.call('EXISTS', KEYS[3]) == 0 then
     return 0
 end
-for place = 4, #KEYS, 2 do
-    redis.call('UNLINK', KEYS[place + 1])
-    if redis.call('EXISTS', KEYS[place]) == 1 then
-        redis.call('RENAME', KEYS[place], KEYS[place + 1])
-        redis.call('EXPIREAT', KEYS[place + 1], ARGV[place / 2 + 1])
+for index = 4, #KEYS, 2 do
+    redis.call('UNLINK', KEYS[index + 1])
+    if redis.call('EXISTS', KEYS[index]) == 1 then
+        redis.call('RENAME', KEYS[index], KEYS[index + 1])
+        redis.call('EXPIREAT', KEYS[index + 1], ARGV[index / 2 + 1])
     end
 end
 redis.call('SET', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[2], KEYS[3])
 return 1
 """
-# Only what is needed leaves Redis: the best, and all that share the quantity of the last of them.
+# Returns only the best `limit` products and those tied with the last of them.
 _BEST = """
 if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then
     return false
 end
 local command = {'ZUNION', #KEYS - 1}
-for place = 2, #KEYS do
-    command[place + 1] = KEYS[place]
+for index = 2, #KEYS do
+    command[index + 1] = KEYS[index]
 end
 command[#command + 1] = 'WITHSCORES'
 local all = redis.pcall(unpack(command))
@@ -142,12 +142,12 @@ if all.err then
     return false
 end
 local limit, best = tonumber(ARGV[2]), {}
-for place = #all, 2, -2 do
-    local quantity = all[place]
+for index = #all, 2, -2 do
+    local quantity = all[index]
     if tonumber(quantity) <= 0 or (#best >= 2 * limit and quantity ~= best[2 * limit]) then
         break
     end
-    best[#best + 1] = all[place - 1]
+    best[#best + 1] = all[index - 1]
     best[#best + 1] = quantity
 end
 return best
@@ -155,7 +155,7 @@ return best
 
 
 class NotLoaded(Exception):
-    """Redis has no complete ranking: it was emptied, or never had one."""
+    """Redis has no complete ranking: it was flushed, or never had one."""
 
 
 class BeingRebuilt(ServiceUnavailable):
@@ -163,11 +163,11 @@ class BeingRebuilt(ServiceUnavailable):
 
 
 class RebuildLost(ServiceUnavailable):
-    """A rebuild was too slow, or Redis was emptied meanwhile; the ranking is as it was."""
+    """The rebuild lost its flag or its staged keys: too slow, or Redis was flushed. The ranking is unchanged."""
 
 
 def count(sales: Sequence[Sale]) -> int:
-    """Count those of ``sales`` that are new, in one call; returns how many were.
+    """Count the new events of ``sales`` in one script call; returns how many were new.
 
     Raises NotLoaded or BeingRebuilt, with nothing counted, and the errors of redis.
     """
@@ -175,16 +175,16 @@ def count(sales: Sequence[Sale]) -> int:
     expire_at = {day: int(start_of(day + timedelta(days=1 + _KEPT_DAYS)).timestamp()) for day in days}
     counted = _count(_UNLESS_REBUILDING, _marker(), sales, _live_key, "EXPIREAT", expire_at)
     if counted == -1:
-        raise BeingRebuilt("the ranking is being rebuilt; nothing is counted until that has ended")
+        raise BeingRebuilt("the ranking is being rebuilt; nothing is counted until the rebuild has finished")
     if counted == -2:
         raise NotLoaded
     return counted
 
 
 def best(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
-    """(product id, quantity) of the ``limit`` products sold best on ``days``, best first and by id among equals.
+    """Return (product id, quantity) of the ``limit`` best sellers on ``days``, best first; ties are sorted by id.
 
-    None if Redis has no complete ranking, or one that cannot be read. Raises the errors of redis.
+    None if Redis has no complete ranking, or an unreadable one. Raises the errors of redis.
     """
     keys = [_LOADED, *(_live_key("quantities", day) for day in days)]
     flat = _redis().register_script(_BEST)(keys=keys, args=[_marker(), limit])
@@ -196,37 +196,39 @@ def best(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
         found = [(0, 0)]
     if not all(0 < number <= _LARGEST for row in found for number in row):
         if number := _limit.due("unreadable"):
-            logger.warning("the ranking in Redis cannot be read, %d times since the last line; it is rebuilt", number)
+            logger.warning(
+                "the ranking in Redis is unreadable, %d times since the last line; it will be rebuilt", number
+            )
         return None
     return sorted(found, key=lambda row: (-row[1], row[0]))[:limit]
 
 
 class Staging:
-    """A ranking in the making, beside the one that is read. Made by ``rebuilding``."""
+    """The staged ranking of a rebuild, beside the live one. Created by ``rebuilding``."""
 
     def __init__(self, token: str) -> None:
         self._token = token
-        # Older than all that will be staged: while it is there, nothing of that has expired.
-        self._proof = f"ranking:staging:{token}"
-        self._staged = {self._proof}
+        # Set before any staged key and with the same TTL: while it exists, no staged key has expired.
+        self._sentinel = f"ranking:staging:{token}"
+        self._staged = {self._sentinel}
 
     def begin(self) -> None:
-        """Keep consumers from counting. Raises BeingRebuilt."""
+        """Stop consumers from counting. Raises BeingRebuilt if another rebuild runs."""
         begin = _redis().register_script(_BEGIN)
         if not begin(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
             raise BeingRebuilt(
-                f"the ranking is being rebuilt already; wait for its end, at most {REBUILDING_SECONDS} s if that was"
-                " killed, and run it again"
+                f"the ranking is already being rebuilt; wait until that rebuild finishes, at most {REBUILDING_SECONDS}"
+                " s if it was killed, and run it again"
             )
-        _redis().set(self._proof, "", ex=_STAGING_SECONDS)
+        _redis().set(self._sentinel, "", ex=_STAGING_SECONDS)
 
     def end(self) -> None:
-        """Let consumers count, and drop what was not swapped in."""
+        """Let consumers count again, and delete the staged keys that were not swapped in."""
         _redis().register_script(_RELEASE)(keys=[_REBUILDING], args=[self._token])
         _redis().unlink(*self._staged)
 
     def add(self, day: date, quantities: Mapping[int, int], event_ids: Iterable[UUID]) -> None:
-        """Add to a day, without a look at the ids: nothing may be added twice. Raises RebuildLost."""
+        """Add to a day without checking the ids: the caller must add nothing twice. Raises RebuildLost."""
         self.renew()
         pipeline = _redis().pipeline(transaction=False)
         if quantities:
@@ -238,7 +240,7 @@ class Staging:
         pipeline.execute()
 
     def count(self, sales: Sequence[Sale]) -> int:
-        """Count those of ``sales`` that are new, as ``count`` does. Raises RebuildLost."""
+        """Count the new events of ``sales`` in the staged ranking; returns how many were new. Raises RebuildLost."""
         self.renew()
         expire = dict.fromkeys(sorted({sale.day for sale in sales}), _STAGING_SECONDS)
         counted = _count(_WHILE_REBUILDING, self._token, sales, self._key, "EXPIRE", expire)
@@ -247,14 +249,14 @@ class Staging:
         return counted
 
     def renew(self) -> None:
-        """Go on keeping consumers from counting. Raises RebuildLost."""
+        """Extend the flag that stops consumers from counting. Raises RebuildLost."""
         renew = _redis().register_script(_RENEW)
         if not renew(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
             raise _lost()
 
     def swap(self, days: Sequence[date]) -> None:
-        """Put what was gathered in the place of these days, and let the counting go on. Raises RebuildLost."""
-        keys, expire_at = [_LOADED, _REBUILDING, self._proof], []
+        """Replace ``days`` of the live ranking by the staged ones, and let consumers count. Raises RebuildLost."""
+        keys, expire_at = [_LOADED, _REBUILDING, self._sentinel], []
         for day in days:
             for kind in ("quantities", "events"):
                 keys += [self._key(kind, day), _live_key(kind, day)]
@@ -271,39 +273,39 @@ class Staging:
 
 @contextmanager
 def rebuilding() -> Iterator[Staging]:
-    """Nothing is counted within; what is not swapped in at the end is dropped. Raises BeingRebuilt.
+    """Stop counting within the context; staged keys that are not swapped in are deleted at exit. Raises BeingRebuilt.
 
-    A read of PostgreSQL, or of the topics' ends, must begin within.
+    The source must be read within the context: PostgreSQL, or the end offsets of the topics.
     """
     staging = Staging(uuid4().hex)
     try:
         staging.begin()
         yield staging
     finally:
-        # Of a killed process, and without Redis, all of it expires by itself.
+        # If Redis fails here, or the process is killed, the keys expire.
         with suppress(RedisError):
             staging.end()
 
 
-def _count(guard: str, right: str, sales: Sequence[Sale], key: Any, expire: str, expiry: Mapping[date, int]) -> int:
-    """Run ``guard`` with ``right``, then count; ``expiry`` is what ``expire`` wants for each day."""
-    places = {day: 3 + 2 * number for number, day in enumerate(expiry)}
+def _count(guard: str, expected: str, sales: Sequence[Sale], key: Any, expire: str, expiry: Mapping[date, int]) -> int:
+    """Run ``guard`` with ``expected``, then count; ``expiry`` is the argument of the command ``expire`` per day."""
+    key_indexes = {day: 3 + 2 * number for number, day in enumerate(expiry)}
     keys = [_LOADED, _REBUILDING, *(key(kind, day) for day in expiry for kind in ("quantities", "events"))]
     body = [
-        (places[sale.day], sale.event_id.hex, {str(product): sold for product, sold in sale.quantities.items()})
+        (key_indexes[sale.day], sale.event_id.hex, {str(product): sold for product, sold in sale.quantities.items()})
         for sale in sales
     ]
     expiries = [value for value in expiry.values() for _ in range(2)]
-    args = [right, msgspec.json.encode(body), expire, *expiries]
+    args = [expected, msgspec.json.encode(body), expire, *expiries]
     return int(_redis().register_script(guard + _COUNT)(keys=keys, args=args))
 
 
 def _lost() -> RebuildLost:
-    return RebuildLost("the rebuild of the ranking was overtaken or Redis was emptied; nothing changed, run it again")
+    return RebuildLost("another rebuild ran, or Redis was flushed: the ranking is unchanged, run it again")
 
 
 def _marker() -> str:
-    """What ``ranking:loaded`` must say: with other days than ours the ranking is of no use."""
+    """The required value of ``ranking:loaded``: another time zone has other days, so its ranking is unusable."""
     return f"v1 {settings.BUSINESS_TIME_ZONE}"
 
 

@@ -1,1 +1,1 @@
-"""What changes orders; each module is one thing that can happen to them."""
+"""Changes of orders, one module per operation."""

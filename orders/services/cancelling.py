@@ -1,4 +1,4 @@
-"""Cancelling an order: what was held is released; what was paid is refunded first."""
+"""Cancel an order: release its coupon; refund a paid order first."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .. import policy
 from ..errors import InProgress, InvalidState
 from ..models import Order
 from ..schemas import CancelledOrder
-from .locking import order_lock
 from .refunding import refund_request, refund_settle
 
 
 def order_cancel(*, order_id: int, user_id: int, traceparent: str = "") -> CancelledOrder:
-    """Cancel an order; of an order that is cancelled, tell the same again.
+    """Cancel an order; a cancelled order gets the same response again.
 
-    Raises NotFound, InvalidState for an expired order or a refund that the provider declines, InProgress while it is
-    being paid, Unavailable while the provider does not answer: the refund then follows by the sweep, or the next call.
+    Raises NotFound, InvalidState for an expired order or a refund that the provider declines, InProgress while the
+    order is being paid, Unavailable while the provider does not answer: the sweep or the next call then repeats the
+    refund.
     """
     with transaction.atomic():
-        order = order_lock(order_id, user_id=user_id)
+        order = Order.objects.lock(order_id, user_id=user_id)
         if order.status == policy.PAYING:
             raise InProgress("The order is being paid: cancel it afterwards.", retry_after=1)
         if order.status == policy.EXPIRED:

@@ -1,4 +1,4 @@
-"""The sweep: what time alone does to orders, and what a dead process left in doubt."""
+"""The sweep: expire unpaid orders, and settle payments and refunds that a dead process left in doubt."""
 
 from __future__ import annotations
 
@@ -23,44 +23,42 @@ from .refunding import refund_settle, refund_take_over, refunds_in_doubt
 logger = logging.getLogger(__name__)
 
 _BATCH = 200
-# What waits for time alone has its turn again after that, however slowly the provider answers.
+# Bounds the settling, so that a slow provider does not delay the next round of expiries.
 _LONGEST_SECONDS = 30.0
-# So many calls in a row without an answer are the provider's fault and not the orders'.
-_MOST_DOUBTS = 3
+# That many consecutive calls without an answer mean that the provider is down.
+_MAX_UNAVAILABLE = 3
 
 
 def expire_unpaid(stop: StopFlag) -> int:
-    """Expire the orders whose time to pay is over, in batches; returns how many have expired."""
+    """Expire the unpaid orders past ``expires_at``, in batches; returns how many expired."""
     expired = 0
-    # Each batch goes on behind the one before: what cannot expire does not come again.
-    behind: Order | None = None
+    # Each batch starts after the last order of the one before: an order that cannot expire is not tried again.
+    after: Order | None = None
     while not stop:
         with transaction.atomic():
-            orders = _unpaid_for_too_long(behind)
+            orders = _overdue(after)
             expired += sum(_expire(order) for order in orders)
         if not orders:
             break
-        behind = orders[-1]
+        after = orders[-1]
     return expired
 
 
 def settle_payments(stop: StopFlag) -> int:
-    """Ask the provider again about payments in doubt, the oldest first; returns how many are settled."""
+    """Repeat the payments in doubt, oldest first; returns how many are settled."""
     return _settle_each("payment", payments_in_doubt().order_by("paying_until"), _settle_payment, stop)
 
 
 def settle_refunds(stop: StopFlag) -> int:
-    """Ask the provider again for refunds wanted a while ago, the oldest first; returns how many are settled."""
+    """Repeat the refunds in doubt, oldest first; returns how many are settled."""
     return _settle_each("refund", refunds_in_doubt().order_by("refund_requested_at"), _settle_refund, stop)
 
 
-def _unpaid_for_too_long(behind: Order | None) -> list[Order]:
+def _overdue(after: Order | None) -> list[Order]:
     orders = Order.objects.filter(status=policy.PENDING, expires_at__lte=Now()).order_by("expires_at", "id")
-    if behind is not None:
-        orders = orders.filter(expires_at__gte=behind.expires_at).exclude(
-            expires_at=behind.expires_at, id__lte=behind.id
-        )
-    # Somebody who is paying or cancelling one of them right now goes first.
+    if after is not None:
+        orders = orders.filter(expires_at__gte=after.expires_at).exclude(expires_at=after.expires_at, id__lte=after.id)
+    # Skip orders that another transaction is paying or cancelling.
     return list(orders.select_for_update(no_key=True, skip_locked=True)[:_BATCH])
 
 
@@ -72,36 +70,36 @@ def _expire(order: Order) -> bool:
             order.status = policy.EXPIRED
             order.save(update_fields=["status"])
     except Exception as error:
-        _pass_over(order.id, "cannot expire", error)
+        _log_and_skip(order.id, "cannot expire", error)
         return False
     return True
 
 
-def _settle_each(what: str, orders: QuerySet[Order], settle: Callable[[int], bool], stop: StopFlag) -> int:
-    settled = doubts = 0
+def _settle_each(kind: str, orders: QuerySet[Order], settle: Callable[[int], bool], stop: StopFlag) -> int:
+    settled = unavailable = 0
     until = time.monotonic() + _LONGEST_SECONDS
     for order_id in list(orders.values_list("id", flat=True)):
         if stop:
             break
         try:
             settled += settle(order_id)
-            doubts = 0
+            unavailable = 0
         except Unavailable:
-            # The order has gone to the end of the line, and a later sweep asks again.
-            doubts += 1
+            # The attempt made this order the most recent one; a later sweep repeats it.
+            unavailable += 1
         except DomainError as error:
-            logger.warning("%s of order %d: %s", what, order_id, first_line(error))
+            logger.warning("%s of order %d: %s", kind, order_id, first_line(error))
             settled += 1
-            doubts = 0
+            unavailable = 0
         except Exception as error:
-            _pass_over(order_id, f"has a {what} that cannot be noted", error)
-        if doubts == _MOST_DOUBTS or time.monotonic() > until:
+            _log_and_skip(order_id, f"has a {kind} whose outcome cannot be stored", error)
+        if unavailable == _MAX_UNAVAILABLE or time.monotonic() > until:
             break
     return settled
 
 
-def _pass_over(order_id: int, trouble: str, error: Exception) -> None:
-    """One order that somebody has to look at does not keep the others waiting; a database that is away does."""
+def _log_and_skip(order_id: int, trouble: str, error: Exception) -> None:
+    """Log the order for the operator and continue with the next one; a database outage is raised."""
     if is_transient(error):
         raise error
     logger.error("order %d %s: %s", order_id, trouble, first_line(error), exc_info=error)

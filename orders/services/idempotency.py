@@ -1,4 +1,4 @@
-"""Idempotency keys of orders: a row in the transaction of the call's effect."""
+"""Idempotency keys of orders: rows written in the transaction of the call's effect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.processes.lifecycle import StopFlag
 from ..errors import InProgress
 from ..models import IdempotencyKey
 
-# Longer than the day that clients may count on.
+# Longer than the 24 hours promised to clients.
 KEPT = timedelta(days=2)
 
 _BATCH = 1000
@@ -23,56 +23,56 @@ _BATCH = 1000
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
-def fingerprint(asked: bytes) -> bytes:
-    """What tells two calls apart under one key."""
-    return hashlib.sha256(asked).digest()
+def fingerprint(parameters: bytes) -> bytes:
+    """Hash the parameters of a call: a repeat under the same key must have the same fingerprint."""
+    return hashlib.sha256(parameters).digest()
 
 
-def claim_key(*, user_id: int, operation: str, key: str, asked: bytes) -> bytes | None:
-    """Claim a key for the call that is about to be made, within its transaction; returns the answer it had already.
+def claim_key(*, user_id: int, operation: str, key: str, parameters: bytes) -> bytes | None:
+    """Claim a key for a call, within the call's transaction; returns the stored response of an earlier call.
 
-    None: go on, and ``store_response`` when the answer is known. A transaction that is rolled back leaves no claim.
-    Raises IdempotencyKeyReused for a key that was given with another call, InProgress while the same call is under way.
+    None: execute the call, then ``store_response``. A rolled back transaction leaves no claim. Raises
+    IdempotencyKeyReused for a key used with other ``parameters``, InProgress while a call with this key runs.
     """
-    # A second INSERT of the key would wait for the first one's commit: who comes second is told instead.
+    # A concurrent INSERT of the same key would wait for the first commit; the lock refuses it at once.
     with connection.cursor() as cursor:
         cursor.execute(_TRY_LOCK, [f"{user_id}\n{operation}\n{key}"])
-        (alone,) = cursor.fetchone() or (False,)
-    if not alone:
-        raise InProgress("A call with this Idempotency-Key is under way: ask again in a moment.", retry_after=1)
-    mark = fingerprint(asked)
+        (locked,) = cursor.fetchone() or (False,)
+    if not locked:
+        raise InProgress("A call with this Idempotency-Key is in progress: try again in a moment.", retry_after=1)
+    digest = fingerprint(parameters)
     row = IdempotencyKey.objects.filter(user_id=user_id, operation=operation, key=key).first()
     if row is None:
-        IdempotencyKey.objects.create(user_id=user_id, operation=operation, key=key, fingerprint=mark)
+        IdempotencyKey.objects.create(user_id=user_id, operation=operation, key=key, fingerprint=digest)
         return None
-    if bytes(row.fingerprint) != mark:
-        raise IdempotencyKeyReused("The Idempotency-Key belongs to another call: make a new one for this.")
+    if bytes(row.fingerprint) != digest:
+        raise IdempotencyKeyReused("The Idempotency-Key was used for a different call: use a new key for this call.")
     return None if row.response is None else bytes(row.response)
 
 
-def store_response(*, user_id: int, operation: str, asked: bytes, response: bytes) -> None:
-    """Keep ``response`` for every key under which this user asked for this and has no answer yet."""
-    _unanswered(user_id, operation, asked).update(response=response)
+def store_response(*, user_id: int, operation: str, parameters: bytes, response: bytes) -> None:
+    """Store ``response`` for all keys of this call, of this user, that have no response yet."""
+    _without_response(user_id, operation, parameters).update(response=response)
 
 
-def discard_keys(*, user_id: int, operation: str, asked: bytes) -> None:
-    """The call was refused: its keys may try again, also with another call."""
-    _unanswered(user_id, operation, asked).delete()
+def discard_keys(*, user_id: int, operation: str, parameters: bytes) -> None:
+    """Delete the keys of a refused call, so that they can be used again, also for another call."""
+    _without_response(user_id, operation, parameters).delete()
 
 
 def keys_prune(stop: StopFlag) -> int:
-    """Forget the keys that are past their time, in batches; returns how many."""
-    forgotten = 0
+    """Delete keys older than ``KEPT``, in batches; returns how many."""
+    deleted = 0
     while not stop:
         old = IdempotencyKey.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at")[:_BATCH]
         batch = IdempotencyKey.objects.filter(id__in=old.values("id")).delete()[0]
         if not batch:
             break
-        forgotten += batch
-    return forgotten
+        deleted += batch
+    return deleted
 
 
-def _unanswered(user_id: int, operation: str, asked: bytes) -> QuerySet[IdempotencyKey]:
+def _without_response(user_id: int, operation: str, parameters: bytes) -> QuerySet[IdempotencyKey]:
     return IdempotencyKey.objects.filter(
-        user_id=user_id, operation=operation, fingerprint=fingerprint(asked), response=None
+        user_id=user_id, operation=operation, fingerprint=fingerprint(parameters), response=None
     )

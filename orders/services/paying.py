@@ -1,8 +1,8 @@
-"""Paying an order: never paid twice, never paid and not told.
+"""Pay an order: never charged twice, and every payment publishes its event.
 
-PENDING -> PAYING is committed before the provider is asked, with the order id as the idempotency key. While PAYING
-nothing else happens to the order, whatever becomes of this process: once ``paying_until`` is past, the next who comes
-(the user, or the sweep) asks the provider again under the same key and learns how it ended.
+PENDING -> PAYING is committed before the provider is called, with the order id as the idempotency key. While PAYING no
+other operation changes the order, even if this process dies: once ``paying_until`` is past, the next call of the user
+or the sweep repeats the provider call under the same key and gets the outcome.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from ..errors import InProgress, InvalidState
 from ..models import Order
 from ..schemas import PaidOrder
 from .idempotency import claim_key, discard_keys, store_response
-from .locking import order_lock
 from .publish import order_publish_completed
 from .refunding import refund_request, refund_settle
 
@@ -39,7 +38,7 @@ _LEASE = timedelta(seconds=LONGEST_CALL_SECONDS + 10)
 
 
 class Attempt(NamedTuple):
-    """A call to the provider that is this process's alone until ``until``, by the database's clock."""
+    """A call to the provider, leased by this process until ``until`` (database clock). ``amount`` in won."""
 
     order_id: int
     user_id: int
@@ -48,40 +47,45 @@ class Attempt(NamedTuple):
 
 
 def order_pay(*, order_id: int, user_id: int, idempotency_key: str | None = None, traceparent: str = "") -> PaidOrder:
-    """Pay an order; of an order that is paid, tell the same again.
+    """Pay an order; a paid order gets the same response again.
 
-    Raises NotFound, InvalidState (cancelled, expired, or the payment was declined), InProgress while somebody else pays
-    it, Unavailable while the provider does not answer, and for an idempotency key what ``claim_key`` raises.
+    Raises NotFound, InvalidState (cancelled, expired, or the payment was declined), InProgress while another call pays
+    it, Unavailable while the provider does not answer, and with an idempotency key the errors of ``claim_key``.
     """
-    asked = _asked(order_id)
+    parameters = _parameters(order_id)
     with transaction.atomic():
-        order = order_lock(order_id, user_id=user_id)
+        order = Order.objects.lock(order_id, user_id=user_id)
         if idempotency_key is not None:
-            earlier = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, asked=asked)
-            if earlier is not None:
-                return msgspec.json.decode(earlier, type=PaidOrder)
+            stored = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, parameters=parameters)
+            if stored is not None:
+                return msgspec.json.decode(stored, type=PaidOrder)
         if order.status == policy.PAID:
-            answer = _answer(order)
-            store_response(user_id=user_id, operation=_OPERATION, asked=asked, response=msgspec.json.encode(answer))
-            return answer
+            response = _response(order)
+            store_response(
+                user_id=user_id,
+                operation=_OPERATION,
+                parameters=parameters,
+                response=msgspec.json.encode(response),
+            )
+            return response
         attempt = _begin(order)
     return payment_settle(attempt, traceparent=traceparent)
 
 
 def payments_in_doubt() -> QuerySet[Order]:
-    """Orders whose payment nobody waits for any more: how it ended only the provider knows."""
+    """Select the orders whose payment lease has expired: only the provider knows the outcome."""
     return Order.objects.filter(status=policy.PAYING, paying_until__lte=Now())
 
 
 def payment_take_over(order_id: int) -> Attempt | None:
-    """Begin another attempt at a payment in doubt; None if it is not, or if somebody has the order right now."""
+    """Begin another attempt at a payment in doubt; None if it is not in doubt, or the order is locked."""
     with transaction.atomic():
         order = payments_in_doubt().filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
         return None if order is None else _begin(order)
 
 
 def payment_settle(attempt: Attempt, *, traceparent: str = "") -> PaidOrder:
-    """Ask the provider, and make the order what it says. Not inside a transaction; raises as ``order_pay`` does."""
+    """Charge the payment and store the outcome. Must not be called inside a transaction; raises as ``order_pay``."""
     if transaction.get_connection().in_atomic_block:
         raise RuntimeError("the provider is never called inside a transaction")
     try:
@@ -95,18 +99,18 @@ def payment_settle(attempt: Attempt, *, traceparent: str = "") -> PaidOrder:
         raise InvalidState(f"The payment was declined: {error}") from error
     except Exception as error:
         logger.warning("payment of order %d in doubt: %s", attempt.order_id, first_line(error))
-        _let_go(attempt)
+        _end_lease(attempt)
         raise Unavailable(
-            "The payment provider does not answer. Ask again: the order will not be paid twice.", retry_after=1
+            "The payment provider does not answer. Try again: the order will not be paid twice.", retry_after=1
         ) from error
     return _complete(attempt, traceparent)
 
 
 def _begin(order: Order) -> Attempt:
-    """PENDING, or PAYING that is in doubt, becomes PAYING by this attempt. The caller holds the order's lock."""
+    """Move a PENDING order, or a payment in doubt, to PAYING by this attempt. The caller holds the order's lock."""
     now = database_time()
-    if order.status == policy.PAYING and _on_the_line(order, now):
-        raise InProgress("The order is being paid: ask again in a moment.", retry_after=1)
+    if order.status == policy.PAYING and _is_leased(order, now):
+        raise InProgress("The order is being paid: try again in a moment.", retry_after=1)
     if order.status == policy.PENDING and order.expires_at <= now:
         raise InvalidState("The time to pay the order is over.")
     if order.status not in (policy.PENDING, policy.PAYING):
@@ -117,33 +121,36 @@ def _begin(order: Order) -> Attempt:
     return Attempt(order.id, order.user_id, order.pay_amount, order.paying_until)
 
 
-def _on_the_line(order: Order, now: datetime) -> bool:
+def _is_leased(order: Order, now: datetime) -> bool:
     return order.paying_until is not None and order.paying_until > now
 
 
 def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
     with transaction.atomic():
-        order = order_lock(attempt.order_id)
+        order = Order.objects.lock(attempt.order_id)
         if order.status not in (policy.CANCELLED, policy.EXPIRED):
             return _finish(order, traceparent)
-        # This attempt hung past its lease, another was told no, and the order ended without its money.
+        # This attempt outlived its lease; another attempt was declined, and the order ended unpaid meanwhile.
         refund = refund_request(order)
     refund_settle(refund)
-    raise InvalidState(f"The payment came when the order was {order.status}: the money is given back.")
+    raise InvalidState(f"The payment arrived when the order was {order.status}: it is refunded.")
 
 
 def _finish(order: Order, traceparent: str) -> PaidOrder:
     if order.status != policy.PAID:
         _mark_paid(order, traceparent)
-    answer = _answer(order)
+    response = _response(order)
     store_response(
-        user_id=order.user_id, operation=_OPERATION, asked=_asked(order.id), response=msgspec.json.encode(answer)
+        user_id=order.user_id,
+        operation=_OPERATION,
+        parameters=_parameters(order.id),
+        response=msgspec.json.encode(response),
     )
-    return answer
+    return response
 
 
 def _mark_paid(order: Order, traceparent: str) -> None:
-    """The order, the coupon it used and the row of the outbox, in the caller's one transaction."""
+    """Update the order, its coupon and the outbox in the caller's transaction."""
     order.status = policy.PAID
     order.paid_at = database_time()
     order.paying_until = None
@@ -154,24 +161,24 @@ def _mark_paid(order: Order, traceparent: str) -> None:
 
 
 def _reopen(attempt: Attempt) -> None:
-    """The provider said no: the order waits for its payment again, unless somebody else has asked meanwhile."""
+    """Make a declined order PENDING again, unless another attempt has taken over."""
     with transaction.atomic():
-        mine = Order.objects.filter(id=attempt.order_id, status=policy.PAYING, paying_until=attempt.until)
-        if mine.update(status=policy.PENDING, paying_until=None):
-            discard_keys(user_id=attempt.user_id, operation=_OPERATION, asked=_asked(attempt.order_id))
+        leased = Order.objects.filter(id=attempt.order_id, status=policy.PAYING, paying_until=attempt.until)
+        if leased.update(status=policy.PENDING, paying_until=None):
+            discard_keys(user_id=attempt.user_id, operation=_OPERATION, parameters=_parameters(attempt.order_id))
 
 
-def _let_go(attempt: Attempt) -> None:
-    """In doubt: whoever comes next may ask the provider again at once."""
+def _end_lease(attempt: Attempt) -> None:
+    """End the lease of a payment in doubt, so that the next call can repeat it at once."""
     Order.objects.filter(id=attempt.order_id, status=policy.PAYING, paying_until=attempt.until).update(
         paying_until=database_time()
     )
 
 
-def _asked(order_id: int) -> bytes:
+def _parameters(order_id: int) -> bytes:
     return str(order_id).encode()
 
 
-def _answer(order: Order) -> PaidOrder:
+def _response(order: Order) -> PaidOrder:
     assert order.paid_at is not None
     return PaidOrder(order_id=order.id, status="PAID", paid_at=order.paid_at)

@@ -1,4 +1,4 @@
-"""Placing an order: priced from the products, with the coupon held."""
+"""Place an order: take the prices from the products and hold the coupon."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OPERATION = "create"
 
 
 class OrderItemInput(NamedTuple):
-    """So many pieces of a product."""
+    """A product and the quantity to order."""
 
     product_id: int
     quantity: int
@@ -33,33 +33,38 @@ class OrderItemInput(NamedTuple):
 def order_create(
     *,
     user_id: int,
-    wishes: Sequence[OrderItemInput],
+    items: Sequence[OrderItemInput],
     user_coupon_id: int | None = None,
     idempotency_key: str | None = None,
 ) -> CreatedOrder:
-    """Create an order that waits for its payment for ``ORDER_PAYMENT_MINUTES``.
+    """Create an order that can be paid within ``ORDER_PAYMENT_MINUTES``.
 
-    Raises NotFound for a product that there is not, CouponNotUsable, InvalidRequest for a sum past ``policy.MOST_WON``,
-    and for an idempotency key what ``claim_key`` raises.
+    Raises NotFound for an unknown product, CouponNotUsable, InvalidRequest for a total above ``policy.MAX_WON``, and
+    with an idempotency key the errors of ``claim_key``.
     """
-    asked = msgspec.json.encode([list(wishes), user_coupon_id])
+    parameters = msgspec.json.encode([list(items), user_coupon_id])
     with transaction.atomic():
         if idempotency_key is not None:
-            earlier = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, asked=asked)
-            if earlier is not None:
-                return msgspec.json.decode(earlier, type=CreatedOrder)
-        answer = _place(user_id, wishes, user_coupon_id)
+            stored = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, parameters=parameters)
+            if stored is not None:
+                return msgspec.json.decode(stored, type=CreatedOrder)
+        response = _place(user_id, items, user_coupon_id)
         if idempotency_key is not None:
-            store_response(user_id=user_id, operation=_OPERATION, asked=asked, response=msgspec.json.encode(answer))
-    return answer
+            store_response(
+                user_id=user_id,
+                operation=_OPERATION,
+                parameters=parameters,
+                response=msgspec.json.encode(response),
+            )
+    return response
 
 
-def _place(user_id: int, wishes: Sequence[OrderItemInput], user_coupon_id: int | None) -> CreatedOrder:
-    products = _products(wishes)
+def _place(user_id: int, items: Sequence[OrderItemInput], user_coupon_id: int | None) -> CreatedOrder:
+    products = _products(items)
     lines = [
-        OrderLine(product=product, name=product.name, unit_price=product.price, quantity=wish.quantity)
-        for wish in wishes
-        for product in [products[wish.product_id]]
+        OrderLine(product=product, name=product.name, unit_price=product.price, quantity=item.quantity)
+        for item in items
+        for product in [products[item.product_id]]
     ]
     try:
         total = policy.total_amount((line.unit_price, line.quantity) for line in lines)
@@ -93,9 +98,9 @@ def _place(user_id: int, wishes: Sequence[OrderItemInput], user_coupon_id: int |
     )
 
 
-def _products(wishes: Sequence[OrderItemInput]) -> Mapping[int, Product]:
-    products = Product.objects.in_bulk({wish.product_id for wish in wishes})
-    for wish in wishes:
-        if wish.product_id not in products:
-            raise NotFound(f"There is no product {wish.product_id}.")
+def _products(items: Sequence[OrderItemInput]) -> Mapping[int, Product]:
+    products = Product.objects.in_bulk({item.product_id for item in items})
+    for item in items:
+        if item.product_id not in products:
+            raise NotFound(f"There is no product {item.product_id}.")
     return products

@@ -1,4 +1,4 @@
-"""Telling other systems what happened to an order: the row of the outbox, in the transaction of the change."""
+"""Publish order events through the outbox, in the transaction of the change."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from kafka_bridge.outbox.writing import new_event_id, publish
 from ..events import Item, OrderCancelled, OrderCompleted, OrderEvent
 from ..messages import message_of
 from ..models import Order
-from .lines import items_of
 
 
-class _Head(TypedDict):
+class _CommonFields(TypedDict):
     order_id: int
     user_id: int
     items: tuple[Item, ...]
@@ -22,9 +21,9 @@ class _Head(TypedDict):
 
 
 def order_publish_completed(order: Order, *, traceparent: str = "") -> UUID:
-    """Tell that the order was paid, within the caller's transaction; returns the event's id."""
+    """Write ``OrderCompleted`` to the outbox, within the caller's transaction; returns the event's id."""
     event = OrderCompleted(
-        **_head(order),
+        **_common_fields(order),
         total_amount=order.total_amount,
         discount_amount=order.discount_amount,
         pay_amount=order.pay_amount,
@@ -34,14 +33,14 @@ def order_publish_completed(order: Order, *, traceparent: str = "") -> UUID:
 
 
 def order_publish_cancelled(order: Order, *, traceparent: str = "") -> UUID:
-    """Tell that the paid order was cancelled; as ``order_publish_completed``."""
+    """Write ``OrderCancelled`` to the outbox, within the caller's transaction; returns the event's id."""
     assert order.cancelled_at is not None
-    return _publish(OrderCancelled(**_head(order), cancelled_at=order.cancelled_at), traceparent)
+    return _publish(OrderCancelled(**_common_fields(order), cancelled_at=order.cancelled_at), traceparent)
 
 
-def _head(order: Order) -> _Head:
+def _common_fields(order: Order) -> _CommonFields:
     assert order.paid_at is not None
-    return {"order_id": order.id, "user_id": order.user_id, "items": items_of(order), "paid_at": order.paid_at}
+    return {"order_id": order.id, "user_id": order.user_id, "items": order.items(), "paid_at": order.paid_at}
 
 
 def _publish(event: OrderEvent, traceparent: str) -> UUID:

@@ -1,6 +1,6 @@
-"""Giving money back, once: the wish is committed before the provider is asked.
+"""Refund an order once: the request is committed before the provider is called.
 
-If the process dies in between, the sweep asks again under the same key and finishes what the refund was for.
+If the process dies in between, the sweep repeats the call under the same key and finishes the cancellation.
 """
 
 from __future__ import annotations
@@ -23,42 +23,41 @@ from .. import policy
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InvalidState
 from ..models import Order
-from .locking import order_lock
 from .publish import order_publish_cancelled
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = timedelta(seconds=LONGEST_CALL_SECONDS + 10)
+_IN_DOUBT_AFTER = timedelta(seconds=LONGEST_CALL_SECONDS + 10)
 
 
 class Refund(NamedTuple):
-    """Money to be given back, in won."""
+    """A requested refund, in won."""
 
     order_id: int
     amount: int
 
 
 def refund_request(order: Order) -> Refund:
-    """Note that the order's money is to be given back. The caller holds the order's lock."""
+    """Record that the order is to be refunded. The caller holds the order's lock."""
     order.refund_requested_at = database_time()
     order.save(update_fields=["refund_requested_at"])
     return Refund(order.id, order.pay_amount)
 
 
 def refunds_in_doubt() -> QuerySet[Order]:
-    """Orders whose money is to be given back and was not asked for just now: that call may be on the line."""
-    return Order.objects.filter(refund_requested_at__lte=Now() - _PATIENCE)
+    """Select the orders with an open refund whose last call can no longer be in progress."""
+    return Order.objects.filter(refund_requested_at__lte=Now() - _IN_DOUBT_AFTER)
 
 
 def refund_take_over(order_id: int) -> Refund | None:
-    """Ask again for a refund in doubt; None if it is not, or if somebody has the order right now."""
+    """Begin another attempt at a refund in doubt; None if it is not in doubt, or the order is locked."""
     with transaction.atomic():
         order = refunds_in_doubt().filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
         return None if order is None else refund_request(order)
 
 
 def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
-    """Give the money back; an order that was PAID is cancelled then. Returns the order. Not inside a transaction.
+    """Refund the money and cancel the order if it was PAID; returns the order. Must not be called inside a transaction.
 
     Raises InvalidState if the provider declines, and Unavailable while it does not answer.
     """
@@ -71,17 +70,17 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
                     order_id=refund.order_id, amount=refund.amount, idempotency_key=f"{refund.order_id}-refund"
                 )
     except PaymentDeclined as error:
-        # Of an order that ended unpaid the money is owed all the same: the sweep goes on asking.
+        # An order that ended unpaid is still owed its money: its refund stays requested, and the sweep repeats it.
         Order.objects.filter(id=refund.order_id, status=policy.PAID).update(refund_requested_at=None)
         logger.error("refund of order %d declined: %s", refund.order_id, first_line(error))
         raise InvalidState(f"The refund was declined: {error}") from error
     except Exception as error:
         logger.warning("refund of order %d in doubt: %s", refund.order_id, first_line(error))
         raise Unavailable(
-            "The payment provider does not answer. The money is given back as soon as it does.", retry_after=1
+            "The payment provider does not answer. The refund follows as soon as it does.", retry_after=1
         ) from error
     with transaction.atomic():
-        order = order_lock(refund.order_id)
+        order = Order.objects.lock(refund.order_id)
         order.refund_requested_at = None
         order.save(update_fields=["refund_requested_at"])
         if order.status == policy.PAID:
@@ -90,7 +89,7 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
 
 
 def _cancel(order: Order, traceparent: str) -> None:
-    """The order, what becomes of its coupon and the row of the outbox, in the caller's one transaction."""
+    """Update the order, its coupon and the outbox in the caller's transaction."""
     order.status = policy.CANCELLED
     order.cancelled_at = database_time()
     if order.user_coupon_id is not None:

@@ -159,7 +159,7 @@ def test_the_stock_does_not_go_below_what_is_taken(superuser: Client, make_coupo
     coupon = make_coupon(total_quantity=10)
     Coupon.objects.update(issued=3, reserved=2)
     assert errors_of(change(superuser, coupon, total_quantity="4")) == {
-        "total_quantity": ["3 are issued and 2 reserved: at least 5."]
+        "total_quantity": ["3 units are issued and 2 reserved: at least 5."]
     }
     assert errors_of(change(superuser, coupon, total_quantity="5")) == {}
 
@@ -211,7 +211,7 @@ def test_a_new_stock_waits_for_the_batch_and_keeps_its_count(superuser: Client, 
 def test_a_stock_that_a_batch_has_just_used_up_is_refused(superuser: Client, make_coupon: MakeCoupon) -> None:
     coupon = make_coupon(total_quantity=10)
     errors = errors_of(save_beside_a_batch(superuser, coupon, 1, 2, 3, total_quantity="2"))
-    assert errors == {"total_quantity": ["3 are issued and 0 reserved: at least 3."]}
+    assert errors == {"total_quantity": ["3 units are issued and 0 reserved: at least 3."]}
     coupon.refresh_from_db()
     assert (coupon.total_quantity, coupon.issued) == (10, 3)
 

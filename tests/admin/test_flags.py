@@ -21,7 +21,7 @@ def share_of(coupon: Coupon) -> int:
     coupon_cache.clear()
     entry = coupon_cache.get(coupon.id)
     assert entry is not None
-    return entry.worker_share
+    return entry.rollout_permille
 
 
 @pytest.fixture

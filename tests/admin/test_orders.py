@@ -30,7 +30,7 @@ def user_coupon(make_coupon: Callable[..., Coupon]) -> UserCoupon:
 @pytest.mark.django_db(transaction=True)
 def test_an_order_leads_to_its_coupon_and_its_events(superuser: Client, user_coupon: UserCoupon) -> None:
     product = Product.objects.create(name="Socks", price=5000)
-    placed = order_create(user_id=7, wishes=[OrderItemInput(product.id, 2)], user_coupon_id=user_coupon.id)
+    placed = order_create(user_id=7, items=[OrderItemInput(product.id, 2)], user_coupon_id=user_coupon.id)
     order_pay(order_id=placed.order_id, user_id=7)
     order_cancel(order_id=placed.order_id, user_id=7)
     order = Order.objects.get()

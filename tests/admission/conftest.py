@@ -127,5 +127,5 @@ def assert_invariants() -> None:
 def gate_of(coupon: Coupon) -> tuple[set[int], set[int]]:
     """(users with a piece, those of them whose requests are undecided), as the gate has it."""
     redis, names = get_redis_connection("default"), keys(coupon.id)
-    takers = {int(field) for field in redis.hkeys(names.takers) if field != b"sequence"}
-    return takers, {int(user) for user in redis.zrange(names.open, 0, -1) if user != SENTINEL}
+    takers = {int(field) for field in redis.hkeys(names.holders) if field != b"sequence"}
+    return takers, {int(user) for user in redis.zrange(names.pending, 0, -1) if user != SENTINEL}

@@ -151,7 +151,7 @@ def test_whether_a_key_was_used_is_read_once_per_batch_and_only_after_the_gate(
         with CaptureQueriesContext(connection) as queries:
             answers = accept_group.accept_group(ADMISSIONS["gate"], group)
         assert len(queries) == 1
-        assert [answer.earlier and answer.earlier.request_id for answer in answers] == [None] * 3 + [first.request_id]
+        assert [answer.existing and answer.existing.request_id for answer in answers] == [None] * 3 + [first.request_id]
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def test_a_gate_hears_of_a_batch_also_when_it_was_not_there_or_not_told(
     assert ask(coupon, 2) == "accepted"
     assert gate_of(coupon) == ({1, 2}, {1, 2})
     with monkeypatch.context() as patched:
-        patched.setattr(admission, "_count", lambda *_: None)
+        patched.setattr(admission, "_add_to_gate", lambda *_: None)
         ask_for(coupon, [3])
     assert mend() == {"gate-missing": 1}
     assert ask(coupon, 4) == "sold_out"
@@ -93,15 +93,15 @@ def test_a_request_that_is_decided_before_the_gate_hears_of_it_does_not_stay_ope
 ) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     ask(coupon, 1)
-    count = admission._count
+    add_to_gate = admission._add_to_gate
 
     def decide_first(*args: object) -> None:
         Coupon.objects.update(total_quantity=1)
         issue()
         Coupon.objects.update(total_quantity=3)
-        count(*args)  # type: ignore[arg-type]
+        add_to_gate(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(admission, "_count", decide_first)
+    monkeypatch.setattr(admission, "_add_to_gate", decide_first)
     ask_for(coupon, [2])
     assert IssueRequest.objects.get(user_id=2).reason == "SOLD_OUT"
     assert 2 not in gate_of(coupon)[0] | gate_of(coupon)[1]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def test_a_sequence_that_is_no_place_in_line_is_counted_anew(sequence: str, make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     accept(coupon, 1)
-    redis_connection().hset(keys(coupon.id).takers, "sequence", sequence)
+    redis_connection().hset(keys(coupon.id).holders, "sequence", sequence)
     second, third = accept(coupon, 2), accept(coupon, 3)
     assert (second.sequence, third.sequence) == (2, 3)
     issue()
@@ -31,7 +31,7 @@ def test_a_sequence_that_is_no_place_in_line_is_counted_anew(sequence: str, make
 def test_a_place_in_line_that_is_none_is_not_answered(place: str, make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     accepted = accept(coupon, 1, "k")
-    redis_connection().hset(keys(coupon.id).takers, "1", f"{accepted.request_id}:{place}")
+    redis_connection().hset(keys(coupon.id).holders, "1", f"{accepted.request_id}:{place}")
     # As after a web process that died between the gate and its insert: the gate alone knows the place.
     OutboxMessage.objects.all().delete()
     Reservation.objects.all().delete()

@@ -27,7 +27,7 @@ CREATE = ("create_coupon", "SUMMER", "--quantity", "5", "--admission", "even")
 class Even(Admission):
     """Lets in users with an even number, and tells them their half of it as their place."""
 
-    selective = True
+    may_refuse = True
 
     def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
         return [

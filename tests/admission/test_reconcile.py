@@ -74,8 +74,8 @@ def make_old(coupon: Coupon) -> None:
     OutboxMessage.objects.update(created_at=ago)
     OutboxMessage.objects.exclude(published_at=None).update(published_at=ago)
     IssueRequest.objects.update(processed_at=ago)
-    for user, at in redis().zrange(keys(coupon.id).open, 0, -1, withscores=True):
-        redis().zadd(keys(coupon.id).open, {user: at - 120_000})
+    for user, at in redis().zrange(keys(coupon.id).pending, 0, -1, withscores=True):
+        redis().zadd(keys(coupon.id).pending, {user: at - 120_000})
 
 
 def leave_in_gate(coupon: Coupon, user_id: int) -> AdmissionRequest:
@@ -155,7 +155,7 @@ def test_who_was_killed_between_end_and_release_is_released_the_next_time(
     leave_in_gate(coupon, 1)
     make_old(coupon)
     with monkeypatch.context() as patched:
-        patched.setattr("coupons.issuance.finish._settle", lambda rows: None)
+        patched.setattr("coupons.issuance.finish._notify_admissions", lambda rows: None)
         compare(repair=True)
     assert gate_of(coupon) == ({1}, {1})
     make_old(coupon)
@@ -219,7 +219,7 @@ def test_a_late_row_that_nobody_reads_is_given_back(coupon: Coupon) -> None:
 
 def open_past_patience(coupon_id: int) -> set[bytes]:
     """Who has been open for longer than ``Running`` is patient, by Redis's clock."""
-    return set(store.open_for(coupon_id, Running.PATIENCE, limit=10_000))
+    return set(store.pending_for(coupon_id, Running.PATIENCE, limit=10_000))
 
 
 @pytest.fixture
@@ -379,8 +379,8 @@ def test_whoever_is_missing_in_the_gate_is_added(coupon: Coupon) -> None:
     accept(coupon, 1)
     issue()
     accept(coupon, 2)
-    redis().hdel(keys(coupon.id).takers, 1, 2)
-    redis().zrem(keys(coupon.id).open, 2)
+    redis().hdel(keys(coupon.id).holders, 1, 2)
+    redis().zrem(keys(coupon.id).pending, 2)
     assert mend() == {"gate-missing": 2}
     assert gate_of(coupon) == ({1, 2}, {2})
     assert ask(coupon, 1) == ask(coupon, 2) == "already_issued"
@@ -388,7 +388,7 @@ def test_whoever_is_missing_in_the_gate_is_added(coupon: Coupon) -> None:
 
 def test_whoever_is_in_the_gate_for_nothing_is_taken_out(coupon: Coupon) -> None:
     accept(coupon, 1)
-    redis().hset(keys(coupon.id).takers, 7, "-")
+    redis().hset(keys(coupon.id).holders, 7, "-")
     redis().sadd(keys(coupon.id).revoked, 8, "nobody")
     assert mend() == {"gate-extra": 3}
     assert gate_of(coupon) == ({1}, {1})
@@ -417,7 +417,7 @@ def test_decisions_that_the_gate_did_not_hear_of_are_told_to_it(
     UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
     Coupon.objects.filter(id=coupon.id).update(issued=1)
     with monkeypatch.context() as patched:
-        patched.setattr("coupons.issuance.finish._settle", lambda rows: None)
+        patched.setattr("coupons.issuance.finish._notify_admissions", lambda rows: None)
         issue()
     assert found() == {}
     make_old(coupon)
@@ -434,15 +434,15 @@ def test_decisions_that_the_gate_did_not_hear_of_are_told_to_it(
 )  # fmt: skip
 def test_fields_that_no_gate_writes_are_removed(coupon: Coupon, field: str, entry: str | bytes) -> None:
     accept(coupon, 1)
-    redis().hset(keys(coupon.id).takers, field, entry)
-    redis().zadd(keys(coupon.id).open, {field: 1})
+    redis().hset(keys(coupon.id).holders, field, entry)
+    redis().zadd(keys(coupon.id).pending, {field: 1})
     assert set(mend()) == {"gate-foreign"}
     assert gate_of(coupon) == ({1}, {1})
 
 
 def test_what_is_open_without_being_in_is_forgotten(coupon: Coupon) -> None:
     accept(coupon, 1)
-    redis().zadd(keys(coupon.id).open, {5: 1, "x": 2})
+    redis().zadd(keys(coupon.id).pending, {5: 1, "x": 2})
     assert mend() == {"gate-foreign": 2}
     assert gate_of(coupon) == ({1}, {1})
 
@@ -451,7 +451,7 @@ def test_what_is_open_without_being_in_is_forgotten(coupon: Coupon) -> None:
 def test_a_reservation_of_a_time_to_come_grows_old_all_the_same(coupon: Coupon, hours: float) -> None:
     leave_in_gate(coupon, 1)
     seconds, _ = redis().time()
-    redis().zadd(keys(coupon.id).open, {1: (seconds + 3600 * hours) * 1000})
+    redis().zadd(keys(coupon.id).pending, {1: (seconds + 3600 * hours) * 1000})
     assert mend() == {"gate-foreign": 1}
     make_old(coupon)
     assert mend() == {"gate-leaked": 1}
@@ -460,7 +460,7 @@ def test_a_reservation_of_a_time_to_come_grows_old_all_the_same(coupon: Coupon, 
 @pytest.mark.parametrize("moment", [0, -1e300, float("-inf")])
 def test_a_reservation_from_before_all_time_is_leaked(coupon: Coupon, moment: float) -> None:
     leave_in_gate(coupon, 1)
-    redis().zadd(keys(coupon.id).open, {1: moment})
+    redis().zadd(keys(coupon.id).pending, {1: moment})
     assert mend() == {"gate-leaked": 1}
     assert gate_of(coupon) == (set(), set())
 
@@ -468,7 +468,7 @@ def test_a_reservation_from_before_all_time_is_leaked(coupon: Coupon, moment: fl
 def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) -> None:
     accept(coupon, 1)
     request_id = uuid7()
-    redis().hset(keys(coupon.id).takers, 2, f"{request_id}:1")
+    redis().hset(keys(coupon.id).holders, 2, f"{request_id}:1")
     assert mend() == {"gate-leaked": 1}
     assert answer(request_id) == ("FAILED", "ERROR")
     assert gate_of(coupon) == ({1}, {1})
@@ -478,7 +478,7 @@ def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) ->
 def test_a_wrong_sequence_is_set_behind_the_last_place(coupon: Coupon, sequence: str) -> None:
     accept(coupon, 1)
     accept(coupon, 2)
-    redis().hset(keys(coupon.id).takers, "sequence", sequence)
+    redis().hset(keys(coupon.id).holders, "sequence", sequence)
     assert mend() == {"gate-sequence": 1}
     assert accept(coupon, 3).sequence == 3
 
@@ -486,13 +486,13 @@ def test_a_wrong_sequence_is_set_behind_the_last_place(coupon: Coupon, sequence:
 @pytest.mark.parametrize(
     "lose",
     [
-        lambda names: redis().hdel(names.takers, "sequence"),
-        lambda names: redis().hset(names.takers, "sequence", "x"),
-        lambda names: redis().delete(names.takers),
-        lambda names: redis().delete(names.open),
+        lambda names: redis().hdel(names.holders, "sequence"),
+        lambda names: redis().hset(names.holders, "sequence", "x"),
+        lambda names: redis().delete(names.holders),
+        lambda names: redis().delete(names.pending),
         lambda names: redis().delete(names.revoked),
     ],
-    ids=["sequence", "number", "takers", "open", "revoked"],
+    ids=["sequence", "number", "holders", "pending", "revoked"],
 )
 def test_a_half_loaded_gate_is_dropped_and_loads_itself(
     lose: Callable[[Keys], object], make_coupon: Callable[..., Coupon]
@@ -507,7 +507,7 @@ def test_a_half_loaded_gate_is_dropped_and_loads_itself(
 
 
 def test_a_gate_of_other_kinds_of_keys_is_dropped(coupon: Coupon) -> None:
-    redis().set(keys(coupon.id).takers, "x")
+    redis().set(keys(coupon.id).holders, "x")
     redis().hset(keys(coupon.id).revoked, "x", "y")
     assert mend() == {"gate-half-loaded": 1}
     assert ask(coupon, 1) == "accepted"
@@ -628,7 +628,7 @@ def test_who_is_in_the_gate_by_a_request_of_somebody_else_is_taken_out_once_that
 ) -> None:
     theirs, elsewhere = accept(coupon, 1), accept(make_coupon(), 2)
     for user_id, request in ((2, theirs), (3, elsewhere)):
-        redis().hset(keys(coupon.id).takers, user_id, f"{request.request_id}:0")
+        redis().hset(keys(coupon.id).holders, user_id, f"{request.request_id}:0")
     make_old(coupon)
     assert found(lag=lambda: 1) == {}
     issue()
@@ -642,7 +642,7 @@ def test_who_is_in_the_gate_by_a_request_of_somebody_else_is_taken_out_once_that
 def test_one_request_in_the_gate_for_several_users_ends_once(coupon: Coupon) -> None:
     accept(coupon, 1)
     request_id = uuid7()
-    redis().hset(keys(coupon.id).takers, mapping={"2": f"{request_id}:0", "3": f"{request_id}:0"})
+    redis().hset(keys(coupon.id).holders, mapping={"2": f"{request_id}:0", "3": f"{request_id}:0"})
     assert compare(repair=True).found.counts == {"gate-leaked": 2}
     assert answer(request_id) == ("FAILED", "ERROR")
     make_old(coupon)
@@ -676,7 +676,7 @@ def poison(gate: Coupon, reserve: Coupon) -> None:
     leave_in_gate(gate, 7)
     publish_everything()
     make_old(gate)
-    takers = keys(gate.id).takers
+    takers = keys(gate.id).holders
     redis().hdel(takers, 1, 5)
     redis().hset(takers, mapping={"sequence": 1, "8": "-", "x": "y"})
     redis().sadd(keys(gate.id).revoked, 9)
@@ -821,7 +821,7 @@ def test_the_operator_hears_once_that_the_issuer_refused_what_the_gate_let_in(
     coupon = make_coupon(admission="gate", total_quantity=2)
     for user_id in range(1, 3):
         accept(coupon, user_id)
-    redis().hdel(keys(coupon.id).takers, 1, 2)
+    redis().hdel(keys(coupon.id).holders, 1, 2)
     for user_id in range(3, 5):
         accept(coupon, user_id)
     issue()

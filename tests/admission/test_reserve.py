@@ -34,7 +34,9 @@ def make_reserve(make_coupon: Callable[..., Coupon]) -> MakeReserve:
 
 @pytest.fixture
 def without_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reserve, "_TAKE", reserve._TAKE.replace("total_quantity - issued - reserved >=", "0 <="))
+    monkeypatch.setattr(
+        reserve, "_RESERVE_UNITS", reserve._RESERVE_UNITS.replace("total_quantity - issued - reserved >=", "0 <=")
+    )
 
 
 def test_a_reserved_piece_is_counted_until_the_coupon_takes_its_place(make_reserve: MakeReserve) -> None:

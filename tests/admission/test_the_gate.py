@@ -79,7 +79,7 @@ def flush() -> None:
 
 def forget_user(coupon: Coupon, user_id: int) -> None:
     """The gate loses somebody who has a piece."""
-    get_redis_connection("default").hdel(keys(coupon.id).takers, user_id)
+    get_redis_connection("default").hdel(keys(coupon.id).holders, user_id)
 
 
 # What a decision costs
@@ -127,9 +127,9 @@ def test_refusals_of_one_moment_cost_one_read_if_keys_have_to_be_looked_up(
     group = [keyed(coupon, user_id, "k") for user_id in range(1, 101)]
     with django_assert_num_queries(1):
         repeat, *others = accept_group.accept_group(ADMISSIONS["gate"], group)
-    assert repeat.earlier is not None
-    assert repeat.earlier.request_id == first.request_id
-    assert [(one.refusal, one.earlier) for one in others] == [(SoldOut, None)] * 99
+    assert repeat.existing is not None
+    assert repeat.existing.request_id == first.request_id
+    assert [(one.refusal, one.existing) for one in others] == [(SoldOut, None)] * 99
 
 
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
@@ -221,8 +221,8 @@ def test_a_process_killed_between_gate_and_insert_leaves_what_a_later_release_fi
     assert ADMISSIONS["gate"].admit([killed])[0].newly_reserved
     assert ask(coupon, 2) == "sold_out"
 
-    assert store.open_for(coupon.id, 60, limit=10) == []
-    [[found], _, _] = store.look(coupon.id, store.open_for(coupon.id, 0, limit=10))
+    assert store.pending_for(coupon.id, 60, limit=10) == []
+    [[found], _, _] = store.look(coupon.id, store.pending_for(coupon.id, 0, limit=10))
     assert (found.request_id, found.user_id) == (killed.request_id, 1)
     assert found.age_seconds is not None
     assert 0 <= found.age_seconds < 60
@@ -355,7 +355,7 @@ def test_a_gate_that_lost_everything_counts_what_is_issued_and_what_is_under_way
     assert holders() == {1, 2, 3}
 
 
-@pytest.mark.parametrize("part", ["takers", "open", "revoked"])
+@pytest.mark.parametrize("part", ["holders", "pending", "revoked"])
 @pytest.mark.parametrize("become", ["nothing", "text", "list"])
 def test_a_gate_of_which_a_key_is_lost_or_something_else_is_not_loaded(
     part: str, become: str, make_gate: MakeGate
@@ -382,7 +382,7 @@ def test_a_gate_of_which_a_key_is_lost_or_something_else_is_not_loaded(
 def test_a_gate_without_a_number_to_go_on_from_is_not_loaded(sequence: str, make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=2)
     accept(coupon, 1)
-    get_redis_connection("default").hset(keys(coupon.id).takers, "sequence", sequence)
+    get_redis_connection("default").hset(keys(coupon.id).holders, "sequence", sequence)
     assert accept(coupon, 2).sequence == 2
 
 
@@ -393,14 +393,14 @@ def test_a_piece_that_comes_back_while_the_gate_is_loaded_is_not_missed(
     accept(coupon, 1)
     issue()
     flush()
-    store = load._store
+    store = load._stage
 
     def store_and_refund(*args: Any) -> None:
         store(*args)
         use_and_refund(UserCoupon.objects.get())
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_store", store_and_refund)
+        patch.setattr(load, "_stage", store_and_refund)
         assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "accepted"]
 
 
@@ -461,14 +461,14 @@ def test_without_the_lock_many_would_load_it(make_gate: MakeGate, monkeypatch: p
         return f"gate:{{{coupon_id}}}:lock:{threading.get_ident()}"
 
     together = threading.Barrier(20)
-    takers = load._takers
+    takers = load._read_holders
 
     def takers_at_once(coupon_id: int) -> Generator[list[Any]]:
         together.wait(10)
         return takers(coupon_id)
 
     monkeypatch.setattr(load, "lock_key", own_lock)
-    monkeypatch.setattr(load, "_takers", takers_at_once)
+    monkeypatch.setattr(load, "_read_holders", takers_at_once)
     before = loads()
     crowd(coupon, range(1, 21))
     assert loads() - before == 20
@@ -498,14 +498,14 @@ def test_while_its_own_process_loads_a_large_gate_requests_are_told_to_come_back
         accept(coupon, user_id)
     flush()
     before, lock = loads(), threading.Lock()
-    store = load._store
+    store = load._stage
 
     def store_slowly(*args: Any) -> None:
         with lock:
             store(*args)
 
     monkeypatch.setattr(load, "_CHUNK", 2)
-    monkeypatch.setattr(load, "_store", store_slowly)
+    monkeypatch.setattr(load, "_stage", store_slowly)
     with monkeypatch.context() as patch, lock:
         patch.setattr(admission, "_WAIT_SECONDS", 0.1)
         assert [ask(coupon, 1), ask(coupon, 4)] == ["unavailable"] * 2
@@ -528,7 +528,7 @@ def test_a_large_gate_is_loaded_again_by_the_next_if_its_loader_fails(
         raise OperationalError("server closed the connection unexpectedly")
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_store", fail)
+        patch.setattr(load, "_stage", fail)
         patch.setattr(admission, "_WAIT_SECONDS", 0.1)
         # More often than there may be loaders at once.
         wait_until(lambda: ask(coupon, 1) == "unavailable" and len(failed) > 4, 60, "nobody tries any more", 0.01)
@@ -542,14 +542,14 @@ def test_a_loader_that_lost_its_lock_leaves_the_gate_to_the_next(
     coupon = make_gate()
     accept(coupon, 1)
     flush()
-    store = load._store
+    store = load._stage
 
     def store_and_lose_the_lock(*args: Any) -> None:
         store(*args)
         get_redis_connection("default").delete(lock_key(coupon.id))
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_store", store_and_lose_the_lock)
+        patch.setattr(load, "_stage", store_and_lose_the_lock)
         assert ask(coupon, 2) == "unavailable"
     assert gate_of(coupon) == (set(), set())
     assert ask(coupon, 2) == "accepted"

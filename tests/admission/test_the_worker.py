@@ -62,7 +62,7 @@ def nothing_is_pushed_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def looks_around_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(issue_worker, "_LOOK_AROUND_SECONDS", 0.0)
+    monkeypatch.setattr(issue_worker, "_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(issue_worker, "_LOST_AFTER_SECONDS", 0.0)
 
 
@@ -87,7 +87,7 @@ def by_worker() -> set[int]:
 def work(worker: IssueWorker | None = None) -> None:
     """A worker decides everything that it finds."""
     worker = worker or IssueWorker()
-    while worker.take_and_handle(StopFlag()):
+    while worker.claim_and_handle(StopFlag()):
         pass
 
 
@@ -109,13 +109,13 @@ def nobody() -> Redis:
 
 def kill(worker: IssueWorker) -> None:
     """Let the time run out after which a worker that says nothing counts as dead."""
-    get_redis_connection("default").delete(queue._alive(worker._list._id))
+    get_redis_connection("default").delete(queue._alive(worker._queue._id))
 
 
 def killed_with(batch: int) -> IssueWorker:
     """A worker that took so many requests and was killed before it decided them."""
     worker = IssueWorker()
-    assert len(worker._list.claim(batch)[0]) == batch
+    assert len(worker._queue.claim(batch)[0]) == batch
     kill(worker)
     return worker
 
@@ -392,7 +392,7 @@ def test_both_ways_at_once_give_away_no_more_than_there_is_when_the_gate_lets_in
     set_share(50)
     coupon = make_gate(total_quantity=50)
     crowd(coupon, range(1, 51))
-    get_redis_connection("default").hdel(keys(coupon.id).takers, *range(1, 31))  # the gate forgets thirty
+    get_redis_connection("default").hdel(keys(coupon.id).holders, *range(1, 31))  # the gate forgets thirty
     assert crowd(coupon, range(51, 81)) == {"accepted": 30}
     with_everybody_at_work(lambda: None)
     assert stock(coupon) == (0, 50)
@@ -438,7 +438,7 @@ def test_what_a_killed_worker_had_in_hand_is_taken_over(make_gate: MakeGate) -> 
 def test_without_the_backup_list_a_killed_worker_would_lose_its_requests(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "_TAKE", queue._TAKE.replace("redis.call('RPUSH', KEYS[2], request)", ""))
+    monkeypatch.setattr(queue, "_CLAIM", queue._CLAIM.replace("redis.call('RPUSH', KEYS[2], request)", ""))
     coupon = make_gate()
     for user_id in range(1, 8):
         accept(coupon, user_id)
@@ -464,7 +464,7 @@ def test_a_worker_that_was_taken_for_dead_gives_nobody_a_second_coupon(make_gate
         accept(coupon, user_id)
     hanging = IssueWorker()
     with OpenTransaction(lambda: list(Coupon.objects.select_for_update())) as lock:
-        held = in_another_session(lambda: hanging.take_and_handle(StopFlag()))
+        held = in_another_session(lambda: hanging.claim_and_handle(StopFlag()))
         wait_until_blocked(beside=held)
         kill(hanging)
         other = in_another_session(work)
@@ -496,8 +496,8 @@ def test_a_redis_that_is_flushed_loses_nobody(make_gate: MakeGate) -> None:
     for user_id in range(1, 11):
         accept(coupon, user_id)
     worker = IssueWorker(batch_size=3)
-    worker.take_and_handle(StopFlag())
-    worker._list.claim(3)
+    worker.claim_and_handle(StopFlag())
+    worker._queue.claim(3)
     flush()
     work(worker)
     assert stock(coupon) == (0, 10)

@@ -137,9 +137,9 @@ def test_the_floor_rises_to_the_last_published_row_and_falls_with_the_connection
     settle(some_relay)
     last = OutboxMessage.objects.order_by("id").last()
     assert last is not None
-    assert some_relay._floor.value() == last.id
+    assert some_relay._settled_mark.value() == last.id
     some_relay._recover(ConnectionError("the server went away"))
-    assert some_relay._floor.value() == 0
+    assert some_relay._settled_mark.value() == 0
     some_relay.close()
 
 

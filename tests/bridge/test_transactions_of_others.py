@@ -156,7 +156,7 @@ def test_if_what_is_in_hand_did_not_count_messages_would_be_lost(
     make_coupon: MakeCoupon, others: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(GroupConsumer, "_has_in_hand", lambda *args: False)
+        patched.setattr(GroupConsumer, "_has_buffered", lambda *args: False)
         assert commit_an_end_while_another_partition_retries(make_coupon(), others) == [0, 0, 0, 2, 3]
     consume_everything(ISSUE)
     assert (winners(), lag()) == ([], 0)
@@ -215,7 +215,7 @@ def test_an_open_transaction_is_named_and_nothing_behind_it_taken_for_lost(
     for command in (("reconcile", "--repair"), ("check_invariants",)):
         said = report(*command)
         assert name in said
-        assert " from offset 0 holds back what is behind it" in said
+        assert " from offset 0 holds back the messages behind it" in said
     held_back.refresh_from_db()
     assert held_back.published_at is not None
 

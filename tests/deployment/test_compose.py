@@ -165,7 +165,7 @@ def test_the_settings_accept_what_is_set(variables: dict[str, str]) -> None:
     assert env.flag("DEBUG", True) is False
     brokers = [server.partition(":")[0] for server in env.servers("KAFKA_BOOTSTRAP_SERVERS", None).split(",")]
     assert brokers == sorted(name for name in services if name.startswith("kafka-"))
-    assert env.whole("KAFKA_REPLICATION_FACTOR", 1, minimum=1, maximum=9) == len(brokers)
+    assert env.integer("KAFKA_REPLICATION_FACTOR", 1, minimum=1, maximum=9) == len(brokers)
 
 
 def test_the_two_modes_share_no_data() -> None:

@@ -31,12 +31,12 @@ def read(raw: str, how: Read) -> Any:
     ("raw", "how", "value"),
     [
         ("", lambda env: env.flag("X", True), True),
-        ("  ", lambda env: env.whole("X", 5, minimum=0, maximum=9), 5),
+        ("  ", lambda env: env.integer("X", 5, minimum=0, maximum=9), 5),
         ("True", lambda env: env.flag("X", False), True),
         ("1", lambda env: env.flag("X", False), True),
         ("false", lambda env: env.flag("X", True), False),
-        ("0", lambda env: env.whole("X", 5, minimum=0, maximum=9), 0),
-        ("1.5", lambda env: env.real("X", 1.0, minimum=0.0, maximum=9.0), 1.5),
+        ("0", lambda env: env.integer("X", 5, minimum=0, maximum=9), 0),
+        ("1.5", lambda env: env.decimal("X", 1.0, minimum=0.0, maximum=9.0), 1.5),
         ("a, b,,", lambda env: env.hosts("X", []), ["a", "b"]),
         ("10/min", lambda env: env.rate("X", "1/day"), Rate(10, 60)),
         ("a:1, [::1]:2", lambda env: env.servers("X", None), "a:1,[::1]:2"),
@@ -77,11 +77,11 @@ def test_a_database_is_where_libpq_finds_it(url: str, host: str, port: str, opti
     ("raw", "how"),
     [
         *[
-            (raw, lambda env: env.whole("X", 5, minimum=0, maximum=10**9))
+            (raw, lambda env: env.integer("X", 5, minimum=0, maximum=10**9))
             for raw in ("-1", "1.0", "1e3", "0x10", "٣", "1_000", "9" * 30, "9" * 5000, "-")
         ],
         *[
-            (raw, lambda env: env.real("X", 1.0, minimum=0.0, maximum=9.0))
+            (raw, lambda env: env.decimal("X", 1.0, minimum=0.0, maximum=9.0))
             for raw in ("-0.1", "nan", "inf", "1,5", "soon")
         ],
         *[(raw, lambda env: env.rate("X", "1/day")) for raw in ("10/m", "x/min", "10/")],

@@ -25,7 +25,7 @@ def closed_provider() -> Iterator[Provider]:
     provider.release()
     # Its connections end with the test, not when somebody collects them; and the next one may get the same port.
     asyncio.run_coroutine_threadsafe(http_calls._client().aclose(), http_calls._loop()).result(10)
-    for cached in (http_calls._client, http_calls._make_endpoint):
+    for cached in (http_calls._client, http_calls._create_endpoint):
         cached.cache_clear()
     provider.close()
 

@@ -63,7 +63,7 @@ def handle_all(batch: Sequence[ReceivedMessage]) -> list[int]:
             handler.handle(left, StopFlag())
             left = []
         except BatchPostponed as postponed:
-            left = postponed.left
+            left = postponed.messages
             time.sleep(postponed.seconds)
         passes.append(len(left))
     return passes
@@ -159,7 +159,7 @@ def test_the_notified_are_settled_at_once_and_the_others_come_later(alimtalk: Pr
     with pytest.raises(BatchPostponed) as raised:
         BatchHandler(notification.group()).handle(batch, StopFlag())
     assert raised.value.seconds <= 1.0
-    done = {item.inbox_id for item in batch} - {item.inbox_id for item in raised.value.left}
+    done = {item.inbox_id for item in batch} - {item.inbox_id for item in raised.value.messages}
     assert set(ProcessedEvent.objects.values_list("event_id", flat=True)) == done
     assert 5 <= len(done) < 30
 
@@ -175,7 +175,7 @@ def test_an_overloaded_data_platform_gets_the_time_that_it_asks_for(data_platfor
     batch, handler = many_completed(range(1, 31)), BatchHandler(data_platform_effect.group())
     with pytest.raises(BatchPostponed) as raised:
         handler.handle(batch, StopFlag())
-    assert (len(raised.value.left), 0 < raised.value.seconds <= 1.0) == (30, True)
+    assert (len(raised.value.messages), 0 < raised.value.seconds <= 1.0) == (30, True)
     assert len(data_platform.calls) <= PARALLEL
     assert not DeadLetter.objects.exists()
 
@@ -185,7 +185,7 @@ def test_a_message_that_cannot_be_read_does_not_wait_for_the_provider(alimtalk: 
     poison, other = completed(1, userId=0), completed(2)
     with pytest.raises(BatchPostponed) as raised:
         BatchHandler(notification.group()).handle([poison, other], StopFlag())
-    assert raised.value.left == [other]
+    assert raised.value.messages == [other]
     assert DeadLetter.objects.get().offset == poison.offset
 
 

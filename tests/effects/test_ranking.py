@@ -136,7 +136,7 @@ def test_a_death_between_redis_and_postgresql_counts_once(tea: Product) -> None:
 
 @pytest.mark.usefixtures("loaded")
 def test_without_the_ids_in_redis_such_a_death_would_count_twice(tea: Product, monkeypatch: pytest.MonkeyPatch) -> None:
-    careless = ranking_view._COUNT.replace("redis.call('SADD', KEYS[place + 1], event_id) == 1", "true")
+    careless = ranking_view._COUNT.replace("redis.call('SADD', KEYS[index + 1], event_id) == 1", "true")
     assert careless != ranking_view._COUNT
     monkeypatch.setattr(ranking_view, "_COUNT", careless)
     batch = [completed(make_paid_order({tea: 1})) for _ in range(3)]
@@ -344,9 +344,9 @@ def test_a_rebuild_that_is_told_to_stop_changes_nothing(tea: Product) -> None:
     make_paid_order({tea: 1})
     stop = StopFlag()
     stop.request()
-    with pytest.raises(ServiceUnavailable, match="as it was"):
+    with pytest.raises(ServiceUnavailable, match="the ranking is unchanged"):
         rebuild(stop=stop)
-    with pytest.raises(ServiceUnavailable, match="as it was"):
+    with pytest.raises(ServiceUnavailable, match="the ranking is unchanged"):
         ranking_rebuild_from([], stop=stop)
     assert in_redis() == [("Tea", 1)]
     assert list(get_redis_connection("default").scan_iter("ranking:staging:*")) == []

@@ -100,7 +100,7 @@ def test_what_a_flush_took_is_there_again(tea: Product, summer: Coupon) -> None:
     assert_views_are_postgresqls()
     days = last_days(31)
     assert lines[0] == f"ranking: 3 events of orders paid from {days[0]} to {days[-1]}"
-    assert lines[1] == "status views: 4 answers of the last day"
+    assert lines[1] == "cached statuses: 4 results of the last day"
     assert lines[2].startswith("coupon SUMMER: 2 issued, 2 failed (ALREADY_ISSUED 1, SOLD_OUT 1), first 20")
     assert lines[2].endswith("; counter 2 of 2, 2 in users' hands")
     assert len(lines) == 3
@@ -111,7 +111,7 @@ def test_answers_that_are_older_than_redis_keeps_them_stay_out(summer: Coupon) -
     assert old is not None
     IssueRequest.objects.filter(pk=old.pk).update(processed_at=old.processed_at - timedelta(hours=25))
     redis().flushdb()
-    assert report()[1] == "status views: 3 answers of the last day"
+    assert report()[1] == "cached statuses: 3 results of the last day"
     assert status_cache.load(old.request_id) is None
 
 
@@ -124,14 +124,14 @@ def test_many_rows_come_in_batches(summer: Coupon) -> None:
             ["SUMMER", "FAILED", "API", "coupon-issue-request"],
         )
     redis().flushdb()
-    assert report()[1] == "status views: 2504 answers of the last day"
+    assert report()[1] == "cached statuses: 2504 results of the last day"
     assert sum(1 for _ in redis().scan_iter("status:*", count=1000)) == 2504
 
 
 def test_a_rebuild_under_way_is_told_of() -> None:
     with ranking_view.rebuilding():
         (line,) = report()
-    assert line.startswith("exit 1: the ranking is being rebuilt already; wait for its end")
+    assert line.startswith("exit 1: the ranking is already being rebuilt; wait until")
 
 
 def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -180,7 +180,7 @@ def test_the_topics_alone_bring_everything_back(history: list[Order], tea: Produ
     assert sold() == [(tea.pk, 3)]
     assert statuses() == before
     assert lines[0].startswith("ranking: 3 events of orders paid from ")
-    assert lines[1] == "status views: 4 answers of the last day, 0 messages unreadable"
+    assert lines[1] == "cached statuses: 4 results of the last day, 0 messages unreadable"
     assert lines[2].startswith("coupon SUMMER: 2 issued, 2 failed (ALREADY_ISSUED 1, SOLD_OUT 1), first 20")
     assert lines[2].endswith("; counter 2 of 2, 2 in users' hands; PostgreSQL agrees")
 
@@ -206,7 +206,7 @@ def test_messages_that_nobody_can_read_are_told_of_and_passed_over(history: list
     lines = report("--from-topics")
     assert sold() == [(tea.pk, 3)]
     assert lines[0].endswith(", 4 messages unreadable")
-    assert lines[1].endswith(" 4 answers of the last day, 1 messages unreadable")
+    assert lines[1].endswith(" 4 results of the last day, 1 messages unreadable")
     assert lines[2].endswith("PostgreSQL agrees")
 
 

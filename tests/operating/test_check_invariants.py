@@ -52,7 +52,7 @@ def _an_event_that_went_well(make_coupon: MakeCoupon, redis_flushed: None) -> No
     coupons = dict(UserCoupon.objects.filter(coupon=for_orders).values_list("user_id", "id"))
     orders = {
         user_id: order_create(
-            user_id=user_id, wishes=[OrderItemInput(tea.id, 1)], user_coupon_id=coupons[user_id]
+            user_id=user_id, items=[OrderItemInput(tea.id, 1)], user_coupon_id=coupons[user_id]
         ).order_id
         for user_id in BUYERS
     }
@@ -89,7 +89,7 @@ DROP_UNIQUE = "ALTER TABLE coupons_usercoupon DROP CONSTRAINT one_coupon_per_use
 SPOILED: dict[str, tuple[str, ...]] = {
     "I2 issued and reserved are within the stock": ("UPDATE coupons_coupon SET total_quantity = 1",),
     "I2 the counter of issued coupons is right": ("UPDATE coupons_coupon SET issued = 1",),
-    "I2 what is reserved is reserved for requests": ("UPDATE coupons_coupon SET total_quantity = 3, reserved = 1",),
+    "I2 the counter of reserved coupons is right": ("UPDATE coupons_coupon SET total_quantity = 3, reserved = 1",),
     "I2 reservations end with their requests": (
         "INSERT INTO coupons_reservation (request_id, coupon_id, user_id, admission)"
         " SELECT request_id, coupon_id, user_id, 'gate' FROM coupons_issuerequest WHERE user_id = 3",
@@ -102,23 +102,25 @@ SPOILED: dict[str, tuple[str, ...]] = {
         " SELECT gen_random_uuid(), event_type, topic, key, payload, traceparent, shard"
         " FROM kafka_bridge_outboxmessage WHERE event_type = 'coupon.issue.succeeded.v1' LIMIT 1",
     ),
-    "I3 the ledger tells the state of every coupon": (
+    "I3 the ledger determines the state of every coupon": (
         "UPDATE coupons_usercoupon SET status = 'USED' WHERE user_id = 1",
     ),
-    "I3 a coupon goes its way through one order at a time": (
+    "I3 a coupon is used by one order at a time": (
         "INSERT INTO coupons_couponledgerentry (user_coupon_id, order_id, step, cause)"
         " SELECT user_coupon_id, 999, 'HELD', '' FROM coupons_couponledgerentry ORDER BY id LIMIT 1",
     ),
-    "I8 nobody is told SOLD_OUT while there is stock": (
+    "I8 no request ends SOLD_OUT while there is stock": (
         "UPDATE coupons_issuerequest SET remaining = 1 WHERE reason = 'SOLD_OUT'",
     ),
-    "I3 an order that lives has its coupon": ("UPDATE orders_order SET user_id = 999 WHERE status = 'PENDING'",),
-    "I3 an order that has ended has no coupon": ("UPDATE orders_order SET status = 'EXPIRED' WHERE user_id = 11",),
-    "I4 a cancellation is told after the payment": (
+    "I3 a pending, paying or paid order has its coupon": (
+        "UPDATE orders_order SET user_id = 999 WHERE status = 'PENDING'",
+    ),
+    "I3 a cancelled or expired order has no coupon": ("UPDATE orders_order SET status = 'EXPIRED' WHERE user_id = 11",),
+    "I4 the cancellation is published after the payment": (
         "UPDATE kafka_bridge_outboxmessage SET id = -id WHERE event_type = 'order.cancelled.v1'",
     ),
     "I7 every paid order has an event": ("UPDATE orders_order SET completed_event_id = NULL WHERE user_id = 12",),
-    "I7 nothing is told twice of an order": (
+    "I7 no event of an order is published twice": (
         "INSERT INTO kafka_bridge_outboxmessage (event_id, event_type, topic, key, payload, traceparent, shard)"
         " SELECT gen_random_uuid(), event_type, topic, key, payload, traceparent, shard"
         " FROM kafka_bridge_outboxmessage WHERE event_type = 'order.completed.v1' LIMIT 1",
@@ -152,7 +154,7 @@ def test_an_answer_in_redis_that_is_not_that_of_postgresql_is_a_violation() -> N
     assert invariants.wrong_views() == []
     IssueRequest.objects.filter(user_id=1).update(status="FAILED", reason="ERROR")
     assert invariants.wrong_views() == [f"request {request.request_id}: SUCCESS in Redis, FAILED in PostgreSQL"]
-    assert "FAIL I6 Redis tells of requests what PostgreSQL says" in report()
+    assert "FAIL I6 cached statuses agree with PostgreSQL" in report()
 
 
 def test_what_redis_has_forgotten_is_no_violation() -> None:
@@ -228,7 +230,7 @@ def test_a_paid_order_that_misses_an_effect_is_a_violation_until_it_is_handled_o
     assert order_invariants.missed_effects(nothing_to_consume) == [missed]
     with transaction.atomic():
         event = replace(completed(order), headers=(("ce_id", str(order.completed_event_id).encode()),))
-        write_dead_letters("ranking", "order-ranking-group", [Rejected(event, PoisonMessage("spoiled"))], tell=False)
+        write_dead_letters("ranking", "order-ranking-group", [Rejected(event, PoisonMessage("spoiled"))], publish=False)
     assert order_invariants.missed_effects(nothing_to_consume) == []
 
 

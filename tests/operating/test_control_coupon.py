@@ -157,7 +157,7 @@ def test_an_opened_coupon_keeps_its_end_to_come_and_its_first_opening(
         ("open", ("restock", "--quantity", "-5"), "1 or more"),
         ("open", ("restock", "--quantity", str(2**63)), "at most"),
         ("open", ("restock", "--quantity", str(2**63 - 1)), "at most"),
-        ("open", ("pause", "--quantity", "5"), "goes with restock"),
+        ("open", ("pause", "--quantity", "5"), "only for restock"),
         ("open", ("pause", "--reason", "x" * 501), "500"),
         ("open", ("pause", "--reason", "\udcff"), "Unicode"),
         ("open", ("pause", "--id", "seven"), "UUID"),
@@ -272,7 +272,7 @@ def test_one_id_for_two_coupons_at_the_same_moment_is_refused_for_one(make_coupo
         second = in_another_session(lambda: coupon_close(id_or_type=other.id, actor="olga", control_id=its_id))
         wait_until_blocked(beside=second)
         first.commit()
-        with pytest.raises(InvalidRequest, match="take a new one"):
+        with pytest.raises(InvalidRequest, match="use a new id"):
             second.result(10)
     assert [window_of(coupon)[1] is None for coupon in (one, other)] == [False, True]
 

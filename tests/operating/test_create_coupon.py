@@ -87,7 +87,7 @@ def test_the_first_and_the_last_time_are_taken(create: Any) -> None:
 
 def test_a_window_that_ends_before_it_begins_is_refused_in_plain_words(create: Any) -> None:
     # It opens now, unless told otherwise.
-    with pytest.raises(CommandError, match=r"would close before it opens \(without an opening, that is now\)"):
+    with pytest.raises(CommandError, match=r"would close before it opens \(without an opening time, it opens now\)"):
         create("A", "--quantity", "1", "--closes-at", "2020-01-01T00:00:00Z")
     assert not Coupon.objects.exists()
 

@@ -277,7 +277,7 @@ def test_files_as_programs_write_them_are_read(users: Users, make_coupon: MakeCo
 )
 def test_a_wrong_header_is_one_clear_error(users: Users, make_coupon: MakeCoupon, content: bytes) -> None:
     users.path.write_bytes(content)
-    with pytest.raises(CommandError, match="the first line must be userId, and it is '") as caught:
+    with pytest.raises(CommandError, match="the first line must be userId, not '") as caught:
         users.issue(make_coupon())
     assert len(str(caught.value)) < 300
     assert [path.name for path in users.path.parent.iterdir()] == ["users.csv"]
@@ -388,7 +388,7 @@ def test_a_batch_that_is_shut_out_midway_says_where_and_goes_on_when_the_coupon_
     users: Users, make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coupon = make_coupon(total_quantity=5000)
-    monkeypatch.setattr(bulk_run, "_LINES_AT_ONCE", 10)
+    monkeypatch.setattr(bulk_run, "_CHUNK", 10)
     users.write(*range(1, 26))
     users.accept(coupon, "--id", BATCH_ID)
     OutboxMessage.objects.filter(event_id=batch_of(coupon).request_id(15)).delete()
@@ -406,8 +406,8 @@ def test_a_batch_waits_while_the_outbox_is_half_full_and_leaves_the_door_open(
     users: Users, make_coupon: MakeCoupon, settings: Any, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(bulk_run, "_LINES_AT_ONCE", 10)
-    monkeypatch.setattr(bulk_run, "_PRESSURE_SECONDS", 0.0)
+    monkeypatch.setattr(bulk_run, "_CHUNK", 10)
+    monkeypatch.setattr(bulk_run, "_SAMPLE_SECONDS", 0.0)
     settings.OUTBOX_MAX_DEPTH = 100
     users.write(*range(1, 101))
     with UserFile(users.path) as file:

@@ -151,7 +151,7 @@ class Shop(RuleBasedStateMachine):
         order = self.try_to(
             lambda: order_create(
                 user_id=user_id,
-                wishes=[OrderItemInput(self.product.id, quantity)],
+                items=[OrderItemInput(self.product.id, quantity)],
                 user_coupon_id=coupon_id,
             )
         )
@@ -160,7 +160,7 @@ class Shop(RuleBasedStateMachine):
 
     @rule(target=orders, user_id=st.sampled_from(USERS))
     def place_without(self, user_id: int) -> int:
-        return order_create(user_id=user_id, wishes=[OrderItemInput(self.product.id, 1)]).order_id
+        return order_create(user_id=user_id, items=[OrderItemInput(self.product.id, 1)]).order_id
 
     @rule(order_id=orders, answer=ANSWERS, key=st.sampled_from([None, "a", "b"]))
     def pay(self, order_id: int, answer: Answer, key: str | None = None) -> None:

@@ -130,7 +130,7 @@ def test_a_key_under_way_is_told_so_at_once_and_then_gets_the_answer(ask: Ask, s
     answers: list[Any] = []
     wishes = [OrderItemInput(socks.id, 1)]
     with OpenTransaction(
-        lambda: answers.append(order_create(user_id=ALICE, wishes=wishes, idempotency_key="k"))
+        lambda: answers.append(order_create(user_id=ALICE, items=wishes, idempotency_key="k"))
     ) as first:
         refused = ask("k")
         assert_problem(refused, 409, "in_progress")
@@ -146,7 +146,7 @@ def test_without_its_lock_a_key_under_way_would_keep_the_client_waiting(
 ) -> None:
     monkeypatch.setattr(idempotency, "_TRY_LOCK", "SELECT %s <> ''")
     wishes = [OrderItemInput(socks.id, 1)]
-    with OpenTransaction(lambda: order_create(user_id=ALICE, wishes=wishes, idempotency_key="k")) as first:
+    with OpenTransaction(lambda: order_create(user_id=ALICE, items=wishes, idempotency_key="k")) as first:
         second = in_another_session(lambda: ask("k"))
         wait_until_blocked(beside=second)
         assert not second.done()
@@ -159,7 +159,7 @@ def test_without_its_lock_a_key_under_way_would_keep_the_client_waiting(
 
 def test_a_key_whose_call_died_may_be_used_again(ask: Ask, socks: Product) -> None:
     wishes = [OrderItemInput(socks.id, 1)]
-    with OpenTransaction(lambda: order_create(user_id=ALICE, wishes=wishes, idempotency_key="k")) as first:
+    with OpenTransaction(lambda: order_create(user_id=ALICE, items=wishes, idempotency_key="k")) as first:
         first.rollback()
     assert ask("k", quantity=2).status_code == 201
     assert Order.objects.count() == 1
@@ -267,7 +267,7 @@ def test_a_payment_finds_its_keys_among_many_of_its_user() -> None:
     IdempotencyKey.objects.bulk_create(kept)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE orders_idempotencykey")
-    plan = idempotency._unanswered(ALICE, "pay", b"4711").explain()
+    plan = idempotency._without_response(ALICE, "pay", b"4711").explain()
     assert "idempotency_key_unanswered" in plan
 
 

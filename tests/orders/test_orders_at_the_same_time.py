@@ -23,8 +23,8 @@ from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from orders import policy
 from orders.errors import InProgress
-from orders.models import Order, Product
-from orders.services import paying, refunding
+from orders.models import Order, OrderManager, Product
+from orders.services import paying
 from orders.services.cancelling import order_cancel
 from orders.services.expiring import expire_unpaid
 from orders.services.paying import order_pay
@@ -68,7 +68,7 @@ def issue_to_minji(coupon: Coupon) -> UserCoupon:
 
 def place(tea: Product, user_coupon: UserCoupon | None = None) -> int:
     coupon_id = None if user_coupon is None else user_coupon.id
-    return order_create(user_id=MINJI, wishes=[OrderItemInput(tea.id, 1)], user_coupon_id=coupon_id).order_id
+    return order_create(user_id=MINJI, items=[OrderItemInput(tea.id, 1)], user_coupon_id=coupon_id).order_id
 
 
 def pay(order_id: int) -> Any:
@@ -171,7 +171,7 @@ def test_two_who_pay_at_once_ask_the_provider_once(tea: Product, books: MemoryBo
 def test_without_the_lease_both_would_ask_the_provider_and_only_its_key_would_save_the_money(
     tea: Product, books: MemoryBooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paying, "_on_the_line", lambda order, now: False)
+    monkeypatch.setattr(paying, "_is_leased", lambda order, now: False)
     order_id = place(tea)
     with provider_on_the_line() as answer:
         first = in_another_session(lambda: pay(order_id))
@@ -254,8 +254,8 @@ def test_without_the_lock_on_the_order_a_cancelled_one_would_be_charged(
     tea: Product, books: MemoryBooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order_id = place(tea)
-    monkeypatch.setattr(paying, "order_lock", lambda order_id, *, user_id=None: Order.objects.get(id=order_id))
     with OpenTransaction(lambda: cancel(order_id)) as cancellation:
+        monkeypatch.setattr(OrderManager, "lock", lambda orders, order_id, *, user_id=None: orders.get(id=order_id))
         payment = in_another_session(lambda: pay(order_id))
         wait_until_blocked(beside=payment)
         cancellation.commit()
@@ -266,7 +266,7 @@ def test_without_the_lock_on_the_order_a_cancelled_one_would_be_charged(
 def test_two_who_cancel_at_once_give_the_money_back_once_and_tell_it_once(
     tea: Product, user_coupon: UserCoupon, books: MemoryBooks
 ) -> None:
-    order_id = order_create(user_id=MINJI, wishes=[OrderItemInput(tea.id, 2)], user_coupon_id=user_coupon.id).order_id
+    order_id = order_create(user_id=MINJI, items=[OrderItemInput(tea.id, 2)], user_coupon_id=user_coupon.id).order_id
     pay(order_id)
     with provider_on_the_line(3) as answer:
         both = [in_another_session(lambda: cancel(order_id)) for _ in range(2)]
@@ -286,7 +286,12 @@ def test_without_a_second_look_at_the_order_its_cancellation_would_be_told_twice
     order_id = place(tea)
     pay(order_id)
     as_it_was = Order.objects.filter(id=order_id).values().get()
-    monkeypatch.setattr(refunding, "order_lock", lambda order_id: Order(**as_it_was))
+    lock = OrderManager.lock
+
+    def lock_to_cancel(orders: OrderManager, order_id: int, *, user_id: int | None = None) -> Order:
+        return Order(**as_it_was) if user_id is None else lock(orders, order_id, user_id=user_id)
+
+    monkeypatch.setattr(OrderManager, "lock", lock_to_cancel)
     with provider_on_the_line(3) as answer:
         both = [in_another_session(lambda: cancel(order_id)) for _ in range(2)]
         when_asked(3)

@@ -248,7 +248,7 @@ def test_of_two_orders_at_once_one_holds_the_coupon(
     mine = give_coupon()
     body = {"items": [{"productId": socks.id, "quantity": 1}], "userCouponId": mine.id}
     with OpenTransaction(
-        lambda: order_create(user_id=ALICE, wishes=[OrderItemInput(socks.id, 1)], user_coupon_id=mine.id)
+        lambda: order_create(user_id=ALICE, items=[OrderItemInput(socks.id, 1)], user_coupon_id=mine.id)
     ) as first:
         second = in_another_session(lambda: call("POST", ORDERS, body))
         wait_until_blocked(beside=second)
@@ -273,7 +273,7 @@ def test_a_coupon_that_is_looked_at_before_it_is_held_would_be_in_two_orders(
     monkeypatch.setattr(placing, "coupon_hold", look_then_hold)
 
     def place() -> Any:
-        return order_create(user_id=ALICE, wishes=[OrderItemInput(socks.id, 1)], user_coupon_id=mine.id)
+        return order_create(user_id=ALICE, items=[OrderItemInput(socks.id, 1)], user_coupon_id=mine.id)
 
     with OpenTransaction(place) as first:
         second = in_another_session(place)

@@ -46,7 +46,7 @@ def tea() -> Product:
 
 def place(tea: Product, *, user_id: int = MINJI, user_coupon: UserCoupon | None = None) -> int:
     coupon_id = None if user_coupon is None else user_coupon.id
-    return order_create(user_id=user_id, wishes=[OrderItemInput(tea.id, 2)], user_coupon_id=coupon_id).order_id
+    return order_create(user_id=user_id, items=[OrderItemInput(tea.id, 2)], user_coupon_id=coupon_id).order_id
 
 
 def issue_to(user_id: int) -> UserCoupon:
@@ -212,7 +212,7 @@ def test_a_refund_that_got_no_answer_is_asked_for_again_but_not_at_once(tea: Pro
     order_id = place(tea)
     order_pay(order_id=order_id, user_id=MINJI)
     memory.answer = time_out
-    with pytest.raises(Unavailable, match="given back as soon as"):
+    with pytest.raises(Unavailable, match="The refund follows as soon as"):
         order_cancel(order_id=order_id, user_id=MINJI)
     memory.answer = lambda call, move: move()
     assert sweep(StopFlag())["refunds settled"] == 0
@@ -238,10 +238,10 @@ def test_a_sweep_that_is_stopped_begins_nothing_new(tea: Product, books: MemoryB
 
 def test_idempotency_keys_are_forgotten_after_two_days_and_not_after_one(tea: Product) -> None:
     for key in ("old", "young"):
-        order_create(user_id=MINJI, wishes=[OrderItemInput(tea.id, 1)], idempotency_key=key)
+        order_create(user_id=MINJI, items=[OrderItemInput(tea.id, 1)], idempotency_key=key)
     for key, hours in (("old", 49), ("young", 47)):
         IdempotencyKey.objects.filter(key=key).update(created_at=Now() - timedelta(hours=hours))
-    assert sweep(StopFlag())["idempotency keys forgotten"] == 1
+    assert sweep(StopFlag())["idempotency keys deleted"] == 1
     assert list(IdempotencyKey.objects.values_list("key", flat=True)) == ["young"]
 
 

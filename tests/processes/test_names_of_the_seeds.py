@@ -37,7 +37,8 @@ GROUPS = {"issue": "coupon-consumer-group"}
 def service(topics: str, settings: Any, tmp_path: Path) -> Iterator[Service]:
     service = Service(tmp_path, environment(KAFKA_ROUTES=json.dumps(ROUTES), KAFKA_GROUPS=json.dumps(GROUPS)))
     assert service.run("create_topics") == 0
-    settings.KAFKA_ROUTES = overlay_routes(settings.KAFKA_ROUTES, ROUTES)
+    keys = settings.INTERCHANGEABLE_EVENT_KEYS
+    settings.KAFKA_ROUTES = overlay_routes(settings.KAFKA_ROUTES, ROUTES, interchangeable_keys=keys)
     yield service
     service.end()
     admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})

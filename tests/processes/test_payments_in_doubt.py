@@ -88,7 +88,7 @@ def web(provider: PaymentProvider, tmp_path: Path) -> Iterator[Web]:
 
 def place() -> int:
     product = Product.objects.create(name="tea", price=1000)
-    return order_create(user_id=MINJI, wishes=[OrderItemInput(product.id, 2)]).order_id
+    return order_create(user_id=MINJI, items=[OrderItemInput(product.id, 2)]).order_id
 
 
 def let_time_to_pay_end(order_id: int) -> None:
@@ -132,7 +132,7 @@ def test_one_sweep_expires_what_nobody_paid_and_says_what_it_did(provider: Payme
     ended = run_command("expire_orders", env=provider.env)
     assert (ended.returncode, plain_lines(ended.stdout)) == (
         0,
-        ["1 orders expired, 0 idempotency keys forgotten, 0 payments settled, 0 refunds settled"],
+        ["1 orders expired, 0 idempotency keys deleted, 0 payments settled, 0 refunds settled"],
     )
     assert [status_of(late), status_of(in_time)] == ["EXPIRED", "PENDING"]
 
@@ -251,7 +251,9 @@ def test_the_sweeper_waits_for_a_database_that_is_away_and_goes_on(sweeper: Mana
     when_status(first, "EXPIRED")
     door.shut()
     let_time_to_pay_end(second)
-    wait_until(lambda: "no sweep, the next in 1 s" in sweeper.log_path.read_text(), SECONDS, "nothing was noticed")
+    wait_until(
+        lambda: "sweep failed, next attempt in 1 s" in sweeper.log_path.read_text(), SECONDS, "nothing was noticed"
+    )
     assert status_of(second) == "PENDING"
     door.open()
     when_status(second, "EXPIRED")

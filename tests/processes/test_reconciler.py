@@ -54,7 +54,7 @@ def when(condition: Callable[[], Any], complaint: str) -> None:
 
 
 def open_in_gate(coupon: Coupon) -> int:
-    return int(redis().zcount(keys(coupon.id).open, "-inf", "(inf"))
+    return int(redis().zcount(keys(coupon.id).pending, "-inf", "(inf"))
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_who_asks_again_while_the_first_process_is_stopped_gets_at_most_one(
 def age_gate(coupon: Coupon) -> None:
     """As if the process had been stopped for a minute."""
     names = keys(coupon.id)
-    for user, at in redis().zrange(names.open, 0, -1, withscores=True):
-        redis().zadd(names.open, {user: at - 60_000})
+    for user, at in redis().zrange(names.pending, 0, -1, withscores=True):
+        redis().zadd(names.pending, {user: at - 60_000})
 
 
 @pytest.fixture

@@ -1,19 +1,19 @@
--- Tells whether there is a whole gate: keys of their kinds, each with the mark of one that was loaded.
+-- Checks whether a gate is complete: each key has its type and the sentinel that loading writes.
 --
--- KEYS: takers, open, revoked. ARGV: 1 to drop half a gate, 0 to only look. Returns 0 if there is none, 1 if it is
--- whole, 2 if there is half of one.
-local found = {}
+-- KEYS: holders, pending, revoked. ARGV: 1 to drop a partial gate, 0 to only check. Returns 0 if there is no gate, 1 if
+-- it is complete, 2 if it is partial.
+local types = {}
 for i, key in ipairs(KEYS) do
-    found[i] = redis.call('TYPE', key).ok
+    types[i] = redis.call('TYPE', key).ok
 end
-if found[1] == 'hash' and found[2] == 'zset' and found[3] == 'set'
+if types[1] == 'hash' and types[2] == 'zset' and types[3] == 'set'
     and tonumber(redis.call('HGET', KEYS[1], 'sequence') or '')
     and redis.call('ZSCORE', KEYS[2], '-')
     and redis.call('SISMEMBER', KEYS[3], '-') == 1 then
     return 1
 end
--- Who was revoked may be told to a gate that is not there.
-if found[1] == 'none' and found[2] == 'none' and (found[3] == 'none' or found[3] == 'set') then
+-- revoke.lua writes the revoked set even while no gate is loaded.
+if types[1] == 'none' and types[2] == 'none' and (types[3] == 'none' or types[3] == 'set') then
     return 0
 end
 if ARGV[1] == '1' then

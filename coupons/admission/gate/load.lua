@@ -1,7 +1,7 @@
--- Adds users who have a coupon to a gate that is being built.
+-- Adds users who have the coupon to a gate that is being built.
 --
--- KEYS: takers. ARGV: the user ids in one text, separated by commas, since as many arguments would take the client
--- longer than all the rest.
+-- KEYS: holders. ARGV: the user ids as one comma-separated string: encoding them as separate arguments would take the
+-- client longer than the rest of the call.
 local fields = {}
 for user in string.gmatch(ARGV[1], '[^,]+') do
     fields[#fields + 1] = user

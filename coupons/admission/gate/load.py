@@ -1,8 +1,8 @@
-"""A gate that is not there is built from PostgreSQL: who has the coupon, and who waits for an answer.
+"""Load a missing gate from PostgreSQL: the holders of the coupon and the undecided requests.
 
-What one snapshot of the database shows is built beside the gate's place and put there at once. While there is no gate
-nobody is let in, so nothing is missed but requests whose rows are being inserted at that moment: those let a few too
-many in, whom the issuer refuses.
+The gate is built from one database snapshot under staging keys and activated at once. While there is no gate no request
+is admitted, so the snapshot misses only requests whose rows are being inserted at that moment. As many requests too
+many may be admitted, and the issuer refuses them.
 """
 
 from __future__ import annotations
@@ -28,129 +28,129 @@ from .releasing import release
 
 logger = logging.getLogger(__name__)
 
-# Of a loader that was killed: nobody else loads for so long.
+# After a loader was killed, no other can load the gate for this long.
 _LOCK_SECONDS = 10.0
-# How many gates a process loads behind its requests: each takes a session of the database.
-_slots = BoundedSemaphore(4)
+# The gates that a process loads in the background at the same time: each takes a database connection.
+_background_loads = BoundedSemaphore(4)
 _CHUNK = 5000
 
-# One statement is one snapshot. A request under way comes after the coupon that its user may have, and stands for both.
+# One statement is one snapshot. Reservations come after user coupons, so for a user with both the reservation counts.
 _READ = """
     SELECT user_id, NULL::uuid, NULL::float, status = 'REVOKED' FROM coupons_usercoupon WHERE coupon_id = %s
     UNION ALL
     SELECT user_id, request_id, extract(epoch FROM statement_timestamp() - created_at)::float, false
     FROM coupons_reservation WHERE coupon_id = %s
 """
-_READ_ENDED = """
+_READ_FINISHED = """
     SELECT request_id, coupon_id, user_id, reason FROM coupons_issuerequest WHERE request_id = ANY(%s::uuid[])
 """
 
 
-# User id, request id and age in seconds of one under way, whether the coupon was revoked. Plain tuples, since making a
-# million of anything else takes seconds.
-_Taker = tuple[int, UUID | None, float | None, bool]
+# User id; request id and age in seconds of an undecided request; whether the coupon was revoked. Plain tuples, since
+# building a million objects of any class takes seconds.
+_HolderRow = tuple[int, UUID | None, float | None, bool]
 
 
 def load(coupon_id: int) -> bool:
-    """Build the gate of a coupon and open it, or have it built by a thread; False while somebody else is at it.
+    """Load the gate of a coupon, a large one in a background thread; False if another loader holds the lock.
 
-    Raises what Redis and the database raise.
+    Raises Redis and database errors.
     """
     lock: Lock = redis().lock(lock_key(coupon_id), timeout=_LOCK_SECONDS, thread_local=False)
     if not lock.acquire(blocking=False):
         return False
-    handed_over = False
+    in_background = False
     try:
-        # Somebody may have loaded it between the look that missed it and the lock.
-        if run("check.lua", keys(coupon_id), [0]) != COMPLETE and not _load(coupon_id, lock, most_chunks=1):
-            # While a million holders are read, the requests of this process must not wait for that either.
-            handed_over = _slots.acquire(blocking=False)
-            if handed_over:
-                Thread(target=_load_behind, args=(coupon_id, lock), daemon=True).start()
+        # Another loader may have finished between the call that missed the gate and the lock.
+        if run("check.lua", keys(coupon_id), [0]) != COMPLETE and not _load(coupon_id, lock, max_chunks=1):
+            # The requests of this process must not wait while a million holders are read.
+            in_background = _background_loads.acquire(blocking=False)
+            if in_background:
+                Thread(target=_load_in_background, args=(coupon_id, lock), daemon=True).start()
     finally:
-        if not handed_over:
+        if not in_background:
             _release(lock)
     return True
 
 
-def _load_behind(coupon_id: int, lock: Lock) -> None:
+def _load_in_background(coupon_id: int, lock: Lock) -> None:
     try:
         _load(coupon_id, lock)
     except Exception as error:
         logger.warning("the gate of coupon %s was not loaded: %s", coupon_id, first_line(error))
     finally:
         _release(lock)
-        _slots.release()
+        _background_loads.release()
         connection.close()
 
 
 def _release(lock: Lock) -> None:
-    # A lock that cannot be released runs out.
+    # A lock that cannot be released expires.
     with suppress(RedisError):
         lock.release()
 
 
-def _load(coupon_id: int, lock: Lock, *, most_chunks: int | None = None) -> bool:
-    """False if there is more to read than that; nothing has changed then."""
+def _load(coupon_id: int, lock: Lock, *, max_chunks: int | None = None) -> bool:
+    """Build and activate the gate. Returns False, without a change, if it would take more than ``max_chunks``."""
     started_at = time.monotonic()
     token = lock.local.token.decode()
-    beside = staging_keys(coupon_id, token)
+    staging = staging_keys(coupon_id, token)
     undecided: list[UUID] = []
-    with closing(_takers(coupon_id)) as chunks:
-        for number, takers in enumerate(chunks, 1):
-            if number == most_chunks and len(takers) == _CHUNK:
+    with closing(_read_holders(coupon_id)) as chunks:
+        for number, holders in enumerate(chunks, 1):
+            if number == max_chunks and len(holders) == _CHUNK:
                 return False
-            _store(beside, takers)
-            undecided += [request_id for _, request_id, _, _ in takers if request_id is not None]
+            _stage(staging, holders)
+            undecided += [request_id for _, request_id, _, _ in holders if request_id is not None]
             lock.reacquire()
-    # The place in line goes on from what is taken.
-    taken = redis().hlen(beside.takers)
-    redis().hset(beside.takers, "sequence", taken)
-    if not run("activate.lua", [lock.name, *beside, *keys(coupon_id)], [token, LIFETIME_SECONDS]):
+    # The sequence continues from the number of units held.
+    held = redis().hlen(staging.holders)
+    redis().hset(staging.holders, "sequence", held)
+    if not run("activate.lua", [lock.name, *staging, *keys(coupon_id)], [token, LIFETIME_SECONDS]):
         return True
     metrics.GATE_LOADED.inc()
     logger.info(
-        "the gate of coupon %s is loaded: %s pieces taken, %s requests under way, %.3f s",
-        coupon_id, taken, len(undecided), time.monotonic() - started_at,
+        "the gate of coupon %s is loaded: %s units held, %s requests undecided, %.3f s",
+        coupon_id, held, len(undecided), time.monotonic() - started_at,
     )  # fmt: skip
-    # Until it was open nobody could tell it of an end.
+    # Results written before the activation did not reach the gate: apply them now.
     for start in range(0, len(undecided), _CHUNK):
-        release(read_ended(undecided[start : start + _CHUNK]))
+        release(read_finished(undecided[start : start + _CHUNK]))
     return True
 
 
-def _takers(coupon_id: int) -> Generator[list[_Taker]]:
-    # A million rows are not held in memory at once; a cursor of the server needs a transaction.
+def _read_holders(coupon_id: int) -> Generator[list[_HolderRow]]:
+    # A server-side cursor, so that a million rows are not in memory at once; it needs a transaction.
     with transaction.atomic(), connection.chunked_cursor() as cursor:
         cursor.execute(_READ, [coupon_id, coupon_id])
         while rows := cursor.fetchmany(_CHUNK):
             yield rows
 
 
-def _store(beside: Keys, takers: Sequence[_Taker]) -> None:
+def _stage(staging: Keys, holders: Sequence[_HolderRow]) -> None:
     client = redis()
     seconds, microseconds = client.time()
     now = seconds + microseconds / 1e6
-    having = [str(user_id) for user_id, request_id, _, revoked in takers if request_id is None and not revoked]
-    waiting = {user_id: f"{request_id}:0" for user_id, request_id, _, _ in takers if request_id is not None}
-    # Ages are told from clock to clock, not times.
-    opened = {user_id: int((now - age) * 1000) for user_id, _, age, _ in takers if age is not None}
-    revoked = [user_id for user_id, _, _, revoked in takers if revoked]
-    if having:
-        run("load.lua", [beside.takers], [",".join(having)])
+    issued = [str(user_id) for user_id, request_id, _, revoked in holders if request_id is None and not revoked]
+    reserved = {user_id: f"{request_id}:0" for user_id, request_id, _, _ in holders if request_id is not None}
+    # Converted by age, since PostgreSQL's and Redis's clocks differ.
+    pending_since = {user_id: int((now - age) * 1000) for user_id, _, age, _ in holders if age is not None}
+    revoked = [user_id for user_id, _, _, revoked in holders if revoked]
+    if issued:
+        run("load.lua", [staging.holders], [",".join(issued)])
     with client.pipeline(transaction=False) as pipeline:
-        if waiting:
-            pipeline.hset(beside.takers, mapping=waiting)
-            pipeline.zadd(beside.open, opened)
+        if reserved:
+            pipeline.hset(staging.holders, mapping=reserved)
+            pipeline.zadd(staging.pending, pending_since)
         if revoked:
-            pipeline.sadd(beside.revoked, *revoked)
-        for name in beside:
+            pipeline.sadd(staging.revoked, *revoked)
+        for name in staging:
             pipeline.expire(name, LEFTOVER_SECONDS)
         pipeline.execute()
 
 
-def read_ended(request_ids: Sequence[UUID]) -> list[FinishedRequest]:
-    """How those of the requests ended that have."""
+def read_finished(request_ids: Sequence[UUID]) -> list[FinishedRequest]:
+    """Return those of the requests that have a result."""
     with connection.cursor() as cursor:
-        cursor.execute(_READ_ENDED, [arrays.uuids(request_ids)])
+        cursor.execute(_READ_FINISHED, [arrays.uuids(request_ids)])
         return [FinishedRequest(*row) for row in cursor.fetchall()]

@@ -1,14 +1,16 @@
-"""The gate of a coupon in Redis: three keys of one hash slot, and scripts.
+"""The gate of a coupon in Redis: three keys in one hash slot, and scripts.
 
-takers   a hash: by user id the id of the request by which the user has or is to have a piece, a colon, and its place in
-         line (0: unknown), or a dash for a piece that the gate did not give; and ``sequence``, the last place given
-         out. What is taken is its length without that field, so there is no counter that could go wrong. Without that
-         field the gate is not loaded.
-open     a sorted set: user ids whose requests are undecided, by the time of their reservation (Redis's, in ms).
-revoked  a set: users whose piece went back to the stock. They get no other.
+holders  a hash, key ``gate:{<coupon id>}``. By user id, the request that holds a unit for the user: request id, a
+         colon, and its sequence (0: unknown); or a dash for a unit that the gate did not reserve. The field
+         ``sequence`` is the last sequence assigned. The number of units held is the number of fields without
+         ``sequence``, so there is no counter that could be wrong.
+pending  a sorted set, key suffix ``:open``: user ids whose requests are undecided, by the time of their reservation
+         (Redis's clock, in ms).
+revoked  a set, key suffix ``:revoked``: users whose unit returned to the stock. They get no other.
 
-``open`` and ``revoked`` hold a dash besides, so that they are there even while they are empty: without one of the three
-the gate is not loaded. They expire together once nobody was let in for a day; whoever asks then has it loaded.
+``pending`` and ``revoked`` also hold a dash as sentinel, so that the keys exist even without members. If one of the
+three keys, the field ``sequence`` or a sentinel is missing, the gate is not loaded. The keys expire together when no
+request was admitted for a day; the next request loads the gate again.
 """
 
 from __future__ import annotations
@@ -21,33 +23,33 @@ from typing import Any, NamedTuple
 from common.redis_client import redis_connection
 
 LIFETIME_SECONDS = 24 * 3600
-# Of what is told to a gate while it is built, and of what a builder who was killed has left.
+# Lifetime of revocations kept for a gate that is being built, and of the staging keys of a loader that was killed.
 LEFTOVER_SECONDS = 60
 SENTINEL = b"-"
-# What check.lua returns beside 0, for none.
+# What check.lua returns, besides 0 for no gate.
 COMPLETE, PARTIAL = 1, 2
-# What Lua can unpack into the arguments of one command is limited; and nobody else is served during a call.
+# Lua can unpack only a limited number of arguments into one command, and a script blocks Redis while it runs.
 MOST_PER_CALL = 500
 
 
 class Keys(NamedTuple):
-    takers: str
-    open: str
+    holders: str
+    pending: str
     revoked: str
 
 
 def keys(coupon_id: int) -> Keys:
-    """The keys of a coupon's gate."""
+    """Return the keys of a coupon's gate."""
     return _keys(coupon_id, "")
 
 
 def staging_keys(coupon_id: int, token: str) -> Keys:
-    """Where the gate is built before it is put in its place."""
+    """Return the keys under which a loader builds the gate before it is activated."""
     return _keys(coupon_id, f":loading:{token}")
 
 
 def lock_key(coupon_id: int) -> str:
-    """The lock of whoever loads the gate."""
+    """Return the key of the lock that a loader of the gate holds."""
     return f"gate:{{{coupon_id}}}:lock"
 
 
@@ -56,7 +58,7 @@ def redis() -> Any:
 
 
 def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
-    """Run a Lua script of this folder; a server that lost it gets it again."""
+    """Run a Lua script of this folder; it is loaded again if the server has lost it."""
     return _script(name)(keys=keys, args=args, client=redis())
 
 

@@ -1,6 +1,6 @@
--- Bars users whose pieces went back to the stock, and counts those no more.
+-- Revokes users whose units returned to the stock: they are no longer holders and are not admitted again.
 --
--- KEYS: takers, open, revoked. ARGV: the seconds for which a gate that is not there is told, then user ids.
+-- KEYS: holders, pending, revoked. ARGV: the seconds for which the revoked set is kept without a gate, then user ids.
 local is_loaded = redis.call('HEXISTS', KEYS[1], 'sequence') == 1
 for i = 2, #ARGV do
     if is_loaded then
@@ -10,6 +10,6 @@ for i = 2, #ARGV do
     redis.call('SADD', KEYS[3], ARGV[i])
 end
 if not is_loaded then
-    -- For somebody who is loading it and read before the piece went back.
+    -- For a process that is loading the gate and read PostgreSQL before the unit returned.
     redis.call('EXPIRE', KEYS[3], ARGV[1])
 end

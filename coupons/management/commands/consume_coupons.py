@@ -15,12 +15,12 @@ from kafka_bridge.registry import ConsumerGroup, groups
 logger = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 0.2
-# Each is a connection to the database and a client of Kafka.
+# Each thread has a database connection and a Kafka client.
 _MOST_THREADS = 64
 
 
 class Command(WorkerCommand):
-    help = "Runs consumer groups: all that are registered, or those named. Issues coupons (group issue)."
+    help = "Runs consumer groups: all registered groups, or those named by --group. The group issue issues coupons."
 
     role = "consumer"
 
@@ -34,7 +34,7 @@ class Command(WorkerCommand):
             "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
         )
         parser.add_argument(
-            "--until-idle", action="store_true", help="end once every partition was at its end for a second"
+            "--until-idle", action="store_true", help="end after every partition has had no message left for a second"
         )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
@@ -45,12 +45,12 @@ class Command(WorkerCommand):
                 stop,
                 until_idle=options["until_idle"],
             )
-            for group in self._chosen(options["group"])
+            for group in self._selected_groups(options["group"])
             for number in range(options["concurrency"])
         ]
         for thread in threads:
             thread.start()
-        # The main thread only waits: signal handlers run in it.
+        # The main thread only waits, because signal handlers run in it.
         while any(thread.is_alive() for thread in threads):
             for thread in threads:
                 thread.join(_JOIN_SECONDS)
@@ -59,7 +59,7 @@ class Command(WorkerCommand):
         if failed := next((thread for thread in threads if thread.error), None):
             raise CommandError(f"{failed.name} died: {failed.error!r}")
 
-    def _chosen(self, names: list[str] | None) -> list[ConsumerGroup]:
+    def _selected_groups(self, names: list[str] | None) -> list[ConsumerGroup]:
         known = groups()
         for name in names or ():
             if name not in known:
@@ -68,7 +68,7 @@ class Command(WorkerCommand):
 
 
 class ConsumerThread(threading.Thread):
-    """One consumer of a group; an error that its loop cannot survive is kept in ``error``."""
+    """A thread that runs one consumer of a group; an error that ends its loop is kept in ``error``."""
 
     def __init__(self, consumer: GroupConsumer, name: str, stop: StopFlag, *, until_idle: bool) -> None:
         super().__init__(name=name)

@@ -29,19 +29,19 @@ _ACTIONS: dict[str, Callable[..., Coupon]] = {
     "close": controls.coupon_close,
     "restock": controls.coupon_restock,
 }
-_PAUSE = 0.5
+_RETRY_SECONDS = 0.5
 
 
 class Command(WorkerCommand):
     help = (
         "Controls a coupon and prints its state afterwards as one line of JSON."
-        " open: requests are taken from now on, whatever kept the coupon shut (an opening to come, an end that has"
-        " passed, a pause)."
-        " pause: no more are taken until resume; a coupon still to open stays shut when its time comes."
-        " resume: ends a pause. close: no more are taken."
-        " restock: adds --quantity pieces in any state, and opens nothing."
-        " What is so already changes nothing and is no error; a closed coupon is neither paused nor resumed: open it."
-        " What was accepted before is decided in any case. In effect within a second."
+        " open: requests are accepted from now on; a pause, a future opening time or a past closing time no longer"
+        " applies."
+        " pause: no request is accepted until resume; a coupon that is not open yet stays paused at its opening time."
+        " resume: ends a pause. close: no request is accepted."
+        " restock: adds --quantity units in any state, and does not open the coupon."
+        " A control that is already in effect changes nothing and is no error; a closed coupon cannot be paused or"
+        " resumed: open it. Requests accepted before are decided in any case. Controls take effect within a second."
     )
 
     needs = (check_database,)
@@ -50,14 +50,14 @@ class Command(WorkerCommand):
         super().add_arguments(parser)
         parser.add_argument("coupon_type", metavar="TYPE")
         parser.add_argument("action", choices=list(_ACTIONS), help="what to do")
-        parser.add_argument("--quantity", type=int, metavar="N", help="pieces that a restock adds, 1 or more")
+        parser.add_argument("--quantity", type=int, metavar="N", help="units that a restock adds, 1 or more")
         parser.add_argument(
             "--id",
             type=UUID,
             metavar="UUID",
-            help="the control's own id: the same again counts once; default: a new one",
+            help="the control's id: a repeated id counts once; default: a new id",
         )
-        parser.add_argument("--reason", default="", metavar="S", help="kept with the control")
+        parser.add_argument("--reason", default="", metavar="S", help="stored with the control")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         if not is_coupon_type(options["coupon_type"]):
@@ -73,16 +73,16 @@ class Command(WorkerCommand):
                 raise CommandError("restock needs --quantity")
             values["quantity"] = options["quantity"]
         elif options["quantity"] is not None:
-            raise CommandError("--quantity goes with restock")
+            raise CommandError("--quantity is only for restock")
         try:
-            view = _insist(options["action"], values, stop, options["wait"])
+            view = _apply(options["action"], values, stop, options["wait"])
         except DomainError as error:
             raise CommandError(error.detail) from error
-        self.stdout.write(json.dumps(_told(view)))
+        self.stdout.write(json.dumps(_state(view)))
 
 
-def _insist(action: str, values: dict[str, Any], stop: StopFlag, seconds: float) -> CouponView:
-    """Carry out a control; while the database is away again and again, which its id makes harmless."""
+def _apply(action: str, values: dict[str, Any], stop: StopFlag, seconds: float) -> CouponView:
+    """Apply a control; while the database is away retry for ``seconds``, which is idempotent by the control's id."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -92,14 +92,14 @@ def _insist(action: str, values: dict[str, Any], stop: StopFlag, seconds: float)
             if not is_transient(error):
                 raise
             drop_connection()
-            if time.monotonic() >= deadline or stop.wait(_PAUSE):
+            if time.monotonic() >= deadline or stop.wait(_RETRY_SECONDS):
                 raise CommandError(
-                    f"nobody knows whether it was done ({first_line(error)}): say the same again with"
-                    f" --id {values['control_id']}, which counts once"
+                    f"connection lost, outcome unknown ({first_line(error)}): run the same command again with"
+                    f" --id {values['control_id']}, it counts once"
                 ) from error
 
 
-def _told(view: CouponView) -> dict[str, Any]:
+def _state(view: CouponView) -> dict[str, Any]:
     return {
         "couponId": view.coupon_id,
         "couponType": view.coupon_type,

@@ -20,7 +20,7 @@ from ...policy import MOST_DISCOUNT_WON, MOST_UNITS, MOST_VALID_DAYS, is_coupon_
 
 
 class Command(WorkerCommand):
-    help = 'Creates a coupon and prints {"couponId", "couponType"}; the same again changes nothing.'
+    help = 'Creates a coupon and prints {"couponId", "couponType"}; a repeat with the same values changes nothing.'
 
     needs = (check_database,)
 
@@ -54,7 +54,9 @@ class Command(WorkerCommand):
         except Exception as error:
             if not is_transient(error):
                 raise
-            raise CommandError(f"nobody knows whether it was made ({first_line(error)}): say the same again") from error
+            raise CommandError(
+                f"connection lost, outcome unknown ({first_line(error)}): run the same command again, it is idempotent"
+            ) from error
         self.stdout.write(json.dumps({"couponId": coupon.id, "couponType": coupon.coupon_type}))
 
 
@@ -74,13 +76,13 @@ def moment(text: str) -> datetime:
 def _values(options: dict[str, Any]) -> dict[str, Any]:
     if not is_coupon_type(options["coupon_type"]):
         raise CommandError("TYPE must be 1 to 64 of A-Z a-z 0-9 _ -")
-    # Without blanks around it, as the admin takes it.
+    # Stripped, as in the admin.
     name = options["coupon_type"] if options["name"] is None else options["name"].strip()
     if why := name_refusal(name):
         raise CommandError(f"--name {why}")
     fixed, percent, cap = options["fixed"], options["percent"] or 10, options["cap"]
     if fixed and cap:
-        raise CommandError("--cap goes with --percent")
+        raise CommandError("--cap needs --percent")
     values = {
         "coupon_type": options["coupon_type"],
         "name": name,
@@ -94,5 +96,6 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
         "valid_days": options["valid_days"],
         "refund_policy": options["refund_policy"],
     }
-    # Left out unless given: the database's time of creation is the default, and never equals an earlier one.
+    # Left out unless given: the default is the database's time of creation, which differs with each call, so a repeat
+    # would not equal the existing coupon.
     return values | ({"opens_at": options["opens_at"]} if options["opens_at"] else {})

@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 class Command(WorkerCommand):
     help = (
-        "Issues a coupon to the users of a file (header userId, one id a line), waits for the results and writes them"
-        " to a file (userId, requestId, status, reason; a row per line). Run again after whatever interruption, it"
-        " goes on where it was: everybody is asked for once per batch, also who is in the file twice."
+        "Issues a coupon to the users of a file (header userId, one id per line), waits for the results and writes them"
+        " to a file (userId, requestId, status, reason; a row per line). After an interruption, run the same command"
+        " again to continue: each user gets one request per batch, also a user who is in the file twice."
     )
 
     role = "batch"
@@ -41,11 +41,15 @@ class Command(WorkerCommand):
         parser.add_argument(
             "--id",
             metavar="S",
-            help="the batch's id: the same with a longer file asks for the new users only, another one asks for all"
-            " again; default: a hash of TYPE and file",
+            help="the batch's id: the same id with a longer file requests coupons for the new users only, another id"
+            " for all users again; default: a hash of TYPE and file",
         )
-        parser.add_argument("--results", type=Path, metavar="FILE", help="default: users.results.csv beside the file")
-        parser.add_argument("--no-wait", action="store_true", help="end once all is accepted, without results")
+        parser.add_argument(
+            "--results", type=Path, metavar="FILE", help="default: users.results.csv in the folder of the file"
+        )
+        parser.add_argument(
+            "--no-wait", action="store_true", help="end after the last request is accepted, without results"
+        )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         coupon = Coupon.objects.filter(coupon_type=options["coupon_type"]).first()
@@ -57,16 +61,16 @@ class Command(WorkerCommand):
             with ExitStack() as stack:
                 users = stack.enter_context(UserFile(path))
                 if results_path.exists() and results_path.samefile(path):
-                    raise CommandError("--results must not be the file of users")
-                # Before anything is accepted: a result that cannot be written is no reason to begin.
+                    raise CommandError("--results must not be the input file")
+                # Opened before anything is accepted: without a writable results file the batch must not begin.
                 results = None if options["no_wait"] else stack.enter_context(ResultsFile(results_path))
                 total, digest = users.count_lines(stop)
                 batch = BulkIssue(coupon.id, coupon.coupon_type, _batch_id(options["id"], coupon.coupon_type, digest))
                 run = BatchRun(batch, stop=stop, tick=self.heartbeat.loop())
                 try:
-                    _carry_out(run, users, total, results)
+                    _run_batch(run, users, total, results)
                 except Interrupted:
-                    logger.info("stopped at line %d of %d: run the same again to go on", run.lines_done, total)
+                    logger.info("stopped at line %d of %d: run the same again to continue", run.lines_done, total)
                     return
                 except DomainError as error:
                     raise CommandError(_refusal(error, run, total)) from error
@@ -75,7 +79,7 @@ class Command(WorkerCommand):
         self.stdout.write(json.dumps(_summary(batch, run, None if results is None else results_path)))
 
 
-def _carry_out(run: BatchRun, users: UserFile, total: int, results: ResultsFile | None) -> None:
+def _run_batch(run: BatchRun, users: UserFile, total: int, results: ResultsFile | None) -> None:
     with progress("accepted", total) as report:
         run.accept(users.lines(), report)
     if results is not None:
@@ -95,7 +99,7 @@ def _batch_id(given: str | None, coupon_type: str, digest: str) -> str:
 def _refusal(error: DomainError, run: BatchRun, total: int) -> str:
     if not run.lines_done:
         return error.detail
-    return f"{error.detail} The batch is at line {run.lines_done} of {total}: run the same again to go on."
+    return f"{error.detail} The batch is at line {run.lines_done} of {total}: run the same again to continue."
 
 
 def _summary(batch: BulkIssue, run: BatchRun, results: Path | None) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from ...issue_worker import IssueWorker
 
 
 class Command(WorkerCommand):
-    help = "Issues the share of the gate's requests that the flag issue-worker keeps from Kafka."
+    help = "Issues the gate coupons whose requests the flag issue-worker sends to the Redis queue instead of Kafka."
 
-    # Not Kafka, which it has nothing to do with.
+    # Not Kafka: the worker does not use it.
     needs = (check_database, check_redis)
     role = "worker"
 

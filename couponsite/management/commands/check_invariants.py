@@ -13,7 +13,7 @@ from orders import invariants as order_invariants
 
 
 class Command(WorkerCommand):
-    help = "Counts what must never happen; exit 1 and a line for each violation."
+    help = "Checks the invariants of coupons and orders; prints a line per violation and exits with 1 if there is any."
 
     needs = (check_database,)
 

@@ -1,4 +1,4 @@
-"""Tokens for load generators and demonstrations."""
+"""Access tokens for load generators and demonstrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_HOURS = 24 * 366
 
 
 def user_range(text: str) -> range:
-    """``7`` or ``1-1000``, both ends included."""
+    """Parse ``7`` or ``1-1000``, both ends included."""
     first, dash, last = text.partition("-")
     if not dash:
         last = first
@@ -33,7 +33,7 @@ def hours(text: str) -> int:
 
 
 class Command(BaseCommand):
-    help = "Prints one access token per user, one a line, in order. No user rows are needed."
+    help = "Prints one access token per user and line, sorted by user id. The users need no rows in the database."
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:

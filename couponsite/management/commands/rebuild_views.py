@@ -22,16 +22,16 @@ from orders.ranking.sales import EVENT_TYPES as ORDER_TYPES
 
 class Command(WorkerCommand):
     help = (
-        "Rebuilds the ranking and the status views in Redis, while everything runs, and tells what became of each"
-        " coupon. From the topics, what they tell is held against PostgreSQL too; the exit is 1 if a coupon differs, as"
-        " it will where a topic does not reach back to the beginning. The views are written all the same: run it"
-        " without --from-topics to have those of PostgreSQL."
+        "Rebuilds the ranking and the cached statuses in Redis while the service runs, and prints a line per coupon."
+        " With --from-topics the topics are also compared with PostgreSQL; the exit code is 1 if a coupon differs, as"
+        " it does when a topic no longer has its oldest messages. Redis is written in any case: run it without"
+        " --from-topics to restore the state of PostgreSQL."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument(
-            "--from-topics", action="store_true", help="from all that lies on the topics instead of from PostgreSQL"
+            "--from-topics", action="store_true", help="from all messages on the topics instead of from PostgreSQL"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -50,31 +50,31 @@ class Command(WorkerCommand):
             if not stop:
                 raise CommandError(first_line(error)) from error
         if stop:
-            self.stdout.write("told to stop before the end; run it again")
+            self.stdout.write("stopped before the end; run it again")
 
     def _from_postgresql(self, stop: StopFlag) -> None:
-        self.stdout.write(f"ranking: {_told(ranking_rebuild(stop=stop))}")
-        self.stdout.write(f"status views: {statuses_rebuild(stop=stop)} answers of the last day")
+        self.stdout.write(f"ranking: {_summary(ranking_rebuild(stop=stop))}")
+        self.stdout.write(f"cached statuses: {statuses_rebuild(stop=stop)} results of the last day")
         if not stop:
-            self._tell_coupons(coupon_audit.decided())
+            self._write_coupons(coupon_audit.decided())
 
     def _from_topics(self, stop: StopFlag) -> None:
         rebuilt = ranking_rebuild_from(read_history(topics_of(ORDER_TYPES), stop), stop=stop)
-        self.stdout.write(f"ranking: {_told(rebuilt)}, {rebuilt.unreadable} messages unreadable")
+        self.stdout.write(f"ranking: {_summary(rebuilt)}, {rebuilt.unreadable} messages unreadable")
         before = coupon_audit.published()
         history = statuses_rebuild_from(read_history(topics_of(RESULT_TYPES), stop), stop=stop)
         if stop:
             return
         self.stdout.write(
-            f"status views: {history.written} answers of the last day, {history.unreadable} messages unreadable"
+            f"cached statuses: {history.written} results of the last day, {history.unreadable} messages unreadable"
         )
         after = coupon_audit.decided()
         different = coupon_audit.differing(history.trails, before=before, after=after)
-        self._tell_coupons(history.trails, {coupon_type: after[coupon_type] for coupon_type in different})
+        self._write_coupons(history.trails, {coupon_type: after[coupon_type] for coupon_type in different})
         if different:
             raise CommandError(f"{len(different)} coupons differ between the topics and PostgreSQL")
 
-    def _tell_coupons(self, trails: Trails, different: Mapping[str, Trail] | None = None) -> None:
+    def _write_coupons(self, trails: Trails, different: Mapping[str, Trail] | None = None) -> None:
         stock = coupon_audit.stock()
         for coupon_type in sorted(trails.keys() | stock.keys()):
             line = (
@@ -86,10 +86,10 @@ class Command(WorkerCommand):
             self.stdout.write(line)
 
 
-def _told(rebuilt: Rebuilt) -> str:
+def _summary(rebuilt: Rebuilt) -> str:
     return f"{rebuilt.events} events of orders paid from {rebuilt.first_day} to {rebuilt.last_day}"
 
 
 def topics_of(event_types: Sequence[str]) -> set[str]:
-    """The topics, without the prefix, to which the routes send these types."""
+    """Return the topics of these event types in KAFKA_ROUTES, without the prefix."""
     return {settings.KAFKA_ROUTES[event_type].topic for event_type in event_types}

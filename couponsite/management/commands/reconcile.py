@@ -18,32 +18,32 @@ from orders.ranking.rebuild import ranking_rebuild
 
 logger = logging.getLogger(__name__)
 
-# The longest list of best sellers that the API gives out.
-_MOST_ROWS = 200
+# The largest limit of the best sellers in the API.
+_MAX_ROWS = 200
 
 
 class Command(WorkerCommand):
     help = (
-        "Compares gate, worker list and outbox with PostgreSQL while everything runs: lost, leaked, waiting. --repair"
-        " mends. The exit is 1 while something is wrong; with --repair, while something could not be mended."
+        "Compares gates, Redis queue and outbox with PostgreSQL while the service runs, and lists differences. --repair"
+        " repairs them. The exit code is 1 if there are differences; with --repair, if some could not be repaired."
     )
 
-    # Neither Redis nor Kafka: with --every it waits for them.
+    # Redis and Kafka are not required at start: with --every the process retries until they answer.
     needs = (check_database,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--repair", action="store_true", help="mend what is found")
+        parser.add_argument("--repair", action="store_true", help="repair the differences found")
         parser.add_argument("--every", type=whole(1, DAY_SECONDS), metavar="S", help="seconds between two comparisons")
         parser.add_argument(
             "--patience",
             type=whole(1, DAY_SECONDS),
             metavar="S",
-            help="how long a request may be on its way between two places (default RECONCILE_PATIENCE_SECONDS)",
+            help="how long a request may be in transit before it counts as lost (default RECONCILE_PATIENCE_SECONDS)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        # Only the process has a heartbeat.
+        # Only the long-running process has a heartbeat.
         self.role = "reconciler" if options["every"] else ""
         super().handle(*args, **options)
 
@@ -63,19 +63,19 @@ class Command(WorkerCommand):
         for line in _ranking(stop, repair=repair):
             self.stdout.write(line)
         if stop:
-            self.stdout.write("told to stop before the end; run it again")
+            self.stdout.write("stopped before the end; run it again")
         elif wrong := reconciled.remaining.counts:
-            told = ", ".join(f"{number} {name}" for name, number in wrong.items())
-            raise CommandError(f"could not be mended: {told}" if repair else f"wrong, --repair mends: {told}")
+            summary = ", ".join(f"{number} {name}" for name, number in wrong.items())
+            raise CommandError(f"could not be repaired: {summary}" if repair else f"run with --repair: {summary}")
 
     def _every(self, seconds: int, patience: float, repair: bool, stop: StopFlag) -> None:
         tick = self.heartbeat.loop()
-        comparison: Reconciler | None = None
+        reconciler: Reconciler | None = None
         while not stop:
             tick()
             try:
-                comparison = comparison or Reconciler(patience, once=False)
-                reconciled = comparison.run(stop, repair=repair)
+                reconciler = reconciler or Reconciler(patience, once=False)
+                reconciled = reconciler.run(stop, repair=repair)
                 _log(reconciled, repair=repair)
                 if reconciled.outage:
                     raise reconciled.outage
@@ -85,12 +85,12 @@ class Command(WorkerCommand):
                 if is_outage(error):
                     logger.warning("not everything was compared, again in %d s: %s", seconds, first_line(error))
                 else:
-                    # Nothing is half done that the next comparison would not find.
+                    # The next comparison finds whatever this one left incomplete.
                     logger.exception("the comparison failed, again in %d s", seconds)
                 if is_database_outage(error) or not is_outage(error):
-                    # It begins anew: a server that crashed may hand out ids once more.
+                    # Start over with a new Reconciler: a crashed PostgreSQL may assign the same ids again.
                     drop_connection()
-                    comparison = None
+                    reconciler = None
             stop.wait(seconds)
 
 
@@ -99,16 +99,16 @@ def _log(reconciled: Reconciled, *, repair: bool) -> None:
         for line in reconciled.found.lines(repaired=repair):
             logger.warning("reconcile: %s", line.strip())
     if repair and reconciled.remaining.counts:
-        logger.error("reconcile: could not be mended: %s", reconciled.remaining.counts)
+        logger.error("reconcile: could not be repaired: %s", reconciled.remaining.counts)
 
 
 def _ranking(stop: StopFlag, *, repair: bool) -> Iterator[str]:
-    """The ranking is read from PostgreSQL while Redis has none: nothing is wrong, it only costs more."""
-    if store.best(last_days(store.MAX_DAYS), _MOST_ROWS) is None:
+    """Report an unloaded ranking, and rebuild it with ``repair``. Not a difference: PostgreSQL serves the reads."""
+    if store.best(last_days(store.MAX_DAYS), _MAX_ROWS) is None:
         yield f"ranking: not loaded, or unreadable: {'rebuilt' if repair else '--repair: rebuilt'}"
         if repair:
             try:
                 ranking_rebuild(stop=stop)
             except ServiceUnavailable as error:
-                # Somebody else is at it.
+                # Another process is rebuilding it.
                 logger.info("reconcile: %s", first_line(error))

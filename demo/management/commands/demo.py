@@ -17,20 +17,26 @@ from kafka_bridge.operating.worker_command import whole
 
 
 class Command(BaseCommand):
-    help = "A flash sale on the real processes, with its verdict; `make demo` brings the services it needs."
+    help = "Run a flash sale on the real processes and print the verdict; `make demo` starts the services it needs."
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--requests", type=whole(1, 10_000_000), default=20_000, metavar="N")
         parser.add_argument("--users", type=whole(1, 10_000_000), default=10_000, metavar="N", help="default 10000")
+        parser.add_argument("--coupons", type=whole(1, 1000), default=5, metavar="N", help="coupon types (default 5)")
         parser.add_argument(
-            "--coupons", type=whole(1, 1000), default=5, metavar="N", help="kinds of coupons (default 5)"
+            "--quantity",
+            type=whole(1, 10_000_000),
+            default=1000,
+            metavar="N",
+            help="stock of each coupon type (default 1000)",
         )
         parser.add_argument(
-            "--quantity", type=whole(1, 10_000_000), default=1000, metavar="N", help="of each (default 1000)"
-        )
-        parser.add_argument(
-            "--orders", type=whole(1, 100_000), default=300, metavar="N", help="paid after it (default 300)"
+            "--orders",
+            type=whole(1, 100_000),
+            default=300,
+            metavar="N",
+            help="orders paid after the sale (default 300)",
         )
         parser.add_argument("--issuers", type=whole(1, 64), default=3, metavar="N", help="issuer processes (default 3)")
         parser.add_argument("--logs", type=Path, default=settings.BASE_DIR / ".devstack" / "demo" / "logs")
@@ -59,20 +65,20 @@ class Command(BaseCommand):
         except (ServiceUnavailable, TimeoutError) as error:
             raise CommandError(str(error)) from error
         if not held:
-            raise CommandError("not everything held")
+            raise CommandError("a check failed, see the FAIL lines")
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM or SIGINT. A KeyboardInterrupt, since event loops let no other exception of a handler through."""
+    """SIGTERM or SIGINT. A KeyboardInterrupt because event loops propagate no other exception of a signal handler."""
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Raises Interrupted at the first SIGTERM or SIGINT; later ones must not disturb the clearing up."""
+    """Raise Interrupted at the first SIGTERM or SIGINT; ignore later ones, which must not interrupt the cleanup."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         for wanted in before:
-            # Not SIG_IGN, which a process started meanwhile would inherit.
+            # Not SIG_IGN, which a child process started from now on would inherit.
             signal.signal(wanted, lambda number, frame: None)
         raise Interrupted
 

@@ -13,7 +13,7 @@ from ...operating.worker_command import WorkerCommand
 
 
 class Command(WorkerCommand):
-    help = "Creates the topics of the route table that are missing, and checks the others."
+    help = "Creates the missing topics of KAFKA_ROUTES, and checks the settings of all."
 
     needs = (check_kafka,)
 
@@ -28,6 +28,6 @@ class Command(WorkerCommand):
             for complaint in complaints:
                 self.stderr.write(complaint)
             number = len(complaints)
-            raise CommandError(f"topics break what the service promises ({number} lines above); nothing was changed")
+            raise CommandError(f"topics break guarantees of the service ({number} lines above); nothing was changed")
         if not created:
-            self.stdout.write("every topic is there")
+            self.stdout.write("all topics exist")

@@ -12,7 +12,7 @@ from ...outbox.pruning import prune
 
 
 class Command(WorkerCommand):
-    help = "Deletes published outbox rows past OUTBOX_RETENTION_HOURS; never a request without a result."
+    help = "Deletes published outbox rows older than OUTBOX_RETENTION_HOURS, except requests without a result."
 
     needs = (check_database,)
 

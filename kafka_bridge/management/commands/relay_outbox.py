@@ -15,16 +15,16 @@ class Command(WorkerCommand):
     role = "relay"
     help = "Publishes the outbox to Kafka, in order per key. Several may run: they share the shards."
 
-    # Kafka may be away at the start: rows wait in the table, and the relay for the broker.
+    # Kafka may be down at the start: the relay waits for it, and rows stay in the table.
     needs = (check_database,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", default=BATCH_SIZE)
-        parser.add_argument("--until-idle", action="store_true", help="end once nothing was unpublished for a second")
+        parser.add_argument("--until-idle", action="store_true", help="exit once no row was unpublished for a second")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        # Its leases end with its session: a pooler's sessions outlive a killed relay, and end under a living one.
+        # Leases end with the relay's session: a pooler's session outlives a killed relay, or ends under a running one.
         if is_behind_pooler():
             raise CommandError(
                 "DATABASE_URL leads through a connection pooler: give the relay PostgreSQL's own address"

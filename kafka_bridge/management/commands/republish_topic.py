@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 class Command(WorkerCommand):
     help = (
-        "Publishes again what was published to a topic and is still in the outbox: after the topic was deleted or has"
-        " lost messages, and was created anew. Each message has the same id, so consumers that had it do nothing twice;"
-        " messages come in the order of their rows. The outbox stays as it is, relays may run."
+        "Publishes again the outbox rows that were published to a topic, after the topic lost messages or was"
+        " deleted and recreated. Ids stay the same, so consumers repeat no effect; messages keep their order."
+        " The outbox is not changed, and relays may run meanwhile."
     )
 
     needs = (check_database, check_kafka)
@@ -40,13 +40,13 @@ class Command(WorkerCommand):
         parser.add_argument(
             "--since", type=moment, metavar="T", help="only rows created then or later; ISO 8601 with zone"
         )
-        parser.add_argument("--after", type=int, default=0, metavar="ROW", help="go on behind this id of the outbox")
+        parser.add_argument("--after", type=int, default=0, metavar="ROW", help="continue after this id of the outbox")
         parser.add_argument("--dry-run", action="store_true", help="only count the messages")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         topic = _routed(options["topic"])
         try:
-            # Later rows are sent by the relays to the topic as it is now.
+            # Rows created from now on are published by the relays.
             selection = Selection(topic, before=database_time(), since=options["since"], after=options["after"])
             if options["dry_run"]:
                 self.stdout.write(f"{selection.count()} messages would be published again to {prefixed(topic)}")
@@ -58,8 +58,8 @@ class Command(WorkerCommand):
                 raise
             raise CommandError(first_line(error)) from error
         republisher = Republisher(selection)
-        logger.info("republish_topic %s: begins, reason: %s", topic, options["reason"])
-        end = "done"
+        logger.info("republish_topic %s: starts, reason: %s", topic, options["reason"])
+        outcome = "done"
         try:
             republisher.run(stop)
         except PublishInterrupted:
@@ -67,16 +67,16 @@ class Command(WorkerCommand):
         except Exception as error:
             if not _is_outage(error):
                 raise
-            raise CommandError(f"{first_line(error)}; {_to_go_on(republisher, options)}") from error
+            raise CommandError(f"{first_line(error)}; {_resume_hint(republisher, options)}") from error
         finally:
             logger.info(
                 "republish_topic %s: %d messages published again, %d refused, up to row %d; reason: %s",
                 topic, republisher.published, republisher.refused, republisher.last_id, options["reason"],
             )  # fmt: skip
         if stop:
-            end = _to_go_on(republisher, options)
+            outcome = _resume_hint(republisher, options)
         refused = f", {republisher.refused} refused by the broker (the log names them)" if republisher.refused else ""
-        self.stdout.write(f"{republisher.published} messages published again to {prefixed(topic)}{refused}; {end}")
+        self.stdout.write(f"{republisher.published} messages published again to {prefixed(topic)}{refused}; {outcome}")
 
 
 def moment(text: str) -> datetime:
@@ -88,7 +88,7 @@ def moment(text: str) -> datetime:
 
 
 def _routed(name: str) -> str:
-    """The topic as the routes name it; taken with the prefix, too."""
+    """Return the topic as the routes name it; ``name`` may have the prefix."""
     known = topics_of(settings.KAFKA_ROUTES)
     for topic in (name, unprefixed(name)):
         if topic in known:
@@ -96,14 +96,14 @@ def _routed(name: str) -> str:
     raise CommandError(f"KAFKA_ROUTES names no topic {name}; known: {', '.join(sorted(known))}")
 
 
-def _to_go_on(republisher: Republisher, options: dict[str, Any]) -> str:
+def _resume_hint(republisher: Republisher, options: dict[str, Any]) -> str:
     since = f" --since {options['since'].isoformat()}" if options["since"] else ""
     return (
-        f"to go on: republish_topic {options['topic']}{since} --after {republisher.last_id}"
+        f"to continue: republish_topic {options['topic']}{since} --after {republisher.last_id}"
         f" --reason {shlex.quote(options['reason'])}"
     )
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether a service is away, or the topic takes no messages."""
+    """Whether a service is down, or the topic accepts no messages."""
     return is_transient(error)

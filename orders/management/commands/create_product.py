@@ -11,7 +11,7 @@ from coupons.policy import LONGEST_NAME, name_refusal
 from kafka_bridge.operating.worker_command import WorkerCommand, whole
 
 from ...models import Product
-from ...policy import MOST_WON
+from ...policy import MAX_WON
 
 
 class Command(WorkerCommand):
@@ -22,10 +22,10 @@ class Command(WorkerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("name", metavar="NAME", help=f"1 to {LONGEST_NAME} characters")
-        parser.add_argument("--price", type=whole(1, MOST_WON), required=True, metavar="WON")
+        parser.add_argument("--price", type=whole(1, MAX_WON), required=True, metavar="WON")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        # Without blanks around it, as the admin takes it.
+        # Stripped, as the admin form does it.
         name, price = options["name"].strip(), options["price"]
         if why := name_refusal(name):
             raise CommandError(f"NAME {why}")

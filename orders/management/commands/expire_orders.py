@@ -19,9 +19,8 @@ logger = logging.getLogger(__name__)
 
 class Command(WorkerCommand):
     help = (
-        "Expires unpaid orders past their time and releases their coupons, forgets old idempotency keys, ends alerts on"
-        " orders that no longer hold, and settles payments and refunds in doubt. Once, or with --every until it is"
-        " stopped."
+        "Expires unpaid orders and releases their coupons, deletes old idempotency keys, ends order alerts whose rule"
+        " is no longer met, and settles payments and refunds in doubt. Runs once, or with --every until it is stopped."
     )
 
     role = "orders"
@@ -44,7 +43,7 @@ class Command(WorkerCommand):
             except Exception as error:
                 if not is_transient(error):
                     raise
-                logger.warning("no sweep, the next in %d s: %s", options["every"], first_line(error))
+                logger.warning("sweep failed, next attempt in %d s: %s", options["every"], first_line(error))
                 drop_connection()
             stop.wait(options["every"])
 
@@ -54,19 +53,20 @@ class Command(WorkerCommand):
         except Exception as error:
             if not is_transient(error):
                 raise
-            raise CommandError(f"the sweep was cut short, run it again: {first_line(error)}") from error
+            raise CommandError(f"the sweep was interrupted, run it again: {first_line(error)}") from error
 
 
 def sweep(stop: StopFlag) -> dict[str, int]:
-    """Everything that waits for time alone; returns what was done, by name.
+    """Run every time-driven task once; returns the number of items handled, by task.
 
-    What needs the payment provider comes last: while that is slow, coupons are released all the same.
+    The tasks that call the payment provider come last: a slow provider does not delay the release of coupons.
     """
-    # After the last order nobody judges any more, and its alert would stay open until somebody buys again.
+    # The group `monitoring` evaluates alerts only when events arrive: without this an alert would stay open until the
+    # next order.
     monitoring.evaluate_alerts()
     return {
         "orders expired": expire_unpaid(stop),
-        "idempotency keys forgotten": keys_prune(stop),
+        "idempotency keys deleted": keys_prune(stop),
         "payments settled": settle_payments(stop),
         "refunds settled": settle_refunds(stop),
     }
