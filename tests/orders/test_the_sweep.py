@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
 from django.db.models.functions import Now
 from pytest_django import Settings
 
@@ -15,7 +18,7 @@ from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, CouponLedgerEntry, UserCoupon
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
-from orders.management.commands.expire_orders import sweep
+from orders.management.commands.expire_orders import SweepIncomplete, sweep
 from orders.models import IdempotencyKey, Order, Product
 from orders.services import expiring
 from orders.services.cancelling import order_cancel
@@ -243,6 +246,26 @@ def test_idempotency_keys_are_forgotten_after_two_days_and_not_after_one(tea: Pr
         IdempotencyKey.objects.filter(key=key).update(created_at=Now() - timedelta(hours=hours))
     assert sweep(StopFlag())["idempotency keys deleted"] == 1
     assert list(IdempotencyKey.objects.values_list("key", flat=True)) == ["young"]
+
+
+@pytest.fixture
+def no_order_minutes() -> Iterator[None]:
+    """A table that only the alerts of orders read is missing, as before a migration."""
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE orders_orderminute RENAME TO orders_orderminute_away")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE orders_orderminute_away RENAME TO orders_orderminute")
+
+
+def test_a_task_that_fails_is_named_and_keeps_no_other_from_running(tea: Product, no_order_minutes: None) -> None:
+    order_id = place(tea)
+    change(order_id, expires_at=LONG_AGO)
+    with pytest.raises(SweepIncomplete, match="not done: order alerts; the log has the error"):
+        sweep(StopFlag())
+    assert status_of(order_id) == "EXPIRED"
+    with pytest.raises(CommandError, match="not done: order alerts"):
+        call_command("expire_orders")
 
 
 def test_what_the_sweep_tells_has_a_trace_of_its_own(tea: Product) -> None:

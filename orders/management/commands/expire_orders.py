@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from argparse import ArgumentParser
+from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -41,7 +42,7 @@ class Command(WorkerCommand):
                 if any((done := sweep(stop)).values()):
                     logger.info(_report(done))
             except Exception as error:
-                if not is_transient(error):
+                if not is_transient(error) and not isinstance(error, SweepIncomplete):
                     raise
                 logger.warning("sweep failed, next attempt in %d s: %s", options["every"], first_line(error))
                 drop_connection()
@@ -50,26 +51,51 @@ class Command(WorkerCommand):
     def _sweep_once(self, stop: StopFlag) -> None:
         try:
             self.stdout.write(_report(sweep(stop)))
+        except SweepIncomplete as error:
+            raise CommandError(str(error)) from error
         except Exception as error:
             if not is_transient(error):
                 raise
             raise CommandError(f"the sweep was interrupted, run it again: {first_line(error)}") from error
 
 
+class SweepIncomplete(Exception):
+    """Some tasks of a sweep failed by an error that no service is the cause of; the others were done."""
+
+
 def sweep(stop: StopFlag) -> dict[str, int]:
     """Run every time-driven task once; returns the number of items handled, by task.
 
-    The tasks that call the payment provider come last: a slow provider does not delay the release of coupons.
+    The tasks that call the payment provider come last: a slow provider does not delay the release of coupons. A task
+    that fails does not keep the others from running: SweepIncomplete names it afterwards. Raises the error of a service
+    that is away at once.
     """
+    done: dict[str, int] = {}
+    failed: list[str] = []
+    for name, task in _TASKS.items():
+        try:
+            if (number := task(stop)) is not None:
+                done[name] = number
+        except Exception as error:
+            if is_transient(error):
+                raise
+            logger.error("sweep: %s: failed, the other tasks go on", name, exc_info=error)
+            drop_connection()
+            failed.append(name)
+    if failed:
+        raise SweepIncomplete(f"not done: {', '.join(failed)}; the log has the error")
+    return done
+
+
+_TASKS: dict[str, Callable[[StopFlag], int | None]] = {
     # The group `monitoring` evaluates alerts only when events arrive: without this an alert would stay open until the
     # next order.
-    monitoring.evaluate_alerts()
-    return {
-        "orders expired": expire_unpaid(stop),
-        "idempotency keys deleted": keys_prune(stop),
-        "payments settled": settle_payments(stop),
-        "refunds settled": settle_refunds(stop),
-    }
+    "order alerts": lambda stop: monitoring.evaluate_alerts(),
+    "orders expired": lambda stop: expire_unpaid(stop),
+    "idempotency keys deleted": lambda stop: keys_prune(stop),
+    "payments settled": lambda stop: settle_payments(stop),
+    "refunds settled": lambda stop: settle_refunds(stop),
+}
 
 
 def _report(done: dict[str, int]) -> str:
