@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.csrf import csrf_exempt
 
-from common.api.problems import KINDS, _failure, is_outage, problem, report_outage
+from common.api.problems import KINDS, failure_response, is_outage, problem, report_outage
 
 _API_PREFIXES = ("/api/", "/coupons/")
 
@@ -55,7 +55,7 @@ def no_such_endpoint(request: HttpRequest) -> HttpResponse:
 def server_error(request: HttpRequest) -> HttpResponse:
     error = sys.exc_info()[1]
     if is_api_path(request.path):
-        return _failure(request, error)
+        return failure_response(request, error)
     if is_outage(error):
         report_outage(error)
         detail = "The service is unavailable for a moment: try again."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from rest_framework import exceptions as drf
 
 from common.api.errors import DomainError, InvalidRequest, NotFound, NotYourself, Unavailable
 from common.postgres.connections import drop_connections
+from common.processes.log_limit import LogLimit
 from common.processes.outages import is_outcome_unknown, is_over_limit, is_transient
 
 logger = structlog.get_logger(__name__)
@@ -109,10 +109,10 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
             return problem(request, "forbidden", "This is not for you.")
         case SuspiciousOperation():
             return problem(request, "invalid", "The request is malformed.")
-    return _failure(request, error)
+    return failure_response(request, error)
 
 
-def _failure(request: HttpRequest, error: BaseException | None) -> HttpResponse:
+def failure_response(request: HttpRequest, error: BaseException | None) -> HttpResponse:
     """503 for an outage of PostgreSQL or Redis, else 500; the cause is logged, never sent to the client."""
     if error is not None and is_outage(error):
         report_outage(error)
@@ -144,7 +144,7 @@ def is_outage(error: BaseException | None) -> bool:
     return error is not None and (is_transient(error) or isinstance(error, RedisError | ConnectionInterrupted))
 
 
-_reported_at = 0.0
+_log_limit = LogLimit()
 
 
 def report_outage(error: BaseException | None) -> None:
@@ -152,12 +152,9 @@ def report_outage(error: BaseException | None) -> None:
 
     They are kept if ``error`` is a statement or lock timeout: then the connection still works.
     """
-    global _reported_at
     if error is None or not is_over_limit(error):
         drop_connections()
-    now = time.monotonic()
-    if now - _reported_at >= 1:
-        _reported_at = now
+    if _log_limit.due("outage"):
         logger.warning("a server did not answer", error=type(error).__name__, message=str(error).strip()[:300])
 
 
