@@ -123,13 +123,14 @@ def test_a_traceback_in_a_log_is_found_with_the_input_before_it(
 
 def test_a_worker_that_dies_is_found_though_its_parent_lives(program: Callable[[str], ManagedProcess]) -> None:
     findings = Findings()
-    code = "import os, time; print(os.fork() or 'child', flush=True); time.sleep(60)"
+    # The parent alone writes: lines of two unbuffered processes may mix.
+    code = "import os, time; child = os.fork(); child and print(f'child {child} lives', flush=True); time.sleep(60)"
     with program(code) as process:
-        wait_until(lambda: len(process.log_tail().splitlines()) == 2, 30, "the program did not fork")
+        wait_until(lambda: process.log_tail().endswith("lives"), 30, "the program did not fork")
         watch = ProcessWatch([process], findings)
         watch.look()
         assert not findings
-        child = next(int(word) for word in process.log_tail().split() if word.isdigit())
+        child = int(process.log_tail().split()[1])
         os.kill(child, signal.SIGKILL)
 
         def is_found() -> bool:
