@@ -13,11 +13,9 @@ from statistics import median
 from uuid import UUID
 
 from django.db.models import F
-from waffle.models import Flag
 
-from coupons.models import Coupon, IssueRequest
+from coupons.models import Coupon, IssueRequest, RolloutChange
 from coupons.redis_queue import queue
-from coupons.rollout import FLAG
 from devstack import wait_until
 
 from .interleave import Rates
@@ -52,9 +50,7 @@ class Variant:
         """Create an open coupon with this admission and rollout."""
         coupon = new_coupon(quantity, self.admission)
         if self.by_worker:
-            # The flag's percent has at most two digits before the decimal point, so 100 needs ``everyone``.
-            rollout = {"everyone": True} if self.by_worker == 100 else {"percent": self.by_worker}
-            Flag.objects.create(name=f"{FLAG}-{coupon.coupon_type}", **rollout)
+            RolloutChange.objects.create(flag=RolloutChange.ONE_COUPON + coupon.coupon_type, percent=self.by_worker)
         return coupon
 
 

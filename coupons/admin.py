@@ -1,19 +1,18 @@
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.db import IntegrityError, connection, transaction
-from django.db.models import Field, Q, QuerySet
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.safestring import SafeString
-from waffle.models import Flag
 
 from common.admin_base import (
-    AnyModelAdmin,
     BigTableAdmin,
     ReadOnlyAdmin,
     ReadOnlyInline,
@@ -29,8 +28,7 @@ from common.admin_base import (
 from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
-from .models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
-from .rollout import FLAG
+from .models import Coupon, CouponLedgerEntry, IssueRequest, Notification, RolloutChange, UserCoupon
 
 _STATE_COLOURS = {
     "SCHEDULED": "info", "OPEN": "success", "PAUSED": "warning", "SOLD_OUT": "danger", "CLOSED": "default",
@@ -39,13 +37,6 @@ _STATUS_COLOURS = {
     "ISSUED": "success", "HELD": "warning", "USED": "info", "EXPIRED": "default", "REVOKED": "danger",
     "SUCCESS": "success", "FAILED": "danger",
 }  # fmt: skip
-
-_FLAG_HELP = {
-    "name": f"{FLAG}, or {FLAG}-<coupon type>, which wins for its coupon",
-    "everyone": "Yes is 100 %, No is 0 %, Unknown leaves it to the percentage",
-    "percent": "of the users whose requests for gate coupons go to issue_worker instead of Kafka; empty is 0",
-    "note": "why",
-}
 
 _CONTROLS_SHOWN = 20
 
@@ -309,25 +300,30 @@ class NotificationAdmin(ReadOnlyAdmin):
         return None if event_id is None else rows.filter(event_id=event_id)
 
 
-class FlagForm(forms.ModelForm):  # type: ignore[type-arg]
-    def clean_name(self) -> str:
-        name: str = self.cleaned_data["name"]
-        general, _, coupon_type = name.partition(f"{FLAG}-")
-        if name != FLAG and (general or not Coupon.objects.filter(coupon_type=coupon_type).exists()):
-            raise forms.ValidationError(f"Use {FLAG} for every coupon, or {FLAG}-<coupon type> for one that exists.")
-        return name
+@admin.register(RolloutChange)
+class RolloutChangeAdmin(BigTableAdmin):
+    """The history of the rollout's flags, to which an operator adds rows."""
 
+    search_help_text = "flag"
+    list_display = (
+        utc("created_at"), "flag", column("from", attrgetter("previous")), column("to", attrgetter("percent")),
+        "actor", "reason",
+    )  # fmt: skip
+    fields = ("flag", "percent", "reason")
 
-@admin.register(Flag)
-class FlagAdmin(AnyModelAdmin):
-    """The fields of waffle's flag that ``coupons.rollout`` reads; the others would have no effect."""
+    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any]:
+        return rows.filter(flag=text)
 
-    form = FlagForm
-    list_display = ("name", "everyone", "percent", "note", "modified")
-    fields = ("name", "everyone", "percent", "note")
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        earlier = RolloutChange.objects.filter(flag=OuterRef("flag"), pk__lt=OuterRef("pk")).order_by("-pk")
+        return RolloutChange.objects.annotate(previous=Subquery(earlier.values("percent")[:1]))
 
-    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+    def save_model(self, request: HttpRequest, obj: RolloutChange, form: Any, change: bool) -> None:
+        obj.actor = request.user.get_username()
+        super().save_model(request, obj, form, change)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def formfield_for_dbfield(self, db_field: Field[Any, Any], request: HttpRequest, **options: Any) -> Any:
-        return super().formfield_for_dbfield(db_field, request, **options, help_text=_FLAG_HELP[db_field.name])
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False

@@ -1,4 +1,6 @@
 from django.contrib.postgres.indexes import BrinIndex
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -237,7 +239,7 @@ class CouponControl(models.Model):
     id = models.UUIDField(primary_key=True)
     coupon = models.ForeignKey(Coupon, on_delete=models.PROTECT, related_name="controls")
     action = models.CharField(max_length=16, choices=Action)
-    quantity = models.BigIntegerField(null=True, help_text="of a restock: the pieces added")
+    quantity = models.BigIntegerField(null=True, help_text="of a restock: the units added")
     reason = models.CharField(max_length=500, default="")
     actor = models.CharField(max_length=150, help_text="who did it")
     created_at = models.DateTimeField(db_default=Now())
@@ -252,6 +254,51 @@ class CouponControl(models.Model):
 
     def __str__(self) -> str:
         return self.action if self.quantity is None else f"{self.action} {self.quantity}"
+
+
+class RolloutChange(models.Model):
+    """A flag of the rollout, as an operator set it: the latest row of a flag is its value, see ``coupons.rollout``.
+
+    Append-only: the database refuses updates and deletes.
+    """
+
+    ALL_COUPONS = "issue-worker"
+    ONE_COUPON = "issue-worker-"
+
+    id = models.BigAutoField(primary_key=True)
+    flag = models.CharField(
+        max_length=100, help_text=f"{ALL_COUPONS}, or {ONE_COUPON}<coupon type>, which wins for its coupon"
+    )
+    percent = models.DecimalField(
+        max_digits=4,
+        decimal_places=1,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0), MaxValueValidator(100)],
+        help_text="of the users whose requests for gate coupons go to issue_worker instead of Kafka; empty: no flag",
+    )
+    reason = models.CharField(max_length=500, blank=True, default="")
+    actor = models.CharField(max_length=150, editable=False, help_text="who did it")
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(name="rollout_percent", condition=Q(percent=None) | Q(percent__range=(0, 100))),
+        ]
+        indexes = [
+            # For the latest row of a flag, which the coupon cache reads with each coupon.
+            models.Index(fields=["flag", "id"], name="rollout_by_flag"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.flag}: {'no flag' if self.percent is None else f'{self.percent} %'}"
+
+    def clean(self) -> None:
+        """Refuse a flag that would have no effect. Raises ValidationError."""
+        general, _, coupon_type = self.flag.partition(self.ONE_COUPON)
+        if self.flag != self.ALL_COUPONS and (general or not Coupon.objects.filter(coupon_type=coupon_type).exists()):
+            one, every = f"{self.ONE_COUPON}<coupon type>", self.ALL_COUPONS
+            raise ValidationError({"flag": f"Use {every} for every coupon, or {one} for one that exists."})
 
 
 class Notification(models.Model):

@@ -10,7 +10,7 @@ from django.apps.registry import Apps
 from django.db import router
 
 VIEWERS = "viewers"
-_APPS = frozenset({"coupons", "kafka_bridge", "orders", "waffle"})
+_APPS = frozenset({"coupons", "kafka_bridge", "orders"})
 
 
 def grant_views(app_config: AppConfig, using: str, apps: Apps = installed_apps, **_options: Any) -> None:

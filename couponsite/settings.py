@@ -85,7 +85,6 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
-    "waffle",
     "couponsite",
     "kafka_bridge",
     "coupons",
@@ -205,11 +204,6 @@ CACHES: dict[str, dict[str, Any]] = {
 
 # Percentage of Redis memory in use above which statuses are no longer cached: the rest is reserved for gates.
 STATUS_CACHE_MEMORY_PERCENT = env.integer("STATUS_CACHE_MEMORY_PERCENT", default=50, minimum=0, maximum=90)
-
-# Flags: only waffle's table and command are used, and our own admin page, see coupons.rollout. Saving a flag clears
-# waffle's cache and must work without Redis: an outage of Redis is a reason to change the flag.
-WAFFLE_CACHE_NAME = "process"
-WAFFLE_ENABLE_ADMIN_PAGES = False
 
 # Admin
 

@@ -11,12 +11,9 @@ from functools import lru_cache
 from random import Random
 from uuid import UUID
 
-from waffle.models import Flag
-
 from common.processes.outages import ServiceUnavailable
 from coupons.admission import ADMISSIONS
-from coupons.models import Coupon
-from coupons.rollout import FLAG
+from coupons.models import Coupon, RolloutChange
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from orders.models import Product
 
@@ -66,7 +63,7 @@ def make_world() -> World:
     """
     if Coupon.objects.exists() or Product.objects.exists():
         raise ServiceUnavailable("DATABASE_URL names a database with coupons or products: give an empty one")
-    Flag.objects.update_or_create(name=FLAG, defaults={"percent": _ROLLOUT_PERCENT})
+    RolloutChange.objects.create(flag=RolloutChange.ALL_COUPONS, percent=_ROLLOUT_PERCENT)
     now = datetime.now(UTC)
     usual = {"discount_type": Coupon.DiscountType.FIXED, "discount_value": 100, "opens_at": _LONG_AGO}
     plenty = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import getpass
+import os
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +13,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from common.processes.lifecycle import StopFlag, check_database, stop_on_signals, wait_for
-from common.processes.outages import BadRedisDatabase, ServiceUnavailable
+from common.processes.lifecycle import StopFlag, check_database, first_line, stop_on_signals, wait_for
+from common.processes.outages import BadRedisDatabase, ServiceUnavailable, is_transient
 
 from .. import metrics
 from ..client import check_client_options, check_kafka
@@ -78,6 +80,29 @@ class WorkerCommand(BaseCommand):
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         raise NotImplementedError
+
+
+@contextmanager
+def idempotent() -> Iterator[None]:
+    """Raise CommandError for a lost connection inside: the operator is told to run the command again."""
+    try:
+        yield
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise CommandError(
+            f"connection lost, outcome unknown ({first_line(error)}): run the same command again, it is idempotent"
+        ) from error
+
+
+def shell_user() -> str:
+    """Return the name under which a change by a command is recorded."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run under a number that has no name.
+        name = f"uid {os.getuid()}"
+    return f"{name} at the shell"
 
 
 def whole(minimum: int, maximum: int) -> Callable[[str], int]:

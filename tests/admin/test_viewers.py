@@ -17,18 +17,17 @@ from django.db.models import Model
 from django.forms.models import model_to_dict
 from django.test import Client
 from django.urls import reverse
-from waffle.models import Flag
 
 from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
-from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, Notification, UserCoupon
+from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, Notification, RolloutChange, UserCoupon
 from couponsite.admin_groups import VIEWERS
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
 from orders.models import Order, OrderLine, OrderMinute, Product, StoredOrder
 from tests.admin.pages import html_of, rows_of
 from tests.support.messages import requests
 
-OURS = {"coupons", "kafka_bridge", "orders", "waffle"}
+OURS = {"coupons", "kafka_bridge", "orders"}
 REGISTERED = sorted(
     (model for model in admin.site._registry if model._meta.app_label in OURS), key=lambda model: model._meta.label
 )
@@ -54,7 +53,7 @@ def a_row_of_each(make_coupon: Callable[..., Coupon]) -> None:
     DeadLetter.objects.create(
         consumer_group="issue", topic="t", partition=0, offset=0, message_timestamp=0, headers=b"[]", payload=b"{"
     )
-    Flag.objects.create(name="issue-worker", percent=30)
+    RolloutChange.objects.create(flag="issue-worker", percent=30)
     CouponLedgerEntry.objects.create(
         user_coupon=UserCoupon.objects.get(), order_id=order.pk, step=CouponLedgerEntry.Step.HELD, cause="order created"
     )

@@ -17,7 +17,6 @@ from django_redis import get_redis_connection
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from waffle.models import Flag
 
 from common.processes.lifecycle import StopFlag
 from coupons import issue_worker
@@ -25,7 +24,7 @@ from coupons.admission.gate.redis_keys import keys
 from coupons.coupon_cache import coupon_cache
 from coupons.issuance.accept import Accepted
 from coupons.issue_worker import IssueWorker
-from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
+from coupons.models import Coupon, IssueRequest, Reservation, RolloutChange, UserCoupon
 from coupons.redis_queue import enqueue, queue
 from coupons.redis_queue.enqueue import enqueue_again
 from coupons.redis_queue.queue import QUEUE, RedisQueue
@@ -66,12 +65,10 @@ def looks_around_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(issue_worker, "_LOST_AFTER_SECONDS", 0.0)
 
 
-def set_share(percent: float, coupon: Coupon | None = None) -> None:
-    """Give the worker so many percent of the users, of one coupon or in general."""
-    name = f"issue-worker-{coupon.coupon_type}" if coupon else "issue-worker"
-    everyone = {0: False, 100: True}.get(int(percent))
-    values = {"everyone": everyone, "percent": percent if everyone is None else None}
-    Flag.objects.update_or_create(name=name, defaults=values)
+def set_share(percent: float | None, coupon: Coupon | None = None) -> None:
+    """Give the worker so many percent of the users, of one coupon or in general; None takes the flag away."""
+    flag = f"issue-worker-{coupon.coupon_type}" if coupon else "issue-worker"
+    RolloutChange.objects.create(flag=flag, percent=percent)
     coupon_cache.clear()  # as it does by itself within a second
 
 
@@ -176,9 +173,16 @@ def test_the_flag_of_a_coupon_wins_over_the_general_one(make_gate: MakeGate) -> 
 
 
 def test_a_flag_that_says_nothing_is_none(make_gate: MakeGate) -> None:
-    Flag.objects.create(name="issue-worker")
+    own = make_gate()
+    set_share(100)
+    set_share(None)
     accept(make_gate(), 1)
     assert by_worker() == set()
+    set_share(0, own)
+    set_share(100)
+    set_share(None, own)
+    accept(own, 2)
+    assert by_worker() == {2}
 
 
 @pytest.mark.usefixtures("everybody")

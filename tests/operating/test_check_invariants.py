@@ -8,14 +8,13 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django_redis import get_redis_connection
-from waffle.models import Flag
 
 from common.processes.lifecycle import StopFlag
 from common.processes.outages import ServiceUnavailable
 from coupons import invariants
 from coupons.consumer_groups import ISSUE
 from coupons.issuance.accept import request_accept
-from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.models import Coupon, IssueRequest, RolloutChange, UserCoupon
 from devstack import wait_until
 from kafka_bridge.consuming import inbox
 from kafka_bridge.consuming.batch import BatchHandler
@@ -177,7 +176,7 @@ def test_a_request_that_nobody_answers_is_a_violation_once_everybody_is_idle(mak
 def test_a_request_that_waits_for_the_worker_is_no_violation_and_one_that_it_cannot_find_is(
     make_coupon: MakeCoupon,
 ) -> None:
-    Flag.objects.create(name="issue-worker", everyone=True)
+    RolloutChange.objects.create(flag="issue-worker", percent=100)
     accepted = request_accept(id_or_type=make_coupon(admission="gate").id, user_id=9, caller_id=9)
     spoil("UPDATE kafka_bridge_outboxmessage SET created_at = created_at - interval '1 hour', published_at = now()")
     assert invariants.overdue_requests(lag=lambda: 0) == []

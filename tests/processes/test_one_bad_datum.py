@@ -27,13 +27,11 @@ from django.db import connection
 from django.test import TransactionTestCase
 from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
-from waffle.models import Flag
 
 from coupons.admission import ADMISSIONS
 from coupons.admission.gate import redis_keys
-from coupons.models import Coupon
+from coupons.models import Coupon, RolloutChange
 from coupons.redis_queue import queue
-from coupons.rollout import FLAG
 from demo.load_client import Answer, Ask, Connection, Crowd, encode_request
 from demo.processes import wait_until_ready
 from demo.sale import bearer_tokens
@@ -216,7 +214,7 @@ def _running_shop(web: Web, folder: Path) -> Iterator[Shop]:
             folder, environment(ALIMTALK_URL=alimtalk.url, ALIMTALK_KEY="key", RECONCILE_PATIENCE_SECONDS="5")
         )
         stack.callback(service.end)
-        Flag.objects.create(name=FLAG, percent=50)
+        RolloutChange.objects.create(flag="issue-worker", percent=50)
         coupons = [CouponFactory.create(admission=name, total_quantity=10_000) for name in ADMISSIONS]
         products = [Product.objects.create(name=name, price=10_000) for name in ("tea", "mug")]
         for role in ("relay", "issuer", "effects", "orders", "worker", "reconciler"):

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from pytest_django import Settings
-from waffle.models import Flag
 
 from coupons import invariants
-from coupons.models import Coupon, IssueRequest, Reservation
-from coupons.rollout import FLAG
+from coupons.models import Coupon, IssueRequest, Reservation, RolloutChange
 from demo.processes import procfile_process, wait_until_ready
 from devstack import Part, Stack, wait_until
 from devstack.ports import free_port
@@ -82,7 +80,7 @@ def test_a_gate_whose_redis_dies_refuses_for_the_moment_and_loses_neither_piece_
     worker_percent: int,
 ) -> None:
     Coupon.objects.update(admission="gate")
-    Flag.objects.create(name=FLAG, percent=worker_percent)
+    RolloutChange.objects.create(flag="issue-worker", percent=worker_percent)
     for role in ("relay", "issuer", "worker"):
         service.start(role)
     service.start("reconciler", "--patience", "5")

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from pytest_django import Settings
-from waffle.models import Flag
 
 from coupons import invariants
-from coupons.models import Coupon
-from coupons.rollout import FLAG
+from coupons.models import Coupon, RolloutChange
 from demo.processes import procfile_process, wait_until_ready
 from devstack import wait_until
 from devstack.ports import free_port
@@ -61,7 +59,7 @@ def test_every_process_goes_on_with_the_new_primary(
     coupons: Sequence[Coupon],
 ) -> None:
     Coupon.objects.update(admission="gate")
-    Flag.objects.create(name=FLAG, percent=50)
+    RolloutChange.objects.create(flag="issue-worker", percent=50)
     for role in ("relay", "issuer", "worker"):
         service.start(role)
     service.start("reconciler", "--patience", "5")

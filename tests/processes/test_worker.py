@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from django.db import transaction
 from django_redis import get_redis_connection
-from waffle.models import Flag
 
-from coupons.models import Coupon, IssueRequest, Reservation
+from coupons.models import Coupon, IssueRequest, Reservation, RolloutChange
 from coupons.redis_queue.queue import QUEUE
 from devstack import wait_until
 from kafka_bridge.models import ProcessHeartbeat
@@ -45,8 +44,7 @@ def begin(burst: Callable[..., Burst]) -> Begin:
 
 
 def set_share(percent: int) -> None:
-    everyone = {0: False, 100: True}.get(percent)
-    Flag.objects.update_or_create(name="issue-worker", defaults={"everyone": everyone, "percent": percent % 100})
+    RolloutChange.objects.create(flag="issue-worker", percent=percent)
 
 
 def decided_by_worker() -> int:

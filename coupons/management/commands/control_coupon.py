@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from django.core.management.base import CommandError
 from common.api.errors import DomainError
 from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line
 from common.processes.outages import is_transient
-from kafka_bridge.operating.worker_command import WorkerCommand
+from kafka_bridge.operating.worker_command import WorkerCommand, shell_user
 from kafka_bridge.outbox.writing import new_event_id
 
 from ... import controls, selectors
@@ -64,7 +62,7 @@ class Command(WorkerCommand):
             raise CommandError("TYPE must be 1 to 64 of A-Z a-z 0-9 _ -")
         values = {
             "id_or_type": options["coupon_type"],
-            "actor": _shell_user(),
+            "actor": shell_user(),
             "control_id": options["id"] or new_event_id(),
             "reason": options["reason"],
         }
@@ -108,12 +106,3 @@ def _state(view: CouponView) -> dict[str, Any]:
         "issuedQuantity": view.issued_quantity,
         "remaining": view.remaining,
     }
-
-
-def _shell_user() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        # A container may run under a number that has no name.
-        name = f"uid {os.getuid()}"
-    return f"{name} at the shell"

@@ -9,9 +9,8 @@ from django.core.management.base import CommandError
 from django.utils.dateparse import parse_datetime
 
 from common.api.errors import InvalidRequest
-from common.processes.lifecycle import StopFlag, check_database, first_line
-from common.processes.outages import is_transient
-from kafka_bridge.operating.worker_command import WorkerCommand, whole
+from common.processes.lifecycle import StopFlag, check_database
+from kafka_bridge.operating.worker_command import WorkerCommand, idempotent, whole
 
 from ...admission import ADMISSIONS
 from ...controls import coupon_create
@@ -48,15 +47,10 @@ class Command(WorkerCommand):
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         try:
-            coupon, _ = coupon_create(**_values(options))
+            with idempotent():
+                coupon, _ = coupon_create(**_values(options))
         except InvalidRequest as error:
             raise CommandError(error.detail) from error
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            raise CommandError(
-                f"connection lost, outcome unknown ({first_line(error)}): run the same command again, it is idempotent"
-            ) from error
         self.stdout.write(json.dumps({"couponId": coupon.id, "couponType": coupon.coupon_type}))
 
 
