@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -22,7 +22,9 @@ from django.conf import settings
 from django.utils.http import parse_http_date
 
 from . import metrics
+from .failing_calls import CallRecord
 from .processes.lifecycle import StopFlag
+from .processes.log_limit import LogLimit
 from .processes.outages import ServiceUnavailable
 from .throttling import (
     ALONE_SECONDS,
@@ -54,11 +56,6 @@ PACED_SECONDS = 3.0
 LOG_SECONDS = 60.0
 # After at most so many seconds a postponed call that is throttled alone is tried again, and with it its partition.
 _ALONE_POLL_SECONDS = 1.0
-# While other calls succeed, up to so many failing calls (or a tenth of the successes, if that is more) are at fault
-# themselves; with more, the service is.
-FEW_FAILURES = 3
-# A failing call that was not repeated for so many seconds is no longer counted.
-_FORGET_SECONDS = 120.0
 # Bodies are not used, but a connection is reused only after its response was read to the end. Longer ones are cut off.
 _BODY_BYTES = 64 * 1024
 _POLL_SECONDS = 0.1
@@ -92,13 +89,13 @@ class Endpoint:
         self._url = url
         self._headers = {**headers, "content-type": "application/json"}
         self._fix_hint = fix_hint
-        self._record = _Record()
+        self._record = CallRecord()
         self._slots = asyncio.Semaphore(PARALLEL)
         # Used only in the event loop's thread.
         self._pace_lock = asyncio.Lock()
         self._pace = Pace()
         self._throttled = ThrottledCalls()
-        self._logged_at = float("-inf")
+        self._log_limit = LogLimit(LOG_SECONDS)
         self._reopening_logged = True
         metrics.PACE.labels(name).set(self._pace.rate)
 
@@ -226,8 +223,8 @@ class Endpoint:
             return CallThrottled(f"{self.name} {error}, to this call alone", min(wait, _ALONE_POLL_SECONDS))
         halved = self._pace.throttled(started_at, seconds)
         metrics.PACE.labels(self.name).set(self._pace.rate)
-        if halved and time.monotonic() - self._logged_at >= LOG_SECONDS:
-            self._logged_at, self._reopening_logged = time.monotonic(), False
+        if halved and self._log_limit.due("throttled"):
+            self._reopening_logged = False
             logger.warning(
                 "%s asks to slow down (%s): no call for %.0f s, then at most %.1f calls a second",
                 self.name, error, seconds, self._pace.rate,
@@ -304,50 +301,6 @@ class _Limits:
         if self._paced_until is None:
             self._paced_until = time.monotonic() + PACED_SECONDS
         return self._paced_until
-
-
-class _Failing(NamedTuple):
-    # The number of successes before the call failed for the first time.
-    since: int
-    seen_at: float
-
-
-class _Record:
-    """Successes and failing calls of all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._failing: dict[UUID, _Failing] = {}
-        self.successes = 0
-
-    def succeeded(self, key: UUID) -> None:
-        with self._lock:
-            self.successes += 1
-            self._failing.pop(key, None)
-
-    def failing(self) -> set[UUID]:
-        """The calls that failed and have not succeeded since."""
-        with self._lock:
-            return set(self._failing)
-
-    def failed(self, keys: Collection[UUID], since: int) -> None:
-        """Record failed calls; ``since``: the number of successes when they began."""
-        now = time.monotonic()
-        with self._lock:
-            for key, failing in list(self._failing.items()):
-                if now - failing.seen_at > _FORGET_SECONDS:
-                    del self._failing[key]
-            for key in keys:
-                before = self._failing.get(key)
-                self._failing[key] = _Failing(before.since if before else since, now)
-
-    def others_succeed(self, keys: Collection[UUID]) -> bool:
-        """Whether one of these failing calls is an exception among calls that succeed."""
-        with self._lock:
-            return any(self._is_exception(self.successes - self._failing[key].since) for key in keys)
-
-    def _is_exception(self, successes: int) -> bool:
-        return successes > 0 and len(self._failing) <= max(FEW_FAILURES, successes // 10)
 
 
 _creation_lock = threading.Lock()

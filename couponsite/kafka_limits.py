@@ -1,8 +1,11 @@
-"""Limits of the JSON settings for Kafka: librdkafka and brokers accept values that the service cannot work with."""
+"""Limits of the JSON settings for Kafka: librdkafka and brokers accept values that the service cannot work with.
+
+The fixed properties of librdkafka protect the guarantees: no setting may change them.
+"""
 
 from __future__ import annotations
 
-from couponsite.environment import Limits
+from couponsite.environment.values import Limits
 from kafka_bridge.routes import LEAST_RETENTION_MS, LONGEST_NAME, MOST_PARTITIONS, MOST_REPLICAS, MOST_RETENTION_MS
 
 _ACCEPTED_FIELDS = (
@@ -78,3 +81,20 @@ CONSUMER = {
     "queued.min.messages": (1, 1_000_000),
     "queued.max.messages.kbytes": (1_024, 1_048_576),
 }
+
+PRODUCER_FIXED = frozenset(
+    {
+        "acks", "request.required.acks", "enable.idempotence", "enable.gapless.guarantee", "message.timeout.ms",
+        "delivery.timeout.ms", "retries", "message.send.max.retries", "max.in.flight",
+        "max.in.flight.requests.per.connection", "partitioner", "queuing.strategy", "transactional.id",
+        "bootstrap.servers", "metadata.broker.list", "delivery.report.only.error",
+    }
+)  # fmt: skip
+CONSUMER_FIXED = frozenset(
+    {
+        "enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store", "auto.offset.reset",
+        "enable.partition.eof", "isolation.level", "partition.assignment.strategy", "group.id",
+        "group.instance.id", "group.protocol", "bootstrap.servers", "metadata.broker.list",
+        "allow.auto.create.topics", "topic.blacklist",
+    }
+)  # fmt: skip

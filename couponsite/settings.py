@@ -16,7 +16,8 @@ from redis.retry import Retry
 
 from couponsite import kafka_limits
 from couponsite.database import Connection, Cursor
-from couponsite.environment import Environment, Limits
+from couponsite.environment.reader import Environment
+from couponsite.environment.values import Limits
 from couponsite.logging import logging_config
 from couponsite.process_name import process_name
 from kafka_bridge.routes import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
@@ -312,48 +313,12 @@ KAFKA_GROUPS: dict[str, str] = env.json_overlay(
 )
 KAFKA_PRODUCER_CONFIG = env.client_options(
     "KAFKA_PRODUCER_CONFIG",
-    fixed=frozenset(
-        {
-            "acks",
-            "request.required.acks",
-            "enable.idempotence",
-            "enable.gapless.guarantee",
-            "message.timeout.ms",
-            "delivery.timeout.ms",
-            "retries",
-            "message.send.max.retries",
-            "max.in.flight",
-            "max.in.flight.requests.per.connection",
-            "partitioner",
-            "queuing.strategy",
-            "transactional.id",
-            "bootstrap.servers",
-            "metadata.broker.list",
-            "delivery.report.only.error",
-        }
-    ),
+    fixed=kafka_limits.PRODUCER_FIXED,
     ranges=kafka_limits.PRODUCER,
 )
 KAFKA_CONSUMER_CONFIG = env.client_options(
     "KAFKA_CONSUMER_CONFIG",
-    fixed=frozenset(
-        {
-            "enable.auto.commit",
-            "auto.commit.enable",
-            "enable.auto.offset.store",
-            "auto.offset.reset",
-            "enable.partition.eof",
-            "isolation.level",
-            "partition.assignment.strategy",
-            "group.id",
-            "group.instance.id",
-            "group.protocol",
-            "bootstrap.servers",
-            "metadata.broker.list",
-            "allow.auto.create.topics",
-            "topic.blacklist",
-        }
-    ),
+    fixed=kafka_limits.CONSUMER_FIXED,
     ranges=kafka_limits.CONSUMER,
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from couponsite.environment import Environment
+from couponsite.environment.reader import Environment
 from tests.deployment.files import (
     CLUSTER,
     REQUIRED,

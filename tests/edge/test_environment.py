@@ -15,7 +15,8 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from couponsite import settings as settings_module
-from couponsite.environment import Environment, Rate
+from couponsite.environment.reader import Environment
+from couponsite.environment.values import Rate
 from kafka_bridge.client import check_client_options
 
 ROOT = Path(__file__).resolve().parents[2]

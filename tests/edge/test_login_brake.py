@@ -11,7 +11,7 @@ from django.test import Client
 from django_redis import get_redis_connection
 from pytest_django.fixtures import Settings
 
-from couponsite.environment import Rate
+from couponsite.environment.values import Rate
 
 from .conftest import Call, assert_problem
 
