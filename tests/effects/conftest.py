@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from common import http_calls
+from common.processes.lifecycle import StopFlag
+from orders.models import Product
+from orders.ranking.rebuild import ranking_rebuild as rebuild
+from tests.support.orders import make_product
 from tests.support.provider import Provider
 
 
@@ -47,3 +51,19 @@ def alimtalk(provider: Provider, settings: Any) -> Provider:
 def data_platform(provider: Provider, settings: Any) -> Provider:
     settings.DATA_PLATFORM_URL = provider.url
     return provider
+
+
+@pytest.fixture
+def tea(transactional_db: None) -> Product:
+    return make_product("Tea")
+
+
+@pytest.fixture
+def rice(transactional_db: None) -> Product:
+    return make_product("Rice")
+
+
+@pytest.fixture
+def loaded(transactional_db: None, redis_flushed: None) -> None:
+    """Redis has a complete ranking, of nothing."""
+    rebuild(stop=StopFlag())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pytest_django import Settings
 
 from coupons.models import Coupon, UserCoupon
 from couponsite.tokens import issue_access_token
+from kafka_bridge.models import OutboxMessage
 from orders.models import Product
 from tests.support.gateway import Call as ProviderCall
 from tests.support.gateway import Memory, memory
@@ -19,10 +21,26 @@ from tests.support.gateway import Memory, memory
 ALICE = 1001
 BOB = 1002
 ORDERS = "/api/v1/orders"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 # The test client's answers have more than an HttpResponse, and no public type.
 Call = Callable[..., Any]
 GiveCoupon = Callable[..., UserCoupon]
+Place = Callable[..., int]
+
+
+def time_of(text: str) -> datetime:
+    """A time as the API tells it."""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", text)
+    return datetime.fromisoformat(text)
+
+
+def event(event_type: str) -> dict[str, Any]:
+    """The body of the only event of this type."""
+    row = OutboxMessage.objects.get(event_type=event_type)
+    body: dict[str, Any] = json.loads(bytes(row.payload or b""))
+    assert bytes(row.key or b"") == str(body["orderId"]).encode()
+    return body
 
 
 class Pause:
@@ -96,7 +114,7 @@ def give_coupon(make_coupon: Callable[..., Coupon]) -> GiveCoupon:
 
 
 @pytest.fixture
-def place(call: Call, socks: Product) -> Callable[..., int]:
+def place(call: Call, socks: Product) -> Place:
     """``place(quantity=1, userCouponId=..., user=ALICE)``: places an order for socks and returns its id."""
 
     def order(*, quantity: int = 1, user: int = ALICE, **body: Any) -> int:

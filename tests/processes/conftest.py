@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +35,28 @@ class Web:
     port: int
 
 
+@contextmanager
+def running_web(folder: Path) -> Iterator[Web]:
+    """A web process with the settings of this moment, which writes its log into ``folder``."""
+    port = free_port()
+    process = procfile_process("web", environment(PORT=str(port), HOST="127.0.0.1"), folder / "web.log")
+    with process:
+        yield Web(process, port)
+
+
+@pytest.fixture
+def own_web(transactional_db: None, tmp_path: Path) -> Iterator[Web]:
+    """A web process of the test's own, ready; what it needs of the settings is set by the fixtures before it."""
+    with running_web(tmp_path) as web:
+        wait_until_ready(web.process, web.port)
+        yield web
+
+
 @pytest.fixture(scope="session")
 def shared_web(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """One web process for all tests: it needs nothing of Kafka, and the coupons of every test are new to it."""
-    port = free_port()
-    process = procfile_process(
-        "web", environment(PORT=str(port), HOST="127.0.0.1"), tmp_path_factory.mktemp("web") / "web.log"
-    )
-    with process:
-        yield Web(process, port)
+    with running_web(tmp_path_factory.mktemp("web")) as web:
+        yield web
 
 
 @pytest.fixture

@@ -12,13 +12,11 @@ from pytest_django import Settings
 
 from coupons import invariants
 from coupons.models import Coupon, IssueRequest, Reservation, RolloutChange
-from demo.processes import procfile_process, wait_until_ready
 from devstack import Part, Stack, wait_until
-from devstack.ports import free_port
 from tests.processes.conftest import STOCK, Web, assert_in_the_middle_of, when_accepted, when_issued
 from tests.support.burst import Burst
 from tests.support.ledger import assert_guarantees_hold, when_decided
-from tests.support.service import Service, environment
+from tests.support.service import Service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,13 +32,9 @@ def redis(tmp_path: Path, settings: Settings) -> Iterator[Part]:
 
 
 @pytest.fixture
-def web(transactional_db: None, redis: Part, tmp_path: Path) -> Iterator[Web]:
-    """A web process of the test's own, on that Redis."""
-    port = free_port()
-    process = procfile_process("web", environment(PORT=str(port), HOST="127.0.0.1"), tmp_path / "web.log")
-    with process:
-        wait_until_ready(process, port)
-        yield Web(process, port)
+def web(redis: Part, own_web: Web) -> Web:
+    """The web process that the burst asks, on that Redis."""
+    return own_web
 
 
 def told_status(port: int, request: IssueRequest, headers: dict[str, str]) -> tuple[str, str | None]:

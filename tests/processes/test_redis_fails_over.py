@@ -12,14 +12,12 @@ from pytest_django import Settings
 
 from coupons import invariants
 from coupons.models import Coupon, RolloutChange
-from demo.processes import procfile_process, wait_until_ready
 from devstack import wait_until
-from devstack.ports import free_port
 from tests.processes.conftest import STOCK, Web, when_accepted
 from tests.support.burst import Burst
 from tests.support.ledger import when_decided
 from tests.support.redis_pair import Pair, replicated, two_servers
-from tests.support.service import Service, environment
+from tests.support.service import Service
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -36,13 +34,9 @@ def pair(tmp_path: Path, settings: Settings) -> Iterator[Pair]:
 
 
 @pytest.fixture
-def web(transactional_db: None, pair: Pair, tmp_path: Path) -> Iterator[Web]:
-    """A web process of the test's own, on that Redis."""
-    port = free_port()
-    process = procfile_process("web", environment(PORT=str(port), HOST="127.0.0.1"), tmp_path / "web.log")
-    with process:
-        wait_until_ready(process, port)
-        yield Web(process, port)
+def web(pair: Pair, own_web: Web) -> Web:
+    """The web process that the burst asks, on that Redis."""
+    return own_web
 
 
 def redis_state(web: Web) -> str:
