@@ -11,7 +11,7 @@ class CouponsiteConfig(AppConfig):
     def ready(self) -> None:
         # Imported for their side effect: they register checks and schema extensions.
         from couponsite import checks, openapi  # noqa: F401
-        from couponsite.admin_groups import grant_views
+        from couponsite.admin.viewers import grant_views
         from couponsite.connections import begin_request
         from couponsite.logging import configure_structlog
         from couponsite.stored_times import read_nearest_times

@@ -77,7 +77,7 @@ AUTH_TOKEN_THROTTLE = env.rate("AUTH_TOKEN_THROTTLE", default="10/min")
 INSTALLED_APPS = [
     # Before the admin, whose templates it overrides.
     "unfold.apps.BasicAppConfig",
-    "couponsite.admin_app.CouponAdminConfig",
+    "couponsite.admin.apps.CouponAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

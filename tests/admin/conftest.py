@@ -4,7 +4,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.test import Client
 
-from couponsite.admin_groups import VIEWERS
+from couponsite.admin.viewers import VIEWERS
 
 
 @pytest.fixture

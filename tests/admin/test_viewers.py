@@ -21,7 +21,7 @@ from django.urls import reverse
 from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
 from coupons.models import Coupon, CouponLedgerEntry, IssueRequest, Notification, RolloutChange, UserCoupon
-from couponsite.admin_groups import VIEWERS
+from couponsite.admin.viewers import VIEWERS
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
 from orders.models import Order, OrderLine, OrderMinute, Product, StoredOrder
 from tests.admin.pages import html_of, rows_of
