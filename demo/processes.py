@@ -22,23 +22,29 @@ _STOP_SECONDS = 25.0
 
 
 def procfile_process(
-    role: str, env: Mapping[str, str], log_path: Path, *, name: str = "", arguments: Sequence[str] = ()
+    role: str,
+    env: Mapping[str, str],
+    log_path: Path,
+    *,
+    name: str = "",
+    arguments: Sequence[str] = (),
+    root: Path = _ROOT,
 ) -> ManagedProcess:
-    """Return the Procfile's process ``role``, not started yet.
+    """Return the process ``role`` of the Procfile in the folder ``root``, not started yet.
 
     ``env`` overrides this program's environment, ``arguments`` are appended to the command and ``name`` is the name of
     the process here, by default its role. Raises KeyError for a role that is not in the Procfile.
     """
-    command = f"{_procfile()[role]} {shlex.join(arguments)}".rstrip()
+    command = f"{_procfile(root)[role]} {shlex.join(arguments)}".rstrip()
     # exec replaces the shell by the program, so that signals reach the program itself.
     line = command if "exec " in command else f"exec {command}"
     # `python` must be the interpreter that runs this program.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return ManagedProcess(name or role, ["sh", "-c", line], {**os.environ, "PATH": path, **env}, _ROOT, log_path)
+    return ManagedProcess(name or role, ["sh", "-c", line], {**os.environ, "PATH": path, **env}, root, log_path)
 
 
-def _procfile() -> dict[str, str]:
-    lines = (_ROOT / "Procfile").read_text().splitlines()
+def _procfile(root: Path) -> dict[str, str]:
+    lines = (root / "Procfile").read_text().splitlines()
     return {role: command.strip() for role, _, command in (line.partition(":") for line in lines if line.strip())}
 
 

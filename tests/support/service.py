@@ -17,6 +17,7 @@ from demo.processes import procfile_process
 from devstack import ManagedProcess
 
 _COMMAND_SECONDS = 120.0
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -39,15 +40,18 @@ def environment(**changes: str) -> dict[str, str]:
 class Service:
     """The processes of one test: started by name, all ended by ``end``."""
 
-    def __init__(self, log_folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, log_folder: Path, env: Mapping[str, str], *, root: Path = _ROOT) -> None:
+        """``root`` is the folder of the code: that of this version unless given."""
         self._log_folder = log_folder
         self._env = env
+        self._root = root
         self.processes: dict[str, ManagedProcess] = {}
 
     def start(self, role: str, *arguments: str, name: str = "") -> ManagedProcess:
         """Start a process of the Procfile; ``name`` tells apart several of one role."""
         name = name or role
-        process = procfile_process(role, self._env, self._log_folder / f"{name}.log", name=name, arguments=arguments)
+        log_path = self._log_folder / f"{name}.log"
+        process = procfile_process(role, self._env, log_path, name=name, arguments=arguments, root=self._root)
         self.processes[name] = process
         process.start()
         return process
@@ -58,7 +62,7 @@ class Service:
             name,
             [sys.executable, "manage.py", *arguments],
             {**os.environ, **self._env},
-            settings.BASE_DIR,
+            self._root,
             self._log_folder / f"{name}.log",
         )
         self.processes[name] = process
@@ -67,7 +71,11 @@ class Service:
 
     def run(self, *arguments: str) -> int:
         """Run a command of ``manage.py`` to its end and return its exit code."""
-        return run_command(*arguments, env=self._env).returncode
+        return self.command(*arguments).returncode
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of ``manage.py`` to its end."""
+        return run_command(*arguments, env=self._env, root=self._root)
 
     def end(self) -> None:
         """End everything; the ends of the logs are printed, which pytest shows for a failed test."""
@@ -82,12 +90,14 @@ def kill_group(process: ManagedProcess) -> None:
     process.wait(10)
 
 
-def run_command(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run ``manage.py`` to its end."""
+def run_command(
+    *arguments: str, env: Mapping[str, str], root: Path = _ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run ``manage.py`` in the folder ``root`` to its end."""
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         env={**os.environ, **env},
-        cwd=settings.BASE_DIR,
+        cwd=root,
         capture_output=True,
         text=True,
         timeout=_COMMAND_SECONDS,
