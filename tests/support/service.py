@@ -90,9 +90,7 @@ def kill_group(process: ManagedProcess) -> None:
     process.wait(10)
 
 
-def run_command(
-    *arguments: str, env: Mapping[str, str], root: Path = _ROOT
-) -> subprocess.CompletedProcess[str]:
+def run_command(*arguments: str, env: Mapping[str, str], root: Path = _ROOT) -> subprocess.CompletedProcess[str]:
     """Run ``manage.py`` in the folder ``root`` to its end."""
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],

@@ -26,7 +26,7 @@ from devstack.ports import free_port
 from tests.support.calls import call
 from tests.support.gateway import FOLDER_VARIABLE
 from tests.support.service import Service, environment
-from tests.upgrade.filled import ADMIN, ANSWERS, DUMP, PASSWORD, RESTOCK, Answered
+from tests.upgrade.filled import ADMIN, ANSWERS, DUMP, PASSWORD, RENAMED, RESTOCK, Answered
 from tests.upgrade.old_version import OldVersion
 
 _SECONDS = 120.0
@@ -36,11 +36,14 @@ _EFFECTS = 4
 # Of processes that have ended.
 _NOT_DUMPED = ("kafka_bridge_processheartbeat", "kafka_bridge_relaylease", "kafka_bridge_relaymember")
 # Of pg_dump, and unknown to servers or sessions that are not its own.
-_DROPPED_LINES = re.compile(r"^(\\|--|SET (transaction_timeout|idle_|statement_|lock_|row_security|xmloption)).*\n", re.M)
+_DROPPED_LINES = re.compile(
+    r"^(\\|--|SET (transaction_timeout|idle_|statement_|lock_|row_security|xmloption)).*\n", re.M
+)
 
 _ADMIN_AT_WORK = f"""
 from django.contrib.auth.models import User
 from django.test import Client
+from coupons.models import Coupon
 from tests.admin.pages import form_of
 admin = Client(SERVER_NAME="localhost")
 admin.force_login(User.objects.create_superuser("{ADMIN}", password="{PASSWORD}"))
@@ -48,6 +51,9 @@ for name, values in [("issue-worker", {{"percent": "5"}}), ("issue-worker-GATE",
     form = form_of(admin.get("/admin/waffle/flag/add/"), "flag_form")
     saved = admin.post("/admin/waffle/flag/add/", form | {{"name": name}} | values)
     assert saved.status_code == 302
+page = f"/admin/coupons/coupon/{{Coupon.objects.get(coupon_type='PAUSED').pk}}/change/"
+saved = admin.post(page, form_of(admin.get(page)) | {{"name": "{RENAMED}"}})
+assert saved.status_code == 302
 """
 
 
@@ -192,11 +198,11 @@ def _fill(old: Filling) -> None:
     _when("orders_order", 1, f"id = {expiring} AND status = 'EXPIRED'")
     _when("kafka_bridge_alert", 1)
     old.stop("orders")
+    old.order(10, products[1], "GATE")
 
     assert first_web.stop() == 0
     web = old.start_web_without_provider()
     old.pay(9, old.order(9, products[0], "GATE"), status=503)
-    old.order(10, products[1], "GATE")
     paid_late = old.order(11, products[1], "GATE")
     old.stop("issuer", "worker")
     old.ask("GATE", range(21, 31))

@@ -21,6 +21,8 @@ ANSWERS = _FOLDER / "answers.json"
 # Of the installation that was filled: the ids of requests and the passwords' hashes come from it.
 SECRET_KEY = "of-the-installation-that-the-tests-upgrade"
 ADMIN, PASSWORD = "olga", "correct horse battery staple"
+# The name that the admin gave to the coupon PAUSED.
+RENAMED = "For the sale of the summer"
 # A restock that was made, and is made again after the upgrade.
 RESTOCK = "019aa000-0000-7000-8000-000000000001"
 
