@@ -81,4 +81,4 @@ def _run(statement: str) -> None:
 def _address() -> str:
     values = connection.settings_dict
     names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "NAME": "dbname"}
-    return psycopg2.extensions.make_dsn(**{option: values[name] for name, option in names.items() if values[name]})
+    return str(psycopg2.extensions.make_dsn(**{option: values[name] for name, option in names.items() if values[name]}))
