@@ -1,7 +1,7 @@
 """Fills a database by running the old version, and writes it to ``filled.DUMP`` with answers of its API.
 
-A sale is over, another one is in the middle: requests that were published and not decided, requests and events that
-are not published, a payment in doubt, an order that waits for its payment. The processes are all stopped then.
+What is left undone when the processes are stopped: requests that are published and undecided, requests and events that
+are unpublished, requests of the issue worker, a payment in doubt, and an order that is not paid.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Filling:
         self._old = OldVersion(folder / "code")
         (folder / "payments").mkdir()
         (folder / "payments" / "answer").write_text("time_out")
-        # Orders are to be paid within a minute, so that one can expire while this runs.
+        # The shortest time to pay, so that an order expires while this runs.
         self._env = environment(ALERT_ORDERS_PER_MINUTE="1", ORDER_PAYMENT_MINUTES="1")
         self._in_doubt = {
             "PAYMENT_GATEWAY": "tests.support.gateway.FolderGateway",
@@ -81,7 +81,7 @@ class Filling:
         return self._old.service(self._logs, {**self._env, **changes})
 
     def command(self, *arguments: str) -> dict[str, Any]:
-        """Run a command, which must end well; returns its line of JSON, if it prints one."""
+        """Run a command, which must end well; returns its line of JSON, if it prints recorded."""
         result = self.service.command(*arguments)
         assert result.returncode == 0, result.stderr
         lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
@@ -119,7 +119,7 @@ class Filling:
             self.post(user, "/api/v1/coupons/issue-async", {"couponType": coupon_type}, status=status)
 
     def order(self, user: int, product: int, coupon_type: str = "") -> int:
-        """Place an order, with the user's coupon of a type if one is named; returns its id."""
+        """Place an order, with the user's coupon of ``coupon_type`` if given; returns its id."""
         body = {"items": [{"productId": product, "quantity": user % 3 + 1}]}
         if coupon_type:
             coupons = call(self._port, "GET", f"/api/v1/users/{user}/coupons", user=user).body["results"]
@@ -145,7 +145,7 @@ def fill(folder: Path) -> None:
     finally:
         old.service.end()
     _dump()
-    ANSWERS.write_text("[\n" + ",\n".join(msgspec.json.encode(one).decode() for one in old.calls) + "\n]\n")
+    ANSWERS.write_text("[\n" + ",\n".join(msgspec.json.encode(recorded).decode() for recorded in old.calls) + "\n]\n")
 
 
 def _fill(old: Filling) -> None:
@@ -229,13 +229,13 @@ def _read_everything(old: Filling, coupons: list[int]) -> None:
     for coupon_id in coupons:
         old.get(1, f"/api/v1/coupons/{coupon_id}")
     made = list(old.calls)
-    for user in sorted({one.user for one in made}):
+    for user in sorted({recorded.user for recorded in made}):
         old.get(user, f"/api/v1/users/{user}/coupons")
-    for one in made:
-        if one.status == 202:
-            old.get(one.user, f"/api/v1/issue-requests/{one.answer['requestId']}")
-        elif one.status == 201:
-            old.get(one.user, f"/api/v1/orders/{one.answer['orderId']}")
+    for recorded in made:
+        if recorded.status == 202:
+            old.get(recorded.user, f"/api/v1/issue-requests/{recorded.answer['requestId']}")
+        elif recorded.status == 201:
+            old.get(recorded.user, f"/api/v1/orders/{recorded.answer['orderId']}")
 
 
 def _produce(topic: str, value: bytes) -> None:

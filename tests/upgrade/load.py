@@ -1,4 +1,4 @@
-"""Visitors who use the web of two versions, as a load balancer would let them."""
+"""Load on the web processes of two versions, spread as a load balancer spreads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _END_SECONDS = 60.0
 _RESULT_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _RETRY_SECONDS = 0.05
-# Leaves the processes of two versions some of the machine.
+# Leaves CPU to the processes of two versions.
 _PAUSE_SECONDS = 0.05
 _MOST_VISITORS = 20_000
 
@@ -35,10 +35,10 @@ class Web(NamedTuple):
 
 
 class Visitors:
-    """Each asks for a coupon; every third waits for the result, and buys something with the coupon.
+    """Users who ask for a coupon. Every third waits for the result and pays an order with the coupon; some cancel it.
 
-    Every call is made at one version and then, under the same Idempotency-Key, at the other. A call that a version does
-    not answer is made at the other one.
+    Every call goes to one version and then, under the same Idempotency-Key, to the other. A call that a version does
+    not answer is repeated at the other.
     """
 
     def __init__(self, ports: Sequence[int], coupons: Sequence[Coupon], product_id: int) -> None:
@@ -49,7 +49,7 @@ class Visitors:
         self.refusals: Counter[str] = Counter()
         # Why calls were made again.
         self.retries: Counter[str] = Counter()
-        # What no client may see.
+        # Answers that no client may get.
         self.complaints: list[str] = []
         self.paid: list[int] = []
         self.cancelled: list[int] = []
@@ -77,7 +77,7 @@ class Visitors:
         )
 
     def finish(self) -> None:
-        """Let nobody else in, and wait until everybody has gone."""
+        """Begin no more visits, and wait until those under way have ended."""
         self._enough.set()
         self._thread.join(_END_SECONDS)
         assert not self._thread.is_alive(), f"calls without an answer; {self.retries}"

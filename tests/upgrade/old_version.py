@@ -16,8 +16,8 @@ from devstack.atomic_folder import atomic_folder
 from devstack.state import exclusive
 from tests.support.service import Service
 
-# Move it forward at each release, to the revision that was released, and make the dump anew: see ``fill``.
-REVISION = "d3ba289"
+# At each release move it forward to the revision that was released, and write the dump again: see ``__main__``.
+REVISION = "d3ba2897185547c7d712dd032f2837156898961c"
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".devstack" / "cache"
@@ -64,7 +64,7 @@ def _installed(requirements: str) -> str:
     if not missing:
         return ""
     digest = hashlib.sha256(" ".join([sys.version, *missing]).encode()).hexdigest()[:16]
-    folder = _CACHE / f"packages-{REVISION}-{digest}"
+    folder = _CACHE / f"packages-{digest}"
     with exclusive(_CACHE / "packages.lock", lambda: None):
         if not folder.exists():
             _install(missing, folder)

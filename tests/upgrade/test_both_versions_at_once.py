@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
@@ -36,6 +37,7 @@ pytestmark = pytest.mark.usefixtures("redis_flushed")
 
 LOAD_SECONDS = 60.0
 SECONDS = 60.0
+ERROR = re.compile(r'"level": ?"(error|critical)"|^Traceback')
 # Of every admission a coupon that is sold out soon, and another that never is.
 STOCK = 20
 PLENTY = 100_000
@@ -94,6 +96,11 @@ class Version:
         if "web" in names:
             self.when_ready()
 
+    def errors(self) -> list[str]:
+        """The lines of the logs that an operator must look at."""
+        logs = [process.log_path.read_text() for process in self.service.processes.values()]
+        return [line for log in logs for line in log.splitlines() if ERROR.search(line)]
+
     def when_ready(self) -> None:
         wait_until_ready(self.service.processes["web"], self.port)
 
@@ -149,7 +156,7 @@ def test_a_rolling_deploy_under_load_violates_nothing(old: Version, new: Version
     visitors = Visitors([old.port, new.port], coupons, Product.objects.get().pk)
     visitors.start()
     visitors.when_served(old.port, 50)
-    # The tables are those of this version before its processes start, and the old ones are at work.
+    # The migration comes before the new processes, while the old ones work.
     new.run("migrate")
     new.start()
     visitors.when_served(new.port, 50)
@@ -166,6 +173,7 @@ def test_a_rolling_deploy_under_load_violates_nothing(old: Version, new: Version
     wait_until(lambda: is_everything_done(visitors), SECONDS, "requests or events that are not handled", 0.2)
 
     assert visitors.complaints == []
+    assert not [reason for reason in visitors.retries if reason.startswith("500")], visitors.retries
     assert set(visitors.refusals) <= {"409 sold_out"}, visitors.refusals
     assert len(visitors.paid) > len(visitors.cancelled) > 10
     for version in (old, new):
@@ -178,6 +186,7 @@ def test_a_rolling_deploy_under_load_violates_nothing(old: Version, new: Version
     assert set(Order.objects.filter(status="CANCELLED").values_list("id", flat=True)) == set(visitors.cancelled)
     assert not DeadLetter.objects.exists()
     assert not Alert.objects.exists(), Alert.objects.values_list("rule", "summary")
+    assert old.errors() == new.errors() == []
     assert_events_are_complete_and_in_order(visitors)
 
 

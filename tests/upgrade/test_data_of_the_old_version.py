@@ -94,13 +94,13 @@ def with_changed_times(value: Any) -> Any:
     return json.loads(text)
 
 
-def ask_again(one: Answered) -> tuple[int, Any]:
+def ask_again(recorded: Answered) -> tuple[int, Any]:
     """Make a call of the old version once more; returns status and body."""
-    headers = {"Authorization": f"Bearer {issue_access_token(one.user)}"}
-    if one.key is not None:
-        headers["Idempotency-Key"] = one.key
-    body = b"" if one.body is None else json.dumps(one.body).encode()
-    answer = Client().generic(one.method, one.path, body, "application/json", headers=headers)
+    headers = {"Authorization": f"Bearer {issue_access_token(recorded.user)}"}
+    if recorded.key is not None:
+        headers["Idempotency-Key"] = recorded.key
+    body = b"" if recorded.body is None else json.dumps(recorded.body).encode()
+    answer = Client().generic(recorded.method, recorded.path, body, "application/json", headers=headers)
     return answer.status_code, answer.json()
 
 
@@ -138,10 +138,10 @@ def test_every_row_of_the_old_version_is_still_there_unchanged(filled: None) -> 
 
 
 def test_every_call_is_answered_as_by_the_old_version(migrated: None) -> None:
-    for one in answered():
-        status, body = ask_again(one)
-        assert status == one.status, (one, body)
-        assert without_server_time(body) == without_server_time(with_changed_times(one.answer)), one
+    for recorded in answered():
+        status, body = ask_again(recorded)
+        assert status == recorded.status, (recorded, body)
+        assert without_server_time(body) == without_server_time(with_changed_times(recorded.answer)), recorded
 
 
 def test_an_administrator_logs_in_and_finds_the_rows_and_the_history(migrated: None) -> None:
@@ -175,8 +175,12 @@ def test_what_operators_set_still_holds(migrated: None) -> None:
 def test_what_the_old_version_left_undone_is_done(migrated: None, topics: str, tmp_path: Path) -> None:
     waiting = unpublished()
     by_worker = set(Reservation.objects.filter(by_worker=True).values_list("request_id", flat=True))
-    pending = {one.path: one for one in answered() if one.method == "GET" and one.answer.get("status") == "PENDING"}
-    requests = {UUID(one.answer["requestId"]) for one in pending.values() if "requestId" in one.answer}
+    pending = {
+        recorded.path: recorded
+        for recorded in answered()
+        if recorded.method == "GET" and recorded.answer.get("status") == "PENDING"
+    }
+    requests = {UUID(recorded.answer["requestId"]) for recorded in pending.values() if "requestId" in recorded.answer}
     # Some are to be published, some were and the topic has lost them, and some are the worker's.
     to_publish = requests & {event_id for _, event_id in waiting}
     assert len(to_publish) > 5
@@ -199,15 +203,15 @@ def test_what_the_old_version_left_undone_is_done(migrated: None, topics: str, t
         service.end()
     run("reconcile", RECONCILE_PATIENCE_SECONDS="1")
 
-    for one in pending.values():
-        status, body = ask_again(one)
+    for recorded in pending.values():
+        status, body = ask_again(recorded)
         assert status == 200
         if "requestId" in body:
             assert body["status"] == "SUCCESS"
-            assert body | {"status": "PENDING", "userCouponId": None, "processedAt": None} == one.answer
+            assert body | {"status": "PENDING", "userCouponId": None, "processedAt": None} == recorded.answer
         else:
             assert body["status"] == "EXPIRED"
-            assert body | {"status": "PENDING"} == one.answer
+            assert body | {"status": "PENDING"} == recorded.answer
     assert Order.objects.get(user_id=9).status == "PAID"
     assert UserCoupon.objects.get(user_id=9, coupon__coupon_type="GATE").status == "USED"
     assert UserCoupon.objects.get(user_id=10, coupon__coupon_type="GATE").status == "ISSUED"
