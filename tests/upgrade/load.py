@@ -99,7 +99,7 @@ class Visitors:
                 web.connection.close()
 
     async def _visit(self, user: int, webs: Sequence[Web]) -> None:
-        coupon = self._coupons[user % len(self._coupons)]
+        coupon = self._coupons[user // 6 % len(self._coupons)]
         path, wanted = Ask("", user, coupon.id, coupon.coupon_type, door=user).target()
         asked = next(self._clock)
         status, body = await self._call_both(user, webs, path, wanted)
@@ -118,7 +118,7 @@ class Visitors:
         status, _ = await self._call_both(user, webs[::-1], f"{path}/pay", {})
         if status == 200:
             self.paid.append(order["orderId"])
-        if user % 2:
+        if user // 3 % 2:
             status, _ = await self._call_both(user, webs, f"{path}/cancel", {})
             if status == 200:
                 self.cancelled.append(order["orderId"])
