@@ -7,8 +7,8 @@ FROM python:3.11.16-slim-bookworm AS base
 FROM base AS wheels
 WORKDIR /build
 COPY requirements.txt ./
-RUN pip wheel --no-cache-dir --disable-pip-version-check --only-binary :all: --wheel-dir wheels \
-    --requirement requirements.txt
+RUN pip wheel --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes \
+    --wheel-dir wheels --requirement requirements.txt
 
 FROM base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1
@@ -20,7 +20,7 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN --mount=type=bind,from=wheels,source=/build/wheels,target=/wheels \
     pip install --no-cache-dir --disable-pip-version-check --root-user-action ignore \
-        --no-index --find-links /wheels --requirement requirements.txt
+        --no-index --find-links /wheels --require-hashes --requirement requirements.txt
 
 COPY manage.py Procfile ./
 COPY templates templates/

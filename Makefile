@@ -9,11 +9,13 @@ WITH_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # Settings for commands that make no connection.
 OFFLINE := SECRET_KEY=for-checks-only-which-connect-to-nothing-and-sign-nothing DEBUG= \
 	DATABASE_URL=postgres://unused@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:9
+# What the image holds: it imports runtime dependencies only.
+PRODUCT := common coupons couponsite kafka_bridge orders
 # Tests wait about half of the time, so two files run in parallel; ARGS="-n 0 -s" runs them serially and shows prints.
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz lint up down
+.PHONY: help demo test bench fuzz lint lock up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -34,15 +36,24 @@ fuzz: $(INSTALLED) ## send hostile input over HTTP, Kafka and Redis for an hour;
 	@export $(WITH_VENV) SECRET_KEY=for-the-fuzz-only-which-signs-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name fuzz --fresh -- python -m fuzz $(ARGS)
 
-lint: $(INSTALLED) ## check style, types, layers, migrations, API schema and deployment settings
+lint: $(INSTALLED) ## check style, types, layers, dependencies, migrations, API schema and deployment settings
 	@export $(WITH_VENV) $(OFFLINE); set -e; \
 	ruff check .; \
 	ruff format --check .; \
 	mypy .; \
 	lint-imports; \
+	deptry $(PRODUCT); \
+	deptry . --non-dev-dependency-groups dev; \
 	python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run; \
 	python manage.py spectacular --validate --fail-on-warn --file /dev/null; \
 	python manage.py check --deploy --fail-level WARNING
+
+lock: $(INSTALLED) ## rewrite the requirements from pyproject.toml; ARGS=--upgrade for newer indirect dependencies
+	@export $(WITH_VENV); set -e; \
+	lock="uv pip compile pyproject.toml --universal --generate-hashes --quiet $(ARGS)"; \
+	$$lock --custom-compile-command 'make lock' --output-file requirements.txt; \
+	$$lock --custom-compile-command 'make lock' --group dev --constraints requirements.txt \
+	  --output-file requirements-dev.txt
 
 up: $(INSTALLED) ## start PostgreSQL, Redis and Kafka and print their addresses as shell exports
 	@$(WITH_VENV) python -m devstack up
@@ -50,12 +61,13 @@ up: $(INSTALLED) ## start PostgreSQL, Redis and Kafka and print their addresses 
 down: $(INSTALLED) ## stop what `make up` started
 	@$(WITH_VENV) python -m devstack down
 
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(INSTALLED): requirements-dev.txt
 	@for python in $(PYTHONS); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "make: Python 3.11 or newer is missing: install it" >&2; exit 1; fi; \
 	echo "installing requirements-dev.txt into $(VENV)" >&2; \
 	if ! "$$found" -m venv $(VENV); then echo "make: $$found cannot create $(VENV): install its venv module" >&2; exit 1; fi; \
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements-dev.txt
 	@touch $@

@@ -14,18 +14,20 @@ from django_redis import get_redis_connection
 
 
 def machine() -> str:
-    """Return one line: processor, cores, and versions of Python, PostgreSQL, Redis and librdkafka."""
+    """Return one line: processor, cores, and versions of Python, PostgreSQL, Redis or Valkey, and librdkafka."""
     brokers = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS}).list_topics(timeout=10).brokers
     with connection.cursor() as cursor:
         cursor.execute("SHOW server_version")
         (postgresql,) = cursor.fetchone() or ("?",)
-    redis = get_redis_connection("default").info("server")["redis_version"]
+    redis = get_redis_connection("default").info("server")
+    # Valkey's redis_version is the Redis that it is compatible with.
+    redis_name = f"Valkey {redis['valkey_version']}" if "valkey_version" in redis else f"Redis {redis['redis_version']}"
     return ", ".join(
         (
             f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
             f"Python {platform.python_version()}",
             f"PostgreSQL {postgresql.split()[0]}",
-            f"Redis {redis}",
+            redis_name,
             # The protocol does not give the broker's version.
             f"Kafka with {len(brokers)} broker{'s' if len(brokers) > 1 else ''}",
             f"librdkafka {libversion()[0]}",

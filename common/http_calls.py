@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
-import httpx
+import httpx2
 from django.conf import settings
 from django.utils.http import parse_http_date
 
@@ -39,8 +39,8 @@ from .throttling import (
 
 logger = logging.getLogger(__name__)
 
-# httpx logs a line per call with the full URL, which may contain a secret.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+# httpx2 logs a line per call with the full URL, which may contain a secret.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 # How many calls to one service are in flight at once.
 PARALLEL = 16
@@ -246,22 +246,22 @@ class Endpoint:
             headers["traceparent"] = call.traceparent
         seconds, response = settings.HTTP_TIMEOUT_SECONDS, None
         try:
-            # Limits the whole call: httpx's read timeout restarts with every byte of a slow response.
+            # Limits the whole call: httpx2's read timeout restarts with every byte of a slow response.
             async with (
                 asyncio.timeout(seconds),
                 _client().stream("POST", self._url, content=call.body, headers=headers) as response,
             ):
                 await _read_body(response)
         # Only the class name is kept: some messages quote headers, which hold the API key.
-        except (TimeoutError, httpx.TransportError) as error:
+        except (TimeoutError, httpx2.TransportError) as error:
             # Once the status has arrived the body does not matter.
             if response is None:
                 return _Failure(CallFailed(_describe(error, seconds)))
-        except (httpx.InvalidURL, UnicodeError) as error:
+        except (httpx2.InvalidURL, UnicodeError) as error:
             return _Failure(CallFailed(f"cannot be called ({type(error).__name__}); {self._fix_hint}"), retry=False)
         return self._classify(response)
 
-    def _classify(self, response: httpx.Response) -> _Failure | None:
+    def _classify(self, response: httpx2.Response) -> _Failure | None:
         status = response.status_code
         if response.is_success:
             return None
@@ -332,9 +332,9 @@ def _create_loop() -> asyncio.AbstractEventLoop:
 
 
 @cache
-def _client() -> httpx.AsyncClient:
+def _client() -> httpx2.AsyncClient:
     """The HTTP client of all calls; used only inside the event loop."""
-    return httpx.AsyncClient(timeout=None)
+    return httpx2.AsyncClient(timeout=None)
 
 
 async def _wait(stop: StopFlag, seconds: float) -> bool:
@@ -356,7 +356,7 @@ def _answered(outcome: Exception | None) -> bool:
     return not isinstance(outcome, CallFailed | CallPostponed)
 
 
-async def _read_body(response: httpx.Response) -> None:
+async def _read_body(response: httpx2.Response) -> None:
     read = 0
     async for chunk in response.aiter_raw():
         read += len(chunk)
@@ -364,7 +364,7 @@ async def _read_body(response: httpx.Response) -> None:
             break
 
 
-def _time_of(response: httpx.Response) -> float:
+def _time_of(response: httpx2.Response) -> float:
     """The provider's time (its Date header), to compare dates in its headers with: our clock may be minutes off."""
     try:
         return float(parse_http_date(response.headers.get("Date", "")))

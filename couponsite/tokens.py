@@ -94,7 +94,11 @@ def _verify_plain(token: str) -> dict[str, Any] | None:
         ).rstrip(b"=")
         if not hmac.compare_digest(expected, signature.encode("ascii")):
             return None
-        claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        decoded = urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        # The decoder skips characters outside of the alphabet and ignores surplus bits; PyJWT refuses both.
+        if urlsafe_b64encode(decoded).rstrip(b"=") != payload.encode("ascii"):
+            return None
+        claims = json.loads(decoded)
     except (ValueError, RecursionError):
         return None
     if not isinstance(claims, dict) or not claims.keys() <= _PLAIN_CLAIMS or claims.get("user_id") is None:

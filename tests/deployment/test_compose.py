@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from typing import Any
 
 import pytest
 
 from couponsite.environment.reader import Environment
+from devstack.redis import valkey_server
 from tests.deployment.files import (
     CLUSTER,
     REQUIRED,
@@ -259,6 +261,13 @@ def test_redis_keeps_nothing_and_evicts_nothing() -> None:
     # Refusing a write is survived, being killed for memory is noticed by everybody.
     assert megabytes(options["--maxmemory"].removesuffix("b")) < megabytes(SERVICES["redis"]["mem_limit"])
     assert "volumes" not in SERVICES["redis"]
+
+
+def test_redis_is_the_server_of_the_tests() -> None:
+    image, _, tag = SERVICES["redis"]["image"].partition(":")
+    printed = subprocess.run([valkey_server(), "--version"], capture_output=True, text=True, check=True).stdout
+    (tested,) = re.findall(r"\bv=([\d.]+)", printed)
+    assert (image, tag.partition("-")[0]) == ("valkey/valkey", tested)
 
 
 def test_postgresql_keeps_its_data_where_the_image_has_it() -> None:

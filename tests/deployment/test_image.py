@@ -59,6 +59,7 @@ def test_only_runtime_packages_are_installed() -> None:
     for shell in installing:
         assert re.findall(r"--requirement (\S+)", shell) == ["requirements.txt"]
         assert "--no-cache-dir" in shell
+        assert "--require-hashes" in shell
     assert not any("requirements-dev" in one.arguments for one in dockerfile())
 
 
