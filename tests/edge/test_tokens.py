@@ -7,6 +7,7 @@ import json
 import math
 import time
 from base64 import urlsafe_b64encode
+from contextlib import suppress
 from typing import Any
 
 import jwt
@@ -61,14 +62,10 @@ def claims_now(**changes: object) -> bytes:
 def verdict_of_the_service(token: str) -> Verdict:
     """The claims that the service finds in an access and in a refresh token; None where it refuses."""
     access = refresh = None
-    try:
+    with suppress(InvalidToken):
         access = read_access_token(token)
-    except InvalidToken:
-        pass
-    try:
+    with suppress(InvalidToken):
         refresh = read_refresh_token(token)
-    except InvalidToken:
-        pass
     return access, refresh
 
 
@@ -117,16 +114,18 @@ seconds = st.one_of(
     st.just(int(time.time()) + YEAR),
     st.just(str(int(time.time()) + YEAR)),
 )
-users = st.one_of(
+users: st.SearchStrategy[object] = st.one_of(
     st.integers(1, 10),
-    st.sampled_from([0, -1, 2**63 - 1, 2**63, 10**400, 1.0, 7.5, True, None, "7", "007", "٧", "7 ", "", "-7", [7], {}]),
+    st.sampled_from(
+        [0, -1, 2**63 - 1, 2**63, 10**400, 1.0, 7.5, True, None, "7", "007", "\u0667", "7 ", "", "-7", [7], {}]
+    ),
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-scopes = st.sampled_from(["", "a", " a  b ", None, ["a"], ["a", 1], [], {}, 7]) | anything
+scopes: st.SearchStrategy[object] = st.sampled_from(["", "a", " a  b ", None, ["a"], ["a", 1], [], {}, 7]) | anything
 claim = st.one_of(
     st.tuples(st.just("user_id"), users),
     st.tuples(st.just("exp"), seconds),
@@ -143,7 +142,7 @@ def payloads(draw: st.DrawFn) -> bytes:
     """A JSON object, mostly with a user and an expiry, perhaps with claims that occur twice; or no object at all."""
     if draw(st.integers(0, 9)) == 0:
         other = st.sampled_from(
-            [b"", b"{", b"[]", b"7", b"null", b'"text"', b"{}", b"[" * 100_000, b'{"exp":' + b"9" * 5000]
+            [b"", b"{", b"{}", b"[]", b"7", b"null", b'"a"', b"[" * 100_000, b'{"exp":' + b"9" * 5000]
         )
         return draw(other | st.binary(max_size=20) | anything.map(lambda value: json.dumps(value).encode()))
     claims = draw(st.lists(claim, max_size=4))
@@ -184,9 +183,7 @@ def odd_segments(draw: st.DrawFn, raw: bytes) -> bytes:
         return plain + b"=" * draw(st.integers(1, 4))
     if kind == "junk":
         at = draw(st.integers(0, len(plain)))
-        junk = draw(
-            st.sampled_from([b".", b"..", b"!", b"=", b"\n", b" ", b"+", b"/", "é".encode(), b"\x00", b"A", b"!!!!"])
-        )
+        junk = draw(st.sampled_from([b".", b"..", b"!", b"!!!!", b"=", b"\n", b" ", b"+", b"/", b"\xc3\xa9", b"A"]))
         return plain[:at] + junk + plain[at:]
     if kind == "bits" and len(plain) % 4 in (2, 3):
         return plain[:-1] + bytes([ALPHABET[ALPHABET.index(plain[-1]) ^ draw(st.integers(1, 3))]])
@@ -208,9 +205,8 @@ def signed_tokens(draw: st.DrawFn) -> str:
 @st.composite
 def mutated_tokens(draw: st.DrawFn) -> str:
     """A token of the service in which characters or segments were changed, added or left out."""
-    token = draw(
-        st.sampled_from([issue_access_token(7, "a b"), issue_refresh_token(7, "mark"), token_of(claims_now(sub=1))])
-    )
+    plain = [issue_access_token(7, "a b"), issue_refresh_token(7, "mark")]
+    token = draw(st.sampled_from([*plain, token_of(claims_now(sub=1))]))
     parts = token.split(".")
     kind = draw(st.sampled_from(["replace", "insert", "cut", "segments", "signature", "swap"]))
     at = draw(st.integers(0, len(token) - 1))
@@ -224,10 +220,9 @@ def mutated_tokens(draw: st.DrawFn) -> str:
     if kind == "segments":
         return ".".join(draw(st.lists(st.sampled_from([*parts, ""]), max_size=5)))
     if kind == "signature":
-        signature = draw(
-            odd_segments(hmac.digest(settings.SECRET_KEY.encode(), ".".join(parts[:2]).encode(), "sha256"))
-        )
-        return ".".join(parts[:2]) + "." + signature.decode("utf-8")
+        signed = ".".join(parts[:2])
+        signature = draw(odd_segments(hmac.digest(settings.SECRET_KEY.encode(), signed.encode(), "sha256")))
+        return f"{signed}.{signature.decode()}"
     other = token_of(claims_now(user_id=8)).split(".")
     return ".".join(draw(st.sampled_from([parts, other]))[index] for index in range(3))
 
