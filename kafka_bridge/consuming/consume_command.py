@@ -1,0 +1,90 @@
+"""The command that runs consumer groups, for a project to subclass under a name of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from common.processes.lifecycle import StopFlag
+
+from ..operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
+from ..registry import ConsumerGroup, groups
+from .consumer import GroupConsumer
+
+logger = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 0.2
+# Each thread has a database connection and a Kafka client.
+_MOST_THREADS = 64
+
+
+class ConsumeCommand(WorkerCommand):
+    """Runs the registered consumer groups, each in its own threads, until a signal stops them or a thread fails."""
+
+    help = "Runs consumer groups: all registered groups, or those named by --group."
+
+    role = "consumer"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--group", action="append", metavar="G", help="repeatable; default: every group")
+        parser.add_argument(
+            "--concurrency", type=whole(1, _MOST_THREADS), default=1, metavar="N", help="threads per group (default 1)"
+        )
+        parser.add_argument(
+            "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
+        )
+        parser.add_argument(
+            "--until-idle", action="store_true", help="end after every partition has had no message left for a second"
+        )
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        threads = [
+            ConsumerThread(
+                GroupConsumer(group, batch_size=options["batch_size"], tick=self.heartbeat.loop()),
+                f"{group.name}-{number}",
+                stop,
+                until_idle=options["until_idle"],
+            )
+            for group in self._selected_groups(options["group"])
+            for number in range(options["concurrency"])
+        ]
+        for thread in threads:
+            thread.start()
+        # The main thread only waits, because signal handlers run in it.
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(_JOIN_SECONDS)
+            if any(thread.error for thread in threads):
+                stop.request()
+        if failed := next((thread for thread in threads if thread.error), None):
+            raise CommandError(f"{failed.name} died: {failed.error!r}")
+
+    def _selected_groups(self, names: list[str] | None) -> list[ConsumerGroup]:
+        known = groups()
+        for name in names or ():
+            if name not in known:
+                raise CommandError(f"there is no group {name!r}; known: {', '.join(sorted(known))}")
+        return [known[name] for name in dict.fromkeys(names or sorted(known))]
+
+
+class ConsumerThread(threading.Thread):
+    """A thread that runs one consumer of a group; an error that ends its loop is kept in ``error``."""
+
+    def __init__(self, consumer: GroupConsumer, name: str, stop: StopFlag, *, until_idle: bool) -> None:
+        super().__init__(name=name)
+        self._consumer = consumer
+        self._stop_flag = stop
+        self._until_idle = until_idle
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._consumer.run(self._stop_flag, until_idle=self._until_idle)
+        except Exception as error:
+            logger.exception("%s died", self.name)
+            self.error = error
