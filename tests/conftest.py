@@ -31,7 +31,11 @@ hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure() -> None:
-    """Give each lane of ``pytest -n`` a Redis database of its own: pytest-django does so for PostgreSQL only."""
+    """Give each lane of ``pytest -n`` a Redis database of its own: pytest-django does so for PostgreSQL only.
+
+    The processes that tests start run the project without the stub app.
+    """
+    os.environ["DJANGO_SETTINGS_MODULE"] = "couponsite.settings"
     lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     address, _, query = project.REDIS_URL.partition("?")
     number = int(Redis.from_url(project.REDIS_URL).get_connection_kwargs().get("db") or 0) + lane

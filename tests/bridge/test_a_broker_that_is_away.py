@@ -17,8 +17,10 @@ from kafka_bridge.client import make_producer
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
+from tests.stub_app.events import publish_numbers
+from tests.stub_app.routes import NUMBERS as TOPIC
+from tests.stub_app.routes import RESULTS
 from tests.support.kafka import read_topic
-from tests.support.outbox import TOPIC, publish_numbers
 from tests.support.threads import in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -155,7 +157,7 @@ class Sender:
     def reconnect(self) -> None:
         """Waits until the broker takes messages again, and this producer knows."""
         probe = make_producer()
-        probe.produce(prefixed("order-cancelled"), value=b"{}", key=b"1")
+        probe.produce(prefixed(RESULTS), value=b"{}", key=b"1")
         assert probe.flush(30) == 0
         self.producer.list_topics(timeout=30)
 

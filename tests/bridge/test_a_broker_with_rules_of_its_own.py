@@ -17,8 +17,9 @@ from kafka_bridge.client import ensure_topics
 from kafka_bridge.models import Alert, OutboxMessage
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
+from tests.stub_app.events import publish_numbers
+from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import read_topic
-from tests.support.outbox import TOPIC, publish_numbers
 from tests.support.threads import in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)

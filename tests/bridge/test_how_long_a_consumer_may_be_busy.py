@@ -6,9 +6,9 @@ librdkafka takes no session that is longer than that, which shows how long it is
 import pytest
 from pytest_django import Settings
 
-from coupons.consumer_groups import ISSUE, RESULTS
 from kafka_bridge.client import check_client_options
 from kafka_bridge.errors import BadClientOptions
+from tests.stub_app.consumer_groups import BOOKINGS, NOTICES
 from tests.support.kafka import consume_everything
 
 TWO_MINUTES = {"session.timeout.ms": 120_000}
@@ -25,8 +25,8 @@ def test_longer_sessions_than_a_consumer_may_be_busy_stop_the_start(settings: Se
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("topics")
 def test_only_who_calls_out_may_be_busy_for_minutes(settings: Settings) -> None:
-    assert (ISSUE.call is None, RESULTS.call is None) == (True, False)
+    assert (BOOKINGS.call is None, NOTICES.call is None) == (True, False)
     settings.KAFKA_CONSUMER_CONFIG = TWO_MINUTES
-    consume_everything(RESULTS)
+    consume_everything(NOTICES)
     with pytest.raises(Exception, match=r"max\.poll\.interval\.ms"):
-        consume_everything(ISSUE)
+        consume_everything(BOOKINGS)

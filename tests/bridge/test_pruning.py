@@ -1,25 +1,19 @@
 """Published rows go when their time is over; what somebody waits for stays."""
 
-from collections.abc import Callable
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from common.processes.lifecycle import StopFlag
-from coupons.consumer_groups import ISSUE
-from coupons.issuance.accept import request_accept
-from coupons.issuance.idempotency import find_existing_requests
-from coupons.messages import ISSUE_REQUESTED
-from coupons.models import Coupon
-from coupons.selectors import request_status
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox.pruning import prune
-from kafka_bridge.outbox.writing import stored_payload
-from kafka_bridge.registry import ReceivedMessage
-from tests.support.messages import message, request_body
-from tests.support.outbox import publish_orders
+from kafka_bridge.outbox.writing import Message, publish, stored_payload
+from tests.stub_app.consumer_groups import BOOKINGS
+from tests.stub_app.events import answers, message, publish_keys, request_body
+from tests.stub_app.routes import BOOKING_REQUESTED
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -37,17 +31,17 @@ def published(hours_ago: float) -> None:
 
 
 def test_only_published_rows_past_retention_are_deleted() -> None:
-    publish_orders([1, 2, 3])
+    publish_keys([1, 2, 3])
     published(hours_ago=2)
-    publish_orders([4])
+    publish_keys([4])
     published(hours_ago=0.5)
-    publish_orders([5])
+    publish_keys([5])
     assert prune(RETENTION, StopFlag(), batch_size=2) == 3
     assert sorted(bytes(row.key or b"") for row in OutboxMessage.objects.all()) == [b"4", b"5"]
 
 
 def test_rows_that_wait_for_the_relay_do_not_hide_what_is_behind_them() -> None:
-    publish_orders([1, 2, 3, 4])
+    publish_keys([1, 2, 3, 4])
     with connection.cursor() as cursor:
         cursor.execute("UPDATE kafka_bridge_outboxmessage SET created_at = now() - interval '3 hours'")
     OutboxMessage.objects.filter(key=b"4").update(published_at="2020-01-01T00:00:00Z")
@@ -55,43 +49,27 @@ def test_rows_that_wait_for_the_relay_do_not_hide_what_is_behind_them() -> None:
     assert OutboxMessage.objects.count() == 3
 
 
-def test_a_request_without_a_result_is_never_deleted(make_coupon: Callable[..., Coupon]) -> None:
-    coupon = make_coupon()
-    accepted = request_accept(id_or_type=coupon.id, user_id=1, caller_id=1)
+def test_a_row_that_its_apps_guard_keeps_is_never_deleted() -> None:
+    body = request_body(1)
+    with transaction.atomic():
+        publish([Message(BOOKING_REQUESTED, body, event_id=UUID(body["requestId"]))])
     published(hours_ago=1000)
     assert prune(RETENTION, StopFlag()) == 0
 
-    row = OutboxMessage.objects.get()
-    BatchHandler(ISSUE).handle([message(bytes(row.payload or b""))], StopFlag())
+    BatchHandler(BOOKINGS).handle([message(body)], StopFlag())
     published(hours_ago=1000)
+    # The request and its result.
     assert prune(RETENTION, StopFlag()) == 2
-    status = request_status(accepted.request_id)
-    assert status is not None
-    assert status.status == "SUCCESS"
+    assert answers() == {1: "SUCCESS"}
 
 
-def poison(coupon: Coupon, user_id: int) -> ReceivedMessage:
-    """A message that names a request and cannot be decided: it becomes a dead letter with a copy on the DLT."""
-    body = request_body(coupon, user_id, userId="not a number")
-    headers = (("ce_id", body["requestId"].encode()), ("ce_type", ISSUE_REQUESTED.encode()))
-    return message(body, headers=headers)
-
-
-def test_the_copy_of_a_dead_request_is_deleted_without_a_warning(
-    make_coupon: Callable[..., Coupon], caplog: pytest.LogCaptureFixture
-) -> None:
-    BatchHandler(ISSUE).handle([poison(make_coupon(), 1)], StopFlag())
-    copies = OutboxMessage.objects.filter(event_type=ISSUE_REQUESTED).exclude(headers=None)
-    assert copies.count() == 1
+def test_the_copy_of_a_dead_letter_is_deleted_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    body = request_body(1, userId="not a number")
+    headers = (("ce_id", body["requestId"].encode()), ("ce_type", BOOKING_REQUESTED.encode()))
+    BatchHandler(BOOKINGS).handle([message(body, headers=headers)], StopFlag())
+    (copy,) = OutboxMessage.objects.filter(event_type=BOOKING_REQUESTED).exclude(headers=None)
+    assert stored_payload(BOOKING_REQUESTED, copy.event_id) is None
     published(hours_ago=2)
     prune(RETENTION, StopFlag())
     assert not OutboxMessage.objects.exists()
     assert "kept" not in caplog.text
-
-
-def test_the_copy_of_a_dead_request_is_no_request(make_coupon: Callable[..., Coupon]) -> None:
-    BatchHandler(ISSUE).handle([poison(make_coupon(), 1)], StopFlag())
-    (copy,) = OutboxMessage.objects.exclude(headers=None)
-    assert request_status(copy.event_id) is None
-    assert find_existing_requests([copy.event_id]) == {}
-    assert stored_payload(ISSUE_REQUESTED, copy.event_id) is None

@@ -1,10 +1,11 @@
 """republish_topic sends again what a deleted topic had: the same messages, and none that is not the topic's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import pytest
 from confluent_kafka import Message as KafkaMessage
@@ -14,15 +15,18 @@ from django.db import transaction
 
 from common.postgres.clock import database_time
 from common.processes.lifecycle import StopFlag
-from coupons.consumer_groups import ISSUE
-from coupons.issuance.accept import request_accept
-from coupons.models import Coupon, IssueRequest, UserCoupon
 from kafka_bridge.client import ensure_topics
 from kafka_bridge.consuming.dead_letters import write_dead_letters
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import Rejected, prefixed
 from kafka_bridge.relaying.republish import Republisher, Selection
+from tests.stub_app.consumer_groups import BOOKINGS
+from tests.stub_app.events import message, publish_numbers, request_body
+from tests.stub_app.models import Booking
+from tests.stub_app.routes import BOOKING_REQUESTED, REQUESTS
+from tests.stub_app.routes import NUMBER_DRAWN as EVENT
+from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import (
     consume_everything,
     header,
@@ -32,13 +36,10 @@ from tests.support.kafka import (
     relay_everything,
     set_topic_config,
 )
-from tests.support.messages import message
-from tests.support.outbox import EVENT, TOPIC, publish_numbers
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
 
 DLT = f"{TOPIC}.DLT"
-REQUESTS = "coupon-issue-request"
 
 
 @pytest.fixture(autouse=True)
@@ -93,23 +94,21 @@ def test_events_and_copies_are_sent_again_each_to_their_own_topic() -> None:
     assert list(OutboxMessage.objects.order_by("id").values_list("id", "published_at")) == marks
 
 
-def test_requests_that_were_lost_are_decided_and_those_decided_stay_as_they_are(
-    make_coupon: Callable[..., Coupon],
-) -> None:
-    coupon = make_coupon(total_quantity=2)
+def test_requests_that_were_lost_are_decided_and_those_decided_stay_as_they_are() -> None:
     for user_id in (1, 2, 3):
-        request_accept(id_or_type=coupon.id, user_id=user_id, caller_id=user_id)
+        body = request_body(user_id, seats=2)
+        with transaction.atomic():
+            publish([Message(BOOKING_REQUESTED, body, event_id=UUID(body["requestId"]))])
         if user_id == 1:
             relay_everything()
-            consume_everything(ISSUE)
+            consume_everything(BOOKINGS)
     relay_everything()
     lose(REQUESTS)
 
     assert republish(REQUESTS) == f"3 messages published again to {REQUESTS}; done"
-    consume_everything(ISSUE)
-    decided = IssueRequest.objects.order_by("request_id").values_list("user_id", "reason")
-    assert list(decided) == [(1, None), (2, None), (3, "SOLD_OUT")]
-    assert UserCoupon.objects.count() == 2
+    consume_everything(BOOKINGS)
+    decided = Booking.objects.order_by("request_id").values_list("user_id", "reason")
+    assert list(decided) == [(1, ""), (2, ""), (3, "FULL")]
 
 
 def test_rows_that_wait_for_the_relay_are_left_to_it_and_older_ones_to_choice() -> None:
@@ -157,7 +156,7 @@ def test_what_the_topic_refuses_does_not_hold_up_the_rest() -> None:
     # Random, or the producer's compression would bring it under the limit.
     noise = Random(1).randbytes(10_000).hex()
     with transaction.atomic():
-        publish(Message(EVENT, {"orderId": 1, "number": n, "text": noise if n == 1 else ""}) for n in range(4))
+        publish(Message(EVENT, {"key": 1, "number": n, "text": noise if n == 1 else ""}) for n in range(4))
     relay_everything()
     lose(TOPIC)
     set_topic_config(TOPIC, {"max.message.bytes": "2000"})
@@ -173,6 +172,6 @@ def test_a_topic_that_is_not_there_yet_is_named() -> None:
     assert republish(TOPIC) == f"exit 1: there is no topic {TOPIC}: run create_topics first"
 
 
-@pytest.mark.parametrize("name", ["issue-worker", "order", ""])
+@pytest.mark.parametrize("name", ["issue-worker", "stub", ""])
 def test_a_topic_that_the_routes_do_not_name_is_refused_with_those_they_name(name: str) -> None:
     assert republish(name).startswith(f"exit 1: KAFKA_ROUTES names no topic {name}; known: {REQUESTS}, {REQUESTS}.DLT")

@@ -15,8 +15,10 @@ from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.relaying import relay
 from kafka_bridge.relaying.leases import Leases
 from kafka_bridge.relaying.relay import Relay
+from tests.stub_app.events import publish_keys, publish_numbers
+from tests.stub_app.routes import NUMBER_DRAWN as EVENT
+from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import header, read_topic, relay_everything
-from tests.support.outbox import EVENT, TOPIC, publish_numbers, publish_orders
 from tests.support.threads import OpenTransaction, in_another_session
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
@@ -95,7 +97,7 @@ def sent_around_a_hanging_relay() -> list[int]:
 
 def publish_late_and_early(relay_between: Relay) -> None:
     """A row whose transaction is still open when a row with a higher id is committed and relayed."""
-    with OpenTransaction(lambda: publish([Message(EVENT, {"orderId": 1, "number": 0})])) as late:
+    with OpenTransaction(lambda: publish([Message(EVENT, {"key": 1, "number": 0})])) as late:
         publish_numbers(range(1, 2))
         settle(relay_between)
         late.commit()
@@ -133,7 +135,7 @@ def test_a_floor_that_did_not_wait_for_open_transactions_would_skip_it(monkeypat
 @pytest.mark.usefixtures("observing_always")
 def test_the_floor_rises_to_the_last_published_row_and_falls_with_the_connection() -> None:
     some_relay = Relay()
-    publish_orders([1, 2, 3])
+    publish_keys([1, 2, 3])
     settle(some_relay)
     last = OutboxMessage.objects.order_by("id").last()
     assert last is not None

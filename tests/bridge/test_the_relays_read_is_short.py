@@ -19,7 +19,7 @@ def published_rows() -> None:
             """
             INSERT INTO kafka_bridge_outboxmessage
                 (event_id, event_type, topic, key, payload, traceparent, shard, published_at)
-            SELECT gen_random_uuid(), 'order.completed.v1', 'order-completed', '1', '{}', '', n %% 64,
+            SELECT gen_random_uuid(), 'stub.number.drawn.v1', 'stub-numbers', '1', '{}', '', n %% 64,
                    CASE WHEN n <= %s THEN now() END
             FROM generate_series(1, %s + 100) AS n
             """,

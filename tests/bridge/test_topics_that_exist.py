@@ -1,7 +1,6 @@
 """create_topics names what is wrong about topics that exist, with the remedy, and changes nothing of it."""
 
 from io import StringIO
-from subprocess import CompletedProcess
 
 import pytest
 from django.conf import settings
@@ -10,11 +9,10 @@ from django.core.management import CommandError, call_command
 from kafka_bridge.client import topic_configs
 from kafka_bridge.registry import prefixed
 from kafka_bridge.topic_checks import FoundTopic, WantedTopic, topic_complaints
+from tests.stub_app.routes import NUMBERS as EVENTS
 from tests.support.kafka import set_topic_config
-from tests.support.service import environment, run_command
 
-EVENTS = "order-completed"
-DLT = "order-completed.DLT"
+DLT = f"{EVENTS}.DLT"
 
 
 def config_of(topic: str) -> dict[str, str]:
@@ -64,22 +62,6 @@ def test_a_setting_that_breaks_a_promise_is_named_with_its_remedy_and_left_alone
     )
     assert "nothing was changed" in end
     assert config_of(topic)[name] == value
-
-
-@pytest.mark.django_db
-@pytest.mark.usefixtures("topics")
-def test_the_command_ends_with_1_and_a_line_per_setting() -> None:
-    set_topic_config(EVENTS, {"retention.ms": "1000", "cleanup.policy": "compact"})
-    set_topic_config(DLT, {"max.message.bytes": "1000"})
-    ended: CompletedProcess[str] = run_command("create_topics", env=environment())
-    assert ended.returncode == 1
-    assert "Traceback" not in ended.stderr
-    lines = [line for line in ended.stderr.splitlines() if line.startswith(prefixed(""))]
-    assert [line.split(" is ")[0] for line in lines] == [
-        prefixed(f"{DLT}: max.message.bytes"),
-        prefixed(f"{EVENTS}: cleanup.policy"),
-        prefixed(f"{EVENTS}: retention.ms"),
-    ]
 
 
 @pytest.mark.django_db

@@ -17,8 +17,10 @@ from kafka_bridge.operating.alerts import open_alert
 from kafka_bridge.outbox.writing import OutboxRow, insert_rows, new_event_id
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
+from tests.stub_app.events import publish_numbers
+from tests.stub_app.routes import NUMBER_DRAWN as EVENT
+from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import lose_topics, read_topic
-from tests.support.outbox import EVENT, TOPIC, publish_numbers
 from tests.support.threads import in_another_session
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]

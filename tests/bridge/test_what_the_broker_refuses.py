@@ -12,14 +12,15 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from django.db import transaction
 
-from coupons.messages import ISSUE_REQUESTED
-from coupons.models import IssueRequest
 from kafka_bridge.models import DeadLetter, OutboxMessage
 from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import prefixed
+from tests.stub_app.events import publish_keys, request_body
+from tests.stub_app.models import Booking
+from tests.stub_app.routes import BOOKING_REQUESTED, REQUESTS
+from tests.stub_app.routes import NUMBER_DRAWN as EVENT
+from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import header, read_topic, relay_everything
-from tests.support.messages import request_body
-from tests.support.outbox import EVENT, TOPIC, publish_orders
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -30,7 +31,7 @@ SMALL = "takes-small-messages"
 def small_topic(topics: str, settings: Any) -> Iterator[None]:
     """A topic whose limit is far below what the outbox takes, and the routes of two events to it."""
     settings.KAFKA_ROUTES = settings.KAFKA_ROUTES | {
-        event_type: replace(settings.KAFKA_ROUTES[event_type], topic=SMALL) for event_type in (EVENT, ISSUE_REQUESTED)
+        event_type: replace(settings.KAFKA_ROUTES[event_type], topic=SMALL) for event_type in (EVENT, BOOKING_REQUESTED)
     }
     admin = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS})
     limit = {"max.message.bytes": "2000"}
@@ -46,7 +47,7 @@ NOISE = Random(1).randbytes(10_000).hex()
 @pytest.mark.usefixtures("small_topic")
 def test_one_event_past_the_topics_limit_does_not_hold_up_the_others() -> None:
     with transaction.atomic():
-        publish(Message(EVENT, {"orderId": 1, "number": n, "text": NOISE if n == 1 else ""}) for n in range(4))
+        publish(Message(EVENT, {"key": 1, "number": n, "text": NOISE if n == 1 else ""}) for n in range(4))
     relay_everything()
 
     assert not OutboxMessage.objects.filter(published_at=None).exists()
@@ -57,27 +58,26 @@ def test_one_event_past_the_topics_limit_does_not_hold_up_the_others() -> None:
 
 
 @pytest.mark.usefixtures("small_topic")
-def test_a_request_that_is_refused_ends_with_error_and_its_dead_letter_is_told(make_coupon: Any) -> None:
-    coupon = make_coupon()
-    body = request_body(coupon, 7) | {"note": NOISE}
+def test_a_request_that_is_refused_ends_with_error_and_its_dead_letter_is_told() -> None:
+    body = request_body(7) | {"note": NOISE}
     request_id = UUID(body["requestId"])
     with transaction.atomic():
-        publish([Message(ISSUE_REQUESTED, body, event_id=request_id)])
+        publish([Message(BOOKING_REQUESTED, body, event_id=request_id)])
     relay_everything()
 
-    row = IssueRequest.objects.get()
+    row = Booking.objects.get()
     assert (row.request_id, row.status, row.reason, row.user_id) == (request_id, "FAILED", "ERROR", 7)
-    (told,) = read_topic("coupon-issue-request.DLT", 1)
+    (told,) = read_topic(f"{REQUESTS}.DLT", 1)
     assert (header(told, "x-consumer-group"), header(told, "ce_id")) == ("relay", str(request_id))
 
 
 @pytest.mark.parametrize("headers", [b"\xff{", b"", b"[1]", b'[["name", "no base64!"]]'])
 def test_a_row_with_headers_that_cannot_be_read_is_published_with_what_it_has(topics: str, headers: bytes) -> None:
-    publish_orders([1])
+    publish_keys([1])
     OutboxMessage.objects.create(
         event_id=uuid4(), event_type=EVENT, topic=TOPIC, shard=0, key=b"1", payload=b"damaged", headers=headers
     )
-    publish_orders([1])
+    publish_keys([1])
     relay_everything()
 
     assert not OutboxMessage.objects.filter(published_at=None).exists()
