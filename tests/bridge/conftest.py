@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from confluent_kafka import Producer
 from pytest_django import Settings
 
+from kafka_bridge.models import SHARDS
+from kafka_bridge.outbox import settled_mark
+from kafka_bridge.relaying.leases import Leases
 from tests.stub_app import routes
+from tests.support.kafka import transactional_producer
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +19,24 @@ def _routes_of_the_stub_app(settings: Settings) -> None:
     settings.KAFKA_GROUPS = routes.GROUPS
     settings.EVENT_KEY_FIELDS = routes.EVENT_KEY_FIELDS
     settings.EVENT_SOURCE = "/stub"
+
+
+@pytest.fixture
+def every_relay_holds_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays without leases: both publish whatever is there."""
+    monkeypatch.setattr(Leases, "held", lambda self: list(range(SHARDS)))
+    monkeypatch.setattr(Leases, "holds_all", property(lambda self: True))
+
+
+@pytest.fixture
+def observing_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass of a relay may move its settled mark."""
+    monkeypatch.setattr(settled_mark, "_OBSERVE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def others(topics: str) -> Producer:
+    """A transactional producer of others that has begun a transaction."""
+    producer = transactional_producer()
+    producer.begin_transaction()
+    return producer

@@ -13,14 +13,13 @@ from devstack.processes import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.registry import ConsumerGroup
 from tests.stub_app.consumer_groups import BOOKINGS, BookingRequest, book
 from tests.stub_app.events import request, winners
 from tests.stub_app.models import Booking
 from tests.stub_app.routes import REQUESTS as TOPIC
 from tests.stub_app.routes import RESULTS
 from tests.support.kafka import consume_everything, header, produce, read_topic, relay_everything
-from tests.support.threads import in_another_session
+from tests.support.rebalance import SOON_EXPELLED, Rebalance, consume_in_background
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
 
@@ -36,10 +35,6 @@ def ask(user_ids: Sequence[int], *, seats: int = 10) -> None:
 
 def lag() -> int:
     return group_lag(BOOKINGS.group_id, BOOKINGS.topics)
-
-
-def consume_in_background(group: ConsumerGroup, stop: StopFlag) -> Any:
-    return in_another_session(lambda: GroupConsumer(group).run(stop))
 
 
 def test_what_others_put_on_the_topic_is_handled_and_answered() -> None:
@@ -114,3 +109,12 @@ def test_a_consumer_that_dies_before_its_offset_is_committed_repeats_nothing(mon
     answered = Booking.objects.count()
     consume_everything(BOOKINGS)
     assert (lag(), winners(), Booking.objects.count()) == (0, [1, 2], answered)
+
+
+def test_a_rebalance_in_mid_batch_repeats_no_effect_and_moves_no_offset_back(settings: Any) -> None:
+    settings.KAFKA_CONSUMER_CONFIG = SOON_EXPELLED
+    ask([1, 2, 1, 3, 4], seats=3)
+    rebalance = Rebalance(BOOKINGS)
+    rebalance.run()
+    assert rebalance.second_try == [None]
+    assert (winners(), lag(), Booking.objects.count()) == ([1, 2, 3], 0, 5)

@@ -168,7 +168,7 @@ def test_too_many_logins_are_refused_as_described(cast: None, send: Callable[...
 def test_an_outbox_far_behind_is_told_as_described(
     cast: None, send: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_backpressure, "_refusal", "The outbox is far behind.")
+    monkeypatch.setattr(outbox_backpressure, "refusal", lambda: "The outbox is far behind.")
     assert send("issueById", {}).json()["code"] == "unavailable"
 
 

@@ -8,10 +8,12 @@ import pytest
 
 from common.processes.lifecycle import StopFlag
 from devstack import wait_until
-from kafka_bridge.client import group_lag
+from kafka_bridge.client import Message, group_lag
 from kafka_bridge.consuming import retrying_partitions
 from kafka_bridge.consuming.consumer import GroupConsumer
+from kafka_bridge.consuming.received import received
 from kafka_bridge.models import Alert, DeadLetter
+from kafka_bridge.registry import ReceivedMessage
 from orders.effects import notification
 from tests.effects.cast import completed_body
 from tests.support.kafka import consume_everything, produce
@@ -69,14 +71,24 @@ def test_a_group_that_was_down_catches_up_in_order(alimtalk: Provider) -> None:
     assert [sorted(batch) for batch in batches] == [list(range(first, first + 20)) for first in (7001, 7021, 7041)]
 
 
-def test_a_partition_that_waits_takes_in_no_more_than_a_batch(alimtalk: Provider) -> None:
+def test_a_partition_that_waits_takes_in_no_more_than_a_batch(
+    alimtalk: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_in: list[int] = []
+
+    def count(message: Message, topic: str, partition: int) -> ReceivedMessage:
+        arrived = received(message, topic, partition)
+        taken_in.append(arrived.offset)
+        return arrived
+
+    monkeypatch.setattr("kafka_bridge.consuming.consumer.received", count)
     alimtalk.answer = lambda call: 503
     pay(*range(1, 201))
     stop, consumer = StopFlag(), GroupConsumer(notification.group(), batch_size=20)
     running = in_another_session(lambda: consumer.run(stop))
     try:
         wait_until(lambda: len(alimtalk.calls) >= 300, 60, "the batch is not tried again")
-        assert sum(map(len, consumer._buffers.values())) < 40
+        assert 20 <= len(taken_in) < 40
         alimtalk.answer = lambda call: 200
         wait_until(lambda: lag() == 0, 60, "the consumer does not go on")
     finally:
@@ -107,9 +119,14 @@ def test_an_operator_is_told_of_a_wait_that_is_long_and_of_its_end(
     assert len(alimtalk.effects) == 1
 
 
-def test_the_alert_of_a_consumer_that_died_is_ended_by_the_next(alimtalk: Provider) -> None:
+def test_the_alert_of_a_consumer_that_died_is_ended_by_the_next(
+    alimtalk: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = retrying_partitions.RetryingPartitions("notification")
-    left._alert("the group waits, and its consumer is killed")
+    with monkeypatch.context() as patched:
+        patched.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.0)
+        left.retry_later(("order-completed", 0), "here", "AlimTalk is away, and the consumer is killed")
+    assert Alert.objects.filter(ended_at=None).count() == 1
     pay(1)
     consume_everything(notification.group())
     assert not Alert.objects.filter(ended_at=None).exists()

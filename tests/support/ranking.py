@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from unittest import mock
 
 from pytest_django import Settings
 
@@ -14,9 +15,9 @@ from kafka_bridge.models import ProcessedEvent
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import ranking
 from orders.models import Product
-from orders.ranking import selectors as ranking_selectors
 from orders.ranking import store as ranking_view
 from orders.ranking.days import last_days
+from orders.ranking.selectors import best_sellers
 
 Sold = list[tuple[str, int]]
 
@@ -34,8 +35,9 @@ def in_redis(days: int = 30) -> Sold:
 
 
 def in_postgresql(days: int = 30) -> Sold:
-    names = dict(Product.objects.values_list("id", "name"))
-    return [(names[product_id], sold) for product_id, sold in ranking_selectors._from_postgresql(last_days(days), 200)]
+    """The ranking as it is answered while Redis has none."""
+    with mock.patch.object(ranking_view, "best", return_value=None):
+        return [(seller.name, seller.quantity) for seller in best_sellers(days=days, limit=200)]
 
 
 def just_now() -> datetime:
