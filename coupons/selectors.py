@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +15,7 @@ from common.postgres import arrays
 from common.postgres.clock import isoformat_z
 from kafka_bridge.outbox.writing import stored_payload
 
-from . import policy
+from . import policy, schemas
 from .events import IssueRequested
 from .issuance import status_cache
 from .issuance.status_cache import RequestStatus
@@ -32,44 +30,14 @@ _READ_OUTCOMES = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class CouponView:
-    """A coupon as the API and the pages show it; ``state`` and ``server_time`` by the database's clock."""
-
-    coupon_id: int
-    coupon_type: str
-    name: str
-    admission: str
-    discount_type: str
-    discount_value: int
-    total_quantity: int
-    issued_quantity: int
-    remaining: int
-    opens_at: datetime
-    closes_at: datetime | None
-    state: str
-    server_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class UserCouponView:
-    user_coupon_id: int
-    coupon_id: int
-    coupon_type: str
-    status: str
-    issued_at: datetime
-    expires_at: datetime | None
-    used_at: datetime | None
-
-
 def coupons() -> QuerySet[Coupon]:
     """All coupons, annotated with the database's time for ``coupon_view``."""
     return Coupon.objects.annotate(server_time=Now())
 
 
-def coupon_view(coupon: Any) -> CouponView:
+def coupon_view(coupon: Any) -> schemas.Coupon:
     """Convert a row of ``coupons()``."""
-    return CouponView(
+    return schemas.Coupon(
         coupon_id=coupon.id,
         coupon_type=coupon.coupon_type,
         name=coupon.name,
@@ -86,7 +54,7 @@ def coupon_view(coupon: Any) -> CouponView:
     )
 
 
-def coupon_list(limit: int) -> Sequence[CouponView]:
+def coupon_list(limit: int) -> Sequence[schemas.Coupon]:
     """The newest ``limit`` coupons."""
     return [coupon_view(coupon) for coupon in coupons().order_by("-id")[:limit]]
 
@@ -96,10 +64,10 @@ def user_coupons(user_id: int) -> QuerySet[UserCoupon]:
     return UserCoupon.objects.filter(user_id=user_id).select_related("coupon").annotate(server_time=Now())
 
 
-def user_coupon_view(row: Any) -> UserCouponView:
+def user_coupon_view(row: Any) -> schemas.UserCoupon:
     """Convert a row of ``user_coupons()``; an ISSUED coupon past ``expires_at`` becomes EXPIRED."""
     expired = row.status == UserCoupon.Status.ISSUED and row.expires_at and row.expires_at <= row.server_time
-    return UserCouponView(
+    return schemas.UserCoupon(
         user_coupon_id=row.id,
         coupon_id=row.coupon_id,
         coupon_type=row.coupon.coupon_type,

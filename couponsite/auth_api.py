@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from common.api.requests import APIView, body_of
-from coupons.api.openapi import answer, describe
+from common.api.schema import Operation
 from couponsite import tokens
 from couponsite.authentication import may_issue_for_others
 from couponsite.login_brake import check_password
@@ -42,9 +42,9 @@ class Access(msgspec.Struct):
     access: str
 
 
-EXAMPLE_LOGIN = {"username": "shopper", "password": "correct horse battery staple"}
-# Not valid tokens: the signature is missing.
-_EXAMPLE_TOKENS = {"access": "eyJhbGciOiJIUzI1NiJ9.e30.", "refresh": "eyJhbGciOiJIUzI1NiJ9.e30."}
+EXAMPLE_LOGIN = Credentials("shopper", "correct horse battery staple")
+# Not a valid token: the signature is missing.
+_EXAMPLE_TOKEN = "eyJhbGciOiJIUzI1NiJ9.e30."
 
 
 class TokenView(APIView):
@@ -52,10 +52,10 @@ class TokenView(APIView):
     authentication_classes = []
     permission_classes = [AllowAny]
 
-    @describe(
+    @Operation(
         "authToken",
-        {200: answer(TokenPair, "A short-lived access token and a long-lived refresh token.", _EXAMPLE_TOKENS)},
-        body=Credentials,
+        TokenPair(_EXAMPLE_TOKEN, _EXAMPLE_TOKEN),
+        "A short-lived access token and a long-lived refresh token.",
         bodies={"login": EXAMPLE_LOGIN},
         refusals=["unauthenticated", "throttled"],
     )
@@ -72,11 +72,11 @@ class TokenRefreshView(APIView):
     authentication_classes = []
     permission_classes = [AllowAny]
 
-    @describe(
+    @Operation(
         "authTokenRefresh",
-        {200: answer(Access, "The next access token.", {"access": _EXAMPLE_TOKENS["access"]})},
-        body=Refresh,
-        bodies={"refresh": {"refresh": _EXAMPLE_TOKENS["refresh"]}},
+        Access(_EXAMPLE_TOKEN),
+        "The next access token.",
+        bodies={"refresh": Refresh(_EXAMPLE_TOKEN)},
         refusals=["unauthenticated"],
     )
     def post(self, request: Request) -> Response:

@@ -19,6 +19,7 @@ from couponsite.database import Connection, Cursor
 from couponsite.environment.reader import Environment
 from couponsite.environment.values import Limits
 from couponsite.logging import logging_config
+from couponsite.non_api_paths import NON_API_PATHS
 from couponsite.process_name import process_name
 from kafka_bridge.routes import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
 
@@ -228,7 +229,7 @@ REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_PARSER_CLASSES": ["common.api.parsers.StrictJSONParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.api.parsers.JSONOnly",
     "DEFAULT_METADATA_CLASS": None,
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "common.api.schema.AutoSchema",
     "EXCEPTION_HANDLER": "common.api.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,
@@ -246,6 +247,9 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "`code`. Lists are paginated: `next` is the URL of the next page, or null."
     ),
     "VERSION": "1",
+    "OAS_VERSION": "3.1.1",
+    "SERVERS": [{"url": "/", "description": "The server that this document comes from."}],
+    "LICENSE": {"name": "MIT", "identifier": "MIT"},
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
@@ -255,8 +259,12 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
     "CAMELIZE_NAMES": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
-    "PREPROCESSING_HOOKS": ["couponsite.openapi.skip_seed_paths"],
-    "POSTPROCESSING_HOOKS": ["couponsite.openapi.add_problem_responses"],
+    "PATH_CONVERTER_OVERRIDES": {
+        "id64": {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1},
+        "anyuuid": {"type": "string", "format": "uuid"},
+    },
+    "APPEND_PATHS": NON_API_PATHS,
+    "POSTPROCESSING_HOOKS": [],
 }
 
 # Kafka

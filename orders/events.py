@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-Won = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1, extra_json_schema={"format": "int64"})]
+Won = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, extra_json_schema={"format": "int64"})]
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from common.api.pagination import Page
+
 from .events import AwareTime, Id, Item, Won
 
 
@@ -43,3 +45,15 @@ class Order(msgspec.Struct, frozen=True, rename="camel"):
     expires_at: AwareTime
     paid_at: AwareTime | None
     cancelled_at: AwareTime | None
+
+
+class BestSeller(msgspec.Struct, frozen=True, rename="camel"):
+    """A product and the quantity sold, cancelled orders excluded."""
+
+    product_id: Id
+    name: str
+    quantity: Id
+
+
+class BestSellerPage(Page[BestSeller], frozen=True):
+    pass

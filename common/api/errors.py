@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
+
+class FieldError(TypedDict):
+    field: str
+    message: str
+
 
 class DomainError(Exception):
     """Base of every refusal.
 
-    ``detail`` is a sentence for the caller (default: the title), ``errors`` lists ``{"field", "message"}``, and
+    ``detail`` is a sentence for the caller (default: the title), ``errors`` lists the invalid fields, and
     ``retry_after`` is in seconds.
     """
 
@@ -18,7 +25,7 @@ class DomainError(Exception):
         self,
         detail: str = "",
         *,
-        errors: list[dict[str, str]] | None = None,
+        errors: list[FieldError] | None = None,
         retry_after: int | None = None,
     ) -> None:
         super().__init__(detail or self.title)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
+import msgspec
 from django.db.models import QuerySet
+from msgspec import Meta
 from rest_framework.exceptions import NotFound as InvalidCursor
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
@@ -13,6 +15,8 @@ from rest_framework.response import Response
 
 from common.api.errors import InvalidRequest
 from common.api.requests import APIView
+
+Body = TypeVar("Body")
 
 MOST_ROWS = 200
 USUAL_ROWS = 50
@@ -52,11 +56,18 @@ def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63
 
 
-def paginated(request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[Any], Any]) -> Response:
-    """Return one page of ``rows``, each serialized by ``body``: ``{"results": [...], "next": URL or None}``.
+class Page(msgspec.Struct, Generic[Body], frozen=True):
+    results: list[Body]
+    next: Annotated[str, Meta(description="The URL of the next page.", extra_json_schema={"format": "uri"})] | None
+
+
+def paginated(
+    request: Request, view: APIView, rows: QuerySet[Any], body: Callable[[Any], Body], page: type[Page[Body]]
+) -> Response:
+    """Return one ``page`` of ``rows``, each converted by ``body``.
 
     Raises InvalidRequest for an invalid limit or cursor.
     """
     cursor = CursorPage()
     found: list[Any] = cursor.paginate_queryset(rows, request, view=view) or []
-    return Response({"results": [body(row) for row in found], "next": cursor.get_next_link()})
+    return Response(page([body(row) for row in found], cursor.get_next_link()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import structlog
@@ -12,10 +12,11 @@ from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.core.signals import got_request_exception
 from django.http import Http404, HttpRequest, HttpResponse
 from django_redis.exceptions import ConnectionInterrupted
+from msgspec import Meta
 from redis.exceptions import RedisError
 from rest_framework import exceptions as drf
 
-from common.api.errors import DomainError, InvalidRequest, NotFound, NotYourself, Unavailable
+from common.api.errors import DomainError, FieldError, InvalidRequest, NotFound, NotYourself, Unavailable
 from common.postgres.connections import drop_connections
 from common.processes.log_limit import LogLimit
 from common.processes.outages import is_outcome_unknown, is_over_limit, is_transient
@@ -48,29 +49,37 @@ class BodyTooLarge(drf.APIException):
     default_detail = "The body is too large."
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """An error (RFC 9457). Programs evaluate `code`; `detail` is for people."""
+
+    type: Annotated[str, Meta(extra_json_schema={"format": "uri"})]
+    title: str
+    status: int
+    detail: str
+    instance: Annotated[str, Meta(description="The path of the request.")]
+    code: str
+    errors: Annotated[list[FieldError], Meta(description="Errors by field.")] | msgspec.UnsetType = msgspec.UNSET
+
+
+def problem_body(code: str, kind: Kind, detail: str, path: str, errors: list[FieldError] | None = None) -> Problem:
+    """Build the body of a problem response to a request for ``path``."""
+    uri = f"{settings.PROBLEM_TYPE_PREFIX}{code}"
+    return Problem(uri, kind.title, kind.status, detail, path, code, errors or msgspec.UNSET)
+
+
 def problem(
     request: HttpRequest,
     code: str,
     detail: str,
     *,
     kind: Kind | None = None,
-    errors: list[dict[str, str]] | None = None,
+    errors: list[FieldError] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> HttpResponse:
     """Build an ``application/problem+json`` response; ``kind`` is required for codes that are not in KINDS."""
-    status, title = kind or KINDS[code]
-    body: dict[str, Any] = {
-        "type": f"{settings.PROBLEM_TYPE_PREFIX}{code}",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "instance": request.path,
-        "code": code,
-    }
-    if errors:
-        body["errors"] = errors
+    body = problem_body(code, kind or KINDS[code], detail, request.path, errors)
     response = HttpResponse(
-        msgspec.json.encode(body), status=status, content_type="application/problem+json", headers=headers
+        msgspec.json.encode(body), status=body.status, content_type="application/problem+json", headers=headers
     )
     # Keeps Django from logging every refusal: outages and faults are logged in this module.
     response._has_been_logged = True  # type: ignore[attr-defined]
@@ -158,7 +167,7 @@ def report_outage(error: BaseException | None) -> None:
         logger.warning("a server did not answer", error=type(error).__name__, message=str(error).strip()[:300])
 
 
-def _flatten(detail: Any, field: str = "") -> list[dict[str, str]]:
+def _flatten(detail: Any, field: str = "") -> list[FieldError]:
     if isinstance(detail, Mapping):
         nested = ((f"{field}.{name}" if field else str(name), value) for name, value in detail.items())
         return [error for name, value in nested for error in _flatten(value, name)]

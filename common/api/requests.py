@@ -52,8 +52,8 @@ def body_of(request: Request, kind: type[Body], *, normalize: Callable[[Any], An
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         field, message = _locate(str(error))
-        errors = [{"field": field, "message": message}]
-        raise InvalidRequest(f"{field}: {message}" if field else message, errors=errors) from error
+        detail = f"{field}: {message}" if field else message
+        raise InvalidRequest(detail, errors=[{"field": field, "message": message}]) from error
 
 
 def caller_of(request: Request) -> Caller:

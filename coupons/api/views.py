@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 from uuid import UUID
 
 import msgspec
@@ -10,18 +10,47 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common.api.errors import DomainError, NotFound, NotYourself
+from common.api.errors import DomainError, IdempotencyKeyReused, NotFound, NotYourself, Unavailable
 from common.api.pagination import paginated
 from common.api.requests import APIView, Caller, EmptyBody, body_of, caller_of, idempotency_key, traceparent
+from common.api.schema import IDEMPOTENCY_KEY, PAGE, TRACEPARENT, Operation
 
 from .. import metrics, selectors
+from ..errors import AlreadyIssued, CouponNotOpen, SoldOut
 from ..events import CouponType, Id
 from ..issuance.accept import request_accept
-from ..models import Coupon, UserCoupon
-from ..policy import PENDING
-from . import openapi
+from ..schemas import Accepted, CouponPage, UserCouponPage
+from . import examples
 
 _accepted = metrics.ACCEPTED.labels("API")
+
+_issue = partial(
+    Operation,
+    answer=examples.ACCEPTED,
+    description="The request was accepted; its result will be SUCCESS or FAILED.",
+    status=202,
+    parameters=[IDEMPOTENCY_KEY, TRACEPARENT],
+    headers={
+        "Location": {
+            "required": True,
+            "description": "Where the status of the request can be read.",
+            "schema": {"type": "string", "pattern": "^/api/v1/issue-requests/[0-9a-f-]{36}$"},
+        },
+        "Retry-After": {
+            "required": True,
+            "description": "Seconds to wait before reading the status.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+    },
+    links={
+        "end": {
+            "operationId": "issueRequest",
+            "parameters": {"requestId": "$response.body#/requestId"},
+            "description": "The status of the request.",
+        }
+    },
+    refusals=[NotYourself, NotFound, CouponNotOpen, SoldOut, AlreadyIssued, IdempotencyKeyReused, Unavailable],
+)
 
 
 class IssueByType(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -36,7 +65,13 @@ class IssueById(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 class IssueByTypeView(APIView):
     """Request a coupon by its type."""
 
-    @openapi.issue("issueByType", IssueByType, openapi.BY_TYPE)
+    @_issue(
+        "issueByType",
+        bodies={
+            "for the caller": IssueByType(examples.COUPON_TYPE),
+            "for another user": IssueByType(examples.COUPON_TYPE, examples.USER_ID + 1),
+        },
+    )
     def post(self, request: Request) -> HttpResponse:
         body = body_of(request, IssueByType)
         return _accept(request, body.coupon_type, body.user_id)
@@ -45,7 +80,11 @@ class IssueByTypeView(APIView):
 class IssueByIdView(APIView):
     """Request a coupon by its id."""
 
-    @openapi.issue("issueById", IssueById, openapi.BY_ID, openapi.COUPON_ID)
+    @_issue(
+        "issueById",
+        bodies={"for the caller": IssueById(), "for another user": IssueById(examples.USER_ID + 1)},
+        path={"coupon_id": examples.COUPON_ID},
+    )
     def post(self, request: Request, coupon_id: int) -> HttpResponse:
         body = body_of(request, IssueById)
         return _accept(request, coupon_id, body.user_id)
@@ -54,7 +93,11 @@ class IssueByIdView(APIView):
 class IssueForUserView(APIView):
     """Request a coupon for the user in the path."""
 
-    @openapi.issue("issueForUser", EmptyBody, openapi.EMPTY, openapi.USER_ID, openapi.COUPON_ID)
+    @_issue(
+        "issueForUser",
+        bodies={"empty": EmptyBody()},
+        path={"user_id": examples.USER_ID, "coupon_id": examples.COUPON_ID},
+    )
     def post(self, request: Request, user_id: int, coupon_id: int) -> HttpResponse:
         body_of(request, EmptyBody)
         return _accept(request, coupon_id, user_id)
@@ -63,7 +106,12 @@ class IssueForUserView(APIView):
 class IssueRequestView(APIView):
     """The status of a request."""
 
-    @openapi.issue_request
+    @Operation(
+        "issueRequest",
+        examples.REQUEST_STATUS,
+        "The status of the request; SUCCESS and FAILED are final.",
+        path={"request_id": examples.REQUEST_ID},
+    )
     def get(self, request: Request, request_id: UUID) -> Response:
         status = selectors.request_status(request_id)
         caller = caller_of(request)
@@ -76,29 +124,37 @@ class IssueRequestView(APIView):
 class CouponListView(APIView):
     """The coupons, newest first."""
 
-    @openapi.coupon_list
+    @Operation("couponList", examples.COUPON_PAGE, "A page of coupons.", parameters=PAGE)
     def get(self, request: Request) -> Response:
-        return paginated(request, self, selectors.coupons(), _coupon_body)
+        return paginated(request, self, selectors.coupons(), selectors.coupon_view, CouponPage)
 
 
 class CouponView(APIView):
     """One coupon."""
 
-    @openapi.coupon
+    @Operation("coupon", examples.COUPON, "The coupon as it is now.", path={"coupon_id": examples.COUPON_ID})
     def get(self, request: Request, coupon_id: int) -> Response:
         coupon = selectors.coupons().filter(id=coupon_id).first()
         if coupon is None:
             raise NotFound(f"There is no coupon {coupon_id}.")
-        return Response(_coupon_body(coupon))
+        return Response(selectors.coupon_view(coupon))
 
 
 class UserCouponListView(APIView):
     """The coupons that a user has, newest first."""
 
-    @openapi.user_coupon_list
+    @Operation(
+        "userCouponList",
+        examples.USER_COUPON_PAGE,
+        "A page of the user's coupons.",
+        path={"user_id": examples.USER_ID},
+        parameters=PAGE,
+        refusals=[NotYourself],
+    )
     def get(self, request: Request, user_id: int) -> Response:
         _allow(caller_of(request), user_id)
-        return paginated(request, self, selectors.user_coupons(user_id), _user_coupon_body)
+        rows = selectors.user_coupons(user_id)
+        return paginated(request, self, rows, selectors.user_coupon_view, UserCouponPage)
 
 
 def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.UnsetType) -> HttpResponse:
@@ -117,55 +173,20 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
         metrics.REFUSED.labels(error.code).inc()
         raise
     _accepted.inc()
-    body = {
-        "requestId": accepted.request_id,
-        "status": PENDING,
-        "couponId": accepted.coupon_id,
-        "couponType": accepted.coupon_type,
-        "userId": accepted.user_id,
-        "sequence": accepted.sequence,
-    }
     # Django's response: DRF's content negotiation would make a request a third more expensive, and this is always JSON.
     return HttpResponse(
-        msgspec.json.encode(body),
+        accepted_body(accepted),
         status=202,
         content_type="application/json",
         headers={"Location": f"/api/v1/issue-requests/{accepted.request_id}", "Retry-After": "1"},
     )
 
 
+def accepted_body(accepted: Accepted) -> bytes:
+    """Encode the answer to a request for a coupon."""
+    return msgspec.json.encode(accepted)
+
+
 def _allow(caller: Caller, user_id: int) -> None:
     if user_id != caller.user_id and not caller.may_issue_for_others:
         raise NotYourself(f"You are user {caller.user_id} and may not act for user {user_id}.")
-
-
-def _coupon_body(coupon: Coupon) -> dict[str, Any]:
-    view = selectors.coupon_view(coupon)
-    return {
-        "couponId": view.coupon_id,
-        "couponType": view.coupon_type,
-        "name": view.name,
-        "admission": view.admission,
-        "discountType": view.discount_type,
-        "discountValue": view.discount_value,
-        "totalQuantity": view.total_quantity,
-        "issuedQuantity": view.issued_quantity,
-        "remaining": view.remaining,
-        "opensAt": view.opens_at,
-        "closesAt": view.closes_at,
-        "state": view.state,
-        "serverTime": view.server_time,
-    }
-
-
-def _user_coupon_body(row: UserCoupon) -> dict[str, Any]:
-    view = selectors.user_coupon_view(row)
-    return {
-        "userCouponId": view.user_coupon_id,
-        "couponId": view.coupon_id,
-        "couponType": view.coupon_type,
-        "status": view.status,
-        "issuedAt": view.issued_at,
-        "expiresAt": view.expires_at,
-        "usedAt": view.used_at,
-    }

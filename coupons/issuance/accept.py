@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
 from uuid import UUID
 
 from django.conf import settings
@@ -19,26 +18,14 @@ from ..admission import ADMISSIONS, AdmissionRequest
 from ..coupon_cache import CachedCoupon, coupon_cache
 from ..errors import CouponNotOpen
 from ..events import IssueRequested
+from ..policy import PENDING
 from ..rollout import uses_redis_queue
+from ..schemas import Accepted
 from .accept_group import group_committers, prepare
 from .idempotency import ExistingRequest, find_existing_requests
 
 # Seconds before a client may try again while the outbox is far behind: the backlog takes minutes to publish.
 _BACKPRESSURE_RETRY_AFTER = 30
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """An accepted request: it will reach SUCCESS or FAILED under ``request_id``.
-
-    ``sequence`` is its place in line, None if the admission does not assign one.
-    """
-
-    request_id: UUID
-    coupon_id: int
-    coupon_type: str
-    user_id: int
-    sequence: int | None = None
 
 
 def request_accept(
@@ -95,7 +82,7 @@ def request_accept(
         raise outcome.refusal
     if not outcome.new:
         raise RuntimeError(f"the outbox row of request {request_id} was neither inserted nor found")
-    return Accepted(request_id, coupon.coupon_id, coupon.coupon_type, user_id, outcome.sequence)
+    return Accepted(request_id, PENDING, coupon.coupon_id, coupon.coupon_type, user_id, outcome.sequence)
 
 
 def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> UUID:
@@ -114,4 +101,6 @@ def derived_request_id(caller_id: int, operation: str, idempotency_key: str) -> 
 def _repeat_answer(existing: ExistingRequest, coupon: CachedCoupon, user_id: int) -> Accepted:
     if not existing.is_for(coupon.coupon_id, user_id):
         raise IdempotencyKeyReused("The Idempotency-Key belongs to a request for another coupon or user.")
-    return Accepted(existing.request_id, existing.coupon_id, existing.coupon_type, existing.user_id, existing.sequence)
+    return Accepted(
+        existing.request_id, PENDING, existing.coupon_id, existing.coupon_type, existing.user_id, existing.sequence
+    )

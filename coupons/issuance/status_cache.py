@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
 from django.conf import settings
+from msgspec import Meta
 from redis.exceptions import RedisError, ResponseError
 
 from common.processes.log_limit import LogLimit
@@ -37,17 +38,24 @@ _SCAN_COUNT = 1000
 _log_limit = LogLimit()
 
 
+# Described for the API, not checked: an entry may hold what a newer version has added.
+_Id = Annotated[int, Meta(extra_json_schema={"format": "int64", "minimum": 1, "maximum": 2**63 - 1})]
+_Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+_STATUSES = [policy.PENDING, policy.SUCCESS, policy.FAILED]
+_REASONS = [policy.SOLD_OUT, policy.ALREADY_ISSUED, policy.NOT_OPEN, policy.UNKNOWN_COUPON, policy.ERROR]
+
+
 class RequestStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """A request's status as the API returns it; times are ISO 8601 in UTC."""
+    """A request's status; times are ISO 8601 in UTC."""
 
     request_id: UUID
     coupon_type: str
-    user_id: int | None
-    status: str
-    reason: str | None
-    user_coupon_id: int | None
-    requested_at: str | None
-    processed_at: str | None
+    user_id: _Id | None
+    status: Annotated[str, Meta(extra_json_schema={"enum": _STATUSES})]
+    reason: Annotated[str, Meta(extra_json_schema={"enum": _REASONS})] | None
+    user_coupon_id: _Id | None
+    requested_at: _Time | None
+    processed_at: _Time | None
 
 
 # One script call per batch: a pipeline with as many SETs takes eight times as long, because the client library handles

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 
 from django.db.models import F, QuerySet, Sum
@@ -13,21 +12,13 @@ from redis.exceptions import RedisError
 from common.processes.log_limit import LogLimit
 
 from ..models import Order, OrderLine, Product
+from ..schemas import BestSeller
 from . import store
 from .days import last_days, start_of
 
 logger = logging.getLogger(__name__)
 
 _limit = LogLimit()
-
-
-@dataclass(frozen=True, slots=True)
-class BestSeller:
-    """A product and the quantity sold, cancelled orders excluded."""
-
-    product_id: int
-    name: str
-    quantity: int
 
 
 def paid_on(days: Sequence[date]) -> QuerySet[Order]:

@@ -27,9 +27,10 @@ from coupons.consumer_groups import ISSUE
 from coupons.coupon_cache import CachedCoupon
 from coupons.invariants import violations
 from coupons.issuance import accept_group
-from coupons.issuance.accept import Accepted, request_accept
+from coupons.issuance.accept import request_accept
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, IssueRequest
+from coupons.schemas import Accepted
 from devstack.ports import free_port
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage

@@ -22,13 +22,13 @@ from common.processes.lifecycle import StopFlag
 from coupons import issue_worker
 from coupons.admission.gate.redis_keys import keys
 from coupons.coupon_cache import coupon_cache
-from coupons.issuance.accept import Accepted
 from coupons.issue_worker import IssueWorker
 from coupons.models import Coupon, IssueRequest, Reservation, RolloutChange, UserCoupon
 from coupons.redis_queue import enqueue, queue
 from coupons.redis_queue.enqueue import enqueue_again
 from coupons.redis_queue.queue import QUEUE, RedisQueue
 from coupons.rollout import uses_redis_queue
+from coupons.schemas import Accepted
 from devstack import wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import DeadLetter, OutboxMessage

@@ -4,28 +4,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.test import Client
 
-from coupons.api.openapi import (
-    EXAMPLE_COUPON_ID,
-    EXAMPLE_COUPON_TYPE,
-    EXAMPLE_REQUEST_ID,
-    EXAMPLE_USER_COUPON_ID,
-    EXAMPLE_USER_ID,
-)
+from coupons.api import examples
 from coupons.models import Coupon, IssueRequest
 from couponsite.auth_api import EXAMPLE_LOGIN
+from orders import examples as order_examples
 from orders.models import Order, Product
-from orders.openapi import (
-    EXAMPLE_CANCELLED_ORDER_ID,
-    EXAMPLE_ORDER_ID,
-    EXAMPLE_PRICE,
-    EXAMPLE_PRODUCT_ID,
-    EXAMPLE_PRODUCT_NAME,
-)
 from tests.support.factories import CouponFactory
 
 from .document import Document
@@ -53,7 +42,7 @@ def document(client: Client) -> Document:
 @pytest.fixture
 def coupon(db: None) -> Coupon:
     """The coupon that the examples are about."""
-    return CouponFactory.create(id=EXAMPLE_COUPON_ID, coupon_type=EXAMPLE_COUPON_TYPE, total_quantity=1000)
+    return CouponFactory.create(id=examples.COUPON_ID, coupon_type=examples.COUPON_TYPE, total_quantity=1000)
 
 
 @pytest.fixture
@@ -65,22 +54,24 @@ def closed_coupon(coupon: Coupon) -> Coupon:
 
 @pytest.fixture
 def product(db: None) -> Product:
-    return Product.objects.create(id=EXAMPLE_PRODUCT_ID, name=EXAMPLE_PRODUCT_NAME, price=EXAMPLE_PRICE)
+    return Product.objects.create(
+        id=order_examples.PRODUCT_ID, name=order_examples.PRODUCT_NAME, price=order_examples.PRICE
+    )
 
 
 @pytest.fixture
 def orders(product: Product) -> list[Order]:
     """The orders that the examples are about: one to look at and pay, one to cancel."""
     return [
-        _order(EXAMPLE_ORDER_ID, product),
-        _order(EXAMPLE_CANCELLED_ORDER_ID, product),
+        _order(order_examples.ORDER_ID, product),
+        _order(order_examples.CANCELLED_ORDER_ID, product),
     ]
 
 
 def _order(order_id: int, product: Product) -> Order:
     order = Order.objects.create(
         id=order_id,
-        user_id=EXAMPLE_USER_ID,
+        user_id=examples.USER_ID,
         total_amount=product.price,
         pay_amount=product.price,
         expires_at=FAR_AHEAD,
@@ -92,19 +83,19 @@ def _order(order_id: int, product: Product) -> Order:
 @pytest.fixture
 def cast(coupon: Coupon, closed_coupon: Coupon, orders: list[Order]) -> None:
     """All that the examples speak of: a user of the site, who has coupons and orders, and a request that has ended."""
-    User.objects.create_user(**EXAMPLE_LOGIN)
+    User.objects.create_user(**msgspec.structs.asdict(EXAMPLE_LOGIN))
     issued = [
-        one.user_coupons.create(id=key, user_id=EXAMPLE_USER_ID, issued_at=LONG_AGO, expires_at=expires_at)
+        one.user_coupons.create(id=key, user_id=examples.USER_ID, issued_at=LONG_AGO, expires_at=expires_at)
         for key, one, expires_at in (
-            (EXAMPLE_USER_COUPON_ID, coupon, None),
-            (EXAMPLE_USER_COUPON_ID + 1, closed_coupon, LONG_AGO + timedelta(days=30)),
+            (examples.USER_COUPON_ID, coupon, None),
+            (examples.USER_COUPON_ID + 1, closed_coupon, LONG_AGO + timedelta(days=30)),
         )
     ]
     IssueRequest.objects.create(
-        request_id=EXAMPLE_REQUEST_ID,
+        request_id=examples.REQUEST_ID,
         coupon=coupon,
         coupon_type=coupon.coupon_type,
-        user_id=EXAMPLE_USER_ID,
+        user_id=examples.USER_ID,
         status=IssueRequest.Status.SUCCESS,
         user_coupon_id=issued[0].pk,
         requested_at=LONG_AGO,

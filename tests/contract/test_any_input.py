@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from coupons.api.openapi import EXAMPLE_USER_ID
+from coupons.api import examples
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from demo.processes import procfile_process, wait_until_ready
 from devstack.ports import free_port
@@ -67,7 +67,7 @@ def searched(port: int, folder: Path, token: str, selection: Sequence[str]) -> s
 
 
 def test_a_user_gets_described_answers(cast: None, port: int, tmp_path: Path) -> None:
-    seen = searched(port, tmp_path, issue_access_token(EXAMPLE_USER_ID), _ALL_BUT_LOGIN)
+    seen = searched(port, tmp_path, issue_access_token(examples.USER_ID), _ALL_BUT_LOGIN)
     assert {("GET", status) for status in (200, 400, 401, 403, 404)} <= seen
     assert {("POST", status) for status in (200, 201, 202, 400, 401, 403, 404, 409, 415, 422)} <= seen
     assert {("DELETE", 405)} <= seen

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from django.test import Client
 
-from coupons.api.openapi import EXAMPLE_COUPON_ID, EXAMPLE_COUPON_TYPE, EXAMPLE_USER_COUPON_ID, EXAMPLE_USER_ID
+from coupons.api import examples
 from coupons.models import Coupon
 from couponsite.auth_api import EXAMPLE_LOGIN
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from kafka_bridge.outbox.backpressure import outbox_backpressure
+from orders import examples as order_examples
 from orders.models import Order
-from orders.openapi import EXAMPLE_CANCELLED_ORDER_ID, EXAMPLE_PRODUCT_ID
 from tests.support.gateway import memory, time_out
 
 from .conftest import FAR_AHEAD
@@ -30,13 +30,13 @@ def send(client: Client, document: Document) -> Callable[..., Any]:
     """``send(operation_id, body, address=..., scope=...)``: calls as the examples' user, and checks the answer."""
 
     def answer_of(
-        operation_id: str, body: Any = None, *, address: str = "", method: str = "", user: int | None = EXAMPLE_USER_ID,
-        scope: str = "", content_type: str = "application/json", **headers: str,
+        operation_id: str, body: Any = None, *, address: str = "", method: str = "",
+        user: int | None = examples.USER_ID, scope: str = "", content_type: str = "application/json", **headers: str,
     ) -> Any:  # fmt: skip
         [call] = [call for call in calls(document) if call.operation["operationId"] == operation_id]
         if user is not None:
             headers["Authorization"] = f"Bearer {issue_access_token(user, scope)}"
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
         response = client.generic(
             method or call.method.upper(),
             address or call.address,
@@ -79,7 +79,7 @@ def test_a_fresh_request_and_a_short_page_are_as_described(cast: None, send: Cal
 
 
 def test_an_order_is_as_described_from_its_beginning_to_its_end(cast: None, send: Callable[..., Any]) -> None:
-    placed = send("orderCreate", {"items": [{"productId": EXAMPLE_PRODUCT_ID, "quantity": 1}]})
+    placed = send("orderCreate", {"items": [{"productId": order_examples.PRODUCT_ID, "quantity": 1}]})
     address = placed["Location"]
     stages = [send("order", address=address)]
     for operation_id, door in (("orderPay", "pay"), ("orderCancel", "cancel")):
@@ -93,7 +93,7 @@ def test_a_provider_that_does_not_answer_is_told_as_described(
 ) -> None:
     settings.PAYMENT_GATEWAY = "tests.support.gateway.MemoryGateway"
     memory.reset()
-    address = f"/api/v1/orders/{EXAMPLE_CANCELLED_ORDER_ID}/pay"
+    address = f"/api/v1/orders/{order_examples.CANCELLED_ORDER_ID}/pay"
     assert send("orderPay", {}, address=address).status_code == 200
     memory.answer = time_out
     assert send("orderPay", {}).json()["code"] == "unavailable"
@@ -101,14 +101,14 @@ def test_a_provider_that_does_not_answer_is_told_as_described(
     assert send("orderCancel", {}).json()["code"] == "unavailable"
 
 
-BY_TYPE = {"couponType": EXAMPLE_COUPON_TYPE}
+BY_TYPE = {"couponType": examples.COUPON_TYPE}
 REFUSED: dict[str, dict[str, Any]] = {
     "invalid": {"operation_id": "issueByType", "body": {"couponType": 5}},
     "unauthenticated": {"operation_id": "issueByType", "body": BY_TYPE, "user": None},
-    "forbidden": {"operation_id": "issueByType", "body": BY_TYPE | {"userId": EXAMPLE_USER_ID + 1}},
+    "forbidden": {"operation_id": "issueByType", "body": BY_TYPE | {"userId": examples.USER_ID + 1}},
     "not_found": {"operation_id": "issueByType", "body": {"couponType": "NOWHERE"}},
     "method_not_allowed": {"operation_id": "issueByType", "method": "PUT"},
-    "not_open": {"operation_id": "issueById", "address": f"/api/v1/coupons/{EXAMPLE_COUPON_ID + 1}/issue-async"},
+    "not_open": {"operation_id": "issueById", "address": f"/api/v1/coupons/{examples.COUPON_ID + 1}/issue-async"},
     "too_large": {"operation_id": "issueByType", "body": b" " * 20_000},
     "unsupported_media_type": {"operation_id": "issueByType", "body": b"a=1", "content_type": "text/plain"},
 }
@@ -120,7 +120,10 @@ def test_a_refusal_is_as_described(cast: None, send: Callable[..., Any], code: s
 
 
 def test_a_coupon_that_cannot_be_used_is_refused_as_described(cast: None, send: Callable[..., Any]) -> None:
-    body = {"items": [{"productId": EXAMPLE_PRODUCT_ID, "quantity": 1}], "userCouponId": EXAMPLE_USER_COUPON_ID + 1}
+    body = {
+        "items": [{"productId": order_examples.PRODUCT_ID, "quantity": 1}],
+        "userCouponId": examples.USER_COUPON_ID + 1,
+    }
     assert send("orderCreate", body).json()["code"] == "coupon_not_usable"
 
 
@@ -142,7 +145,7 @@ def test_a_key_used_again_for_something_else_is_refused_as_described(
     assert send("issueById", {}, Idempotency_Key="key").status_code == 202
     other = send("issueById", {}, address=f"/api/v1/coupons/{closed_coupon.pk}/issue-async", Idempotency_Key="key")
     assert other.json()["code"] == "idempotency_key_reused"
-    items = [{"productId": EXAMPLE_PRODUCT_ID, "quantity": 1}]
+    items = [{"productId": order_examples.PRODUCT_ID, "quantity": 1}]
     assert send("orderCreate", {"items": items}, Idempotency_Key="key").status_code == 201
     again = send("orderCreate", {"items": items * 2}, Idempotency_Key="key")
     assert again.json()["code"] == "idempotency_key_reused"
@@ -153,7 +156,7 @@ def test_who_comes_too_late_or_twice_is_refused_as_described(
     cast: None, redis_flushed: None, send: Callable[..., Any], admission: str
 ) -> None:
     # One of the two is that of the examples' user.
-    Coupon.objects.filter(pk=EXAMPLE_COUPON_ID).update(admission=admission, total_quantity=2, issued=1)
+    Coupon.objects.filter(pk=examples.COUPON_ID).update(admission=admission, total_quantity=2, issued=1)
     accepted, again = send("issueById", {}, user=5), send("issueById", {}, user=5)
     assert accepted.json()["sequence"] >= 1
     assert again.json()["code"] == "already_issued"

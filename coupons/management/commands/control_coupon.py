@@ -15,10 +15,9 @@ from common.processes.outages import is_transient
 from kafka_bridge.operating.worker_command import WorkerCommand, shell_user
 from kafka_bridge.outbox.writing import new_event_id
 
-from ... import controls, selectors
+from ... import controls, schemas, selectors
 from ...models import Coupon
 from ...policy import is_coupon_type
-from ...selectors import CouponView
 
 _ACTIONS: dict[str, Callable[..., Coupon]] = {
     "open": controls.coupon_open,
@@ -79,7 +78,7 @@ class Command(WorkerCommand):
         self.stdout.write(json.dumps(_state(view)))
 
 
-def _apply(action: str, values: dict[str, Any], stop: StopFlag, seconds: float) -> CouponView:
+def _apply(action: str, values: dict[str, Any], stop: StopFlag, seconds: float) -> schemas.Coupon:
     """Apply a control; while the database is away retry for ``seconds``, which is idempotent by the control's id."""
     deadline = time.monotonic() + seconds
     while True:
@@ -97,7 +96,7 @@ def _apply(action: str, values: dict[str, Any], stop: StopFlag, seconds: float) 
                 ) from error
 
 
-def _state(view: CouponView) -> dict[str, Any]:
+def _state(view: schemas.Coupon) -> dict[str, Any]:
     return {
         "couponId": view.coupon_id,
         "couponType": view.coupon_type,
