@@ -15,7 +15,7 @@ PRODUCT := common coupons couponsite kafka_bridge orders
 LANES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz lint lock up down
+.PHONY: help demo test bench fuzz lint lock openapi up down
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,12 @@ lock: $(INSTALLED) ## rewrite the requirements from pyproject.toml; ARGS=--upgra
 	$$lock --custom-compile-command 'make lock' --output-file requirements.txt; \
 	$$lock --custom-compile-command 'make lock' --group dev --constraints requirements.txt \
 	  --output-file requirements-dev.txt
+
+openapi: $(INSTALLED) ## check the OpenAPI document against Redocly's recommended rules; needs Node 20 or newer with npm
+	@export $(WITH_VENV) $(OFFLINE) REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true; set -e; \
+	document=$$(mktemp); trap 'rm -f "$$document"' EXIT; \
+	python manage.py spectacular --validate --fail-on-warn --format openapi-json --file "$$document"; \
+	npx --yes @redocly/cli@2.77.0 lint --extends recommended-strict "$$document"
 
 up: $(INSTALLED) ## start PostgreSQL, Redis and Kafka and print their addresses as shell exports
 	@$(WITH_VENV) python -m devstack up

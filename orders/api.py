@@ -29,7 +29,7 @@ class NewItem(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
 
 
-class NewOrder(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+class NewOrder(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
     items: Annotated[list[NewItem], Meta(min_length=1, max_length=MAX_LINES)]
     # Responses have null where there is no coupon, so requests may send null too.
     user_coupon_id: Id | None = None

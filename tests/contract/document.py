@@ -12,8 +12,8 @@ import jsonschema  # type: ignore[import-untyped]
 
 Document = dict[str, Any]
 
-# The JSON Schema that OpenAPI 3.0 is closest to; formats are checked as well.
-_FORMATS = jsonschema.Draft7Validator.FORMAT_CHECKER
+# Formats are checked as well.
+_FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ class Call:
         return self.path.format(**self.parameters("path"))
 
 
+def codes(document: Document) -> set[str]:
+    """The codes of all problems that the document tells of."""
+    contents = [response["content"] for response in document["components"]["responses"].values()]
+    return {code for content in contents for code in content["application/problem+json"]["examples"]}
+
+
 def calls(document: Document) -> Iterator[Call]:
     for path, operations in document["paths"].items():
         for method in operations:
@@ -69,7 +75,7 @@ def calls(document: Document) -> Iterator[Call]:
 
 
 def resolved(document: Document, part: Any) -> Any:
-    """``part`` as a JSON Schema of its own: references in place, nullable a type, and no fields but those it names."""
+    """``part`` as a JSON Schema of its own: references in place, and no fields but those it names."""
     if isinstance(part, list):
         return [resolved(document, item) for item in part]
     if not isinstance(part, dict):
@@ -80,14 +86,12 @@ def resolved(document: Document, part: Any) -> Any:
             target = target[name]
         return resolved(document, target)
     part = {name: resolved(document, value) for name, value in part.items()}
-    if part.pop("nullable", False):
-        part["type"] = [part["type"], "null"]
     return part | ({"additionalProperties": False} if "properties" in part and "type" in part else {})
 
 
 def assert_fits(schema: Any, value: Any) -> None:
     """That ``value`` has exactly the fields of ``schema`` (resolved), each of its type and format."""
-    jsonschema.Draft7Validator(schema, format_checker=_FORMATS).validate(value)
+    jsonschema.Draft202012Validator(schema, format_checker=_FORMATS).validate(value)
 
 
 def assert_described(call: Call, response: Any) -> None:

@@ -19,7 +19,7 @@ from orders.models import Order
 from tests.support.gateway import memory, time_out
 
 from .conftest import FAR_AHEAD
-from .document import Call, Document, assert_described, calls
+from .document import Call, Document, assert_described, calls, codes
 
 # The payment provider is never asked inside a transaction, so there is none around the tests either.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -180,4 +180,4 @@ def test_every_code_is_provoked_here(document: Document) -> None:
         "idempotency_key_reused", "sold_out", "already_issued", "throttled", "unavailable", "coupon_not_usable",
         "invalid_state", "in_progress",
     }  # fmt: skip
-    assert document["components"]["responses"].keys() == REFUSED.keys() | others
+    assert codes(document) == REFUSED.keys() | others

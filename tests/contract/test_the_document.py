@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from io import StringIO
@@ -16,7 +17,7 @@ from common.api.problems import KINDS, Kind
 from coupons.api.views import IssueRequestView
 from couponsite.health import PROBES
 
-from .document import Document, assert_fits, calls, resolved
+from .document import Document, assert_fits, calls, codes, resolved
 
 
 def test_it_is_valid_and_made_without_warnings() -> None:
@@ -41,7 +42,7 @@ def test_every_call_says_what_it_does(document: Document) -> None:
 
 
 def test_a_view_without_description_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(IssueRequestView.get, "kwargs")
+    monkeypatch.delattr(IssueRequestView.get, "operation")
     with pytest.raises(SchemaGenerationError):
         call_command("spectacular", "--fail-on-warn", stdout=StringIO(), stderr=StringIO())
 
@@ -71,8 +72,7 @@ def domain_errors() -> Iterator[type[DomainError]]:
 
 def test_every_code_is_told_of_somewhere(document: Document) -> None:
     # An internal error is no answer that anybody is promised.
-    codes = {*KINDS} - {"error"} | {error.code for error in domain_errors()}
-    assert document["components"]["responses"].keys() == codes
+    assert codes(document) == {*KINDS} - {"error"} | {error.code for error in domain_errors()}
 
 
 def test_a_code_has_one_status_and_one_title_whoever_refuses() -> None:
@@ -96,8 +96,20 @@ def test_who_may_enter_is_told(document: Document) -> None:
     assert document["components"]["securitySchemes"].keys() == {"bearer", "session"}
     for call in calls(document):
         public = not re.match(r"/api/v1/(?!auth/)|/coupons/", call.path)
-        assert call.operation.get("security", [{}]) == ([{}] if public else [{"bearer": []}, {"session": []}])
+        assert call.operation["security"] == ([] if public else [{"bearer": []}, {"session": []}])
         assert public or 401 in call.responses
+
+
+def test_the_server_is_the_one_that_gives_the_document_out(document: Document) -> None:
+    assert [server["url"] for server in document["servers"]] == ["/"]
+
+
+def test_every_component_is_used(document: Document) -> None:
+    used = set(re.findall(r'"#/components/(\w+/[\w-]+)"', json.dumps(document)))
+    used |= {
+        f"securitySchemes/{name}" for call in calls(document) for one in call.operation["security"] for name in one
+    }
+    assert used == {f"{kind}/{name}" for kind, named in document["components"].items() for name in named}
 
 
 def test_whoever_asks_for_a_coupon_may_send_a_key_and_a_trace(document: Document) -> None:
