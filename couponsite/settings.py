@@ -243,8 +243,9 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "`GET /api/v1/issue-requests/{requestId}` returns its result. Orders are placed with or without a coupon, paid "
         "before they expire, and paid once however often the payment is requested.\n\n"
         "Bodies are one JSON object of at most 16 KiB without unknown fields; an empty body counts as `{}`. Times are "
-        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Errors are RFC 9457 problems with a "
-        "`code`. Lists are paginated: `next` is the URL of the next page, or null."
+        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Integers are written without "
+        "a fraction: 5, not 5.0. Errors are RFC 9457 problems with a `code`. Lists are "
+        "paginated: `next` is the URL of the next page, or null."
     ),
     "VERSION": "1",
     "OAS_VERSION": "3.1.1",

@@ -53,7 +53,7 @@ def searched(port: int, folder: Path, token: str, selection: Sequence[str]) -> s
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(_CONFIG)),
             *("run", f"http://127.0.0.1:{port}/api/schema", "--report-har-path", str(report), *selection),
         ],
-        env={**os.environ, "TOKEN": token},
+        env={**os.environ, "TOKEN": token, "SCHEMATHESIS_HOOKS": str(_CONFIG.with_name("schemathesis_hooks.py"))},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
