@@ -18,6 +18,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from .bigint import MAX_BIGINT
 from .postgres.clock import isoformat_z
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _ROWS_PER_PAGE = 25
 _MAX_PAGES = 400
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
-_MAX_NUMBER = 2**63 - 1
 
 
 def number_in(text: str) -> int | None:
@@ -48,7 +48,7 @@ def number_in(text: str) -> int | None:
     if not _NUMBER.fullmatch(text):
         return None
     number = int(text)
-    return number if 0 < number <= _MAX_NUMBER else None
+    return number if 0 < number <= MAX_BIGINT else None
 
 
 def uuid_in(text: str) -> UUID | None:

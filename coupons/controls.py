@@ -15,6 +15,7 @@ from uuid import UUID
 from django.db import DataError, IntegrityError, connection, transaction
 
 from common.api.errors import InvalidRequest, NotFound
+from common.bigint import MAX_BIGINT
 from common.postgres.clock import database_time
 from kafka_bridge.outbox.writing import new_event_id
 
@@ -25,7 +26,6 @@ Action = CouponControl.Action
 # Takes the locked coupon and the current time; returns the fields to change. Raises InvalidRequest to refuse.
 _Rule = Callable[[Coupon, datetime], dict[str, Any]]
 
-_MAX_UNITS = 2**63 - 1
 _MAX_LENGTHS = {"reason": 500, "actor": 150}
 
 # A concurrent control with the same id waits here until the first transaction has finished.
@@ -78,12 +78,12 @@ def coupon_restock(
         raise InvalidRequest("A restock adds 1 or more; to reduce the stock, change the quantity in the admin.")
 
     def add(coupon: Coupon, now: datetime) -> dict[str, Any]:
-        if coupon.total_quantity + quantity > _MAX_UNITS:
-            raise InvalidRequest(f"A coupon has at most {_MAX_UNITS} units.")
+        if coupon.total_quantity + quantity > MAX_BIGINT:
+            raise InvalidRequest(f"A coupon has at most {MAX_BIGINT} units.")
         return {"total_quantity": coupon.total_quantity + quantity}
 
-    if quantity > _MAX_UNITS:
-        raise InvalidRequest(f"A coupon has at most {_MAX_UNITS} units.")
+    if quantity > MAX_BIGINT:
+        raise InvalidRequest(f"A coupon has at most {MAX_BIGINT} units.")
     return _apply(Action.RESTOCK, add, id_or_type, actor, control_id, reason, quantity)
 
 

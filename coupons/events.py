@@ -8,7 +8,9 @@ from uuid import UUID
 
 import msgspec
 
-Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1, extra_json_schema={"format": "int64"})]
+from common.bigint import MAX_BIGINT
+
+Id = Annotated[int, msgspec.Meta(ge=1, le=MAX_BIGINT, extra_json_schema={"format": "int64"})]
 CouponType = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 

@@ -46,7 +46,6 @@ _COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # The limits of the columns.
 MOST_VALID_DAYS = 36_500
-MOST_UNITS = 2**63 - 1
 MOST_DISCOUNT_WON = 10**15
 LONGEST_NAME = 200
 

@@ -9,11 +9,12 @@ import msgspec
 from msgspec import Meta
 
 from common.api.pagination import Page
+from common.bigint import MAX_BIGINT
 
 from .admission import ADMISSIONS
 from .events import AwareTime, CouponType, Id
 
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1, extra_json_schema={"format": "int64"})]
+Count = Annotated[int, Meta(ge=0, le=MAX_BIGINT, extra_json_schema={"format": "int64"})]
 
 
 class Accepted(msgspec.Struct, frozen=True, rename="camel"):

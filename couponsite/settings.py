@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
+from common.bigint import MAX_BIGINT
 from couponsite import kafka_limits
 from couponsite.database import Connection, Cursor
 from couponsite.environment.reader import Environment
@@ -261,7 +262,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "CAMELIZE_NAMES": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "PATH_CONVERTER_OVERRIDES": {
-        "id64": {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1},
+        "id64": {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_BIGINT},
         "anyuuid": {"type": "string", "format": "uuid"},
     },
     "APPEND_PATHS": NON_API_PATHS,

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jwt
 from django.conf import settings
 
+from common.bigint import MAX_BIGINT
+
 ISSUE_FOR_OTHERS = "coupons:issue-for-others"
 
 _ALGORITHM = "HS256"
-_MAX_ID = 2**63 - 1
 
 # The header and claims that _sign writes. PyJWT verifies tokens with others.
 _PLAIN_HEADER = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
@@ -133,7 +134,7 @@ def _user_id(claims: dict[str, Any]) -> int:
     value = claims["user_id"]
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
         value = int(value)
-    if type(value) is not int or not 0 < value <= _MAX_ID:
+    if type(value) is not int or not 0 < value <= MAX_BIGINT:
         raise InvalidToken("The token names no user.")
     return value
 

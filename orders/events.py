@@ -7,8 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1, extra_json_schema={"format": "int64"})]
-Won = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1, extra_json_schema={"format": "int64"})]
+from common.bigint import MAX_BIGINT
+
+Id = Annotated[int, msgspec.Meta(ge=1, le=MAX_BIGINT, extra_json_schema={"format": "int64"})]
+Won = Annotated[int, msgspec.Meta(ge=0, le=MAX_BIGINT, extra_json_schema={"format": "int64"})]
 AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 

@@ -16,6 +16,8 @@ from rest_framework.response import Response
 from common.api.errors import InvalidRequest
 from common.api.requests import APIView
 
+from ..bigint import MAX_BIGINT
+
 Body = TypeVar("Body")
 
 MOST_ROWS = 200
@@ -53,7 +55,7 @@ class CursorPage(CursorPagination):
 
 def _is_id(text: str) -> bool:
     # Length first: int() raises ValueError for more than 4300 digits, leading zeros included.
-    return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63
+    return text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= MAX_BIGINT
 
 
 class Page(msgspec.Struct, Generic[Body], frozen=True):

@@ -6,6 +6,8 @@ from uuid import UUID
 
 from django.urls import register_converter
 
+from common.bigint import MAX_BIGINT
+
 
 class Id64Converter:
     """A positive 64-bit integer."""
@@ -14,7 +16,7 @@ class Id64Converter:
 
     def to_python(self, value: str) -> int:
         number = int(value)
-        if not 0 < number < 2**63:
+        if not 0 < number <= MAX_BIGINT:
             raise ValueError(value)
         return number
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from common.bigint import MAX_BIGINT
 from common.processes.lifecycle import StopFlag
 
 HEADER = "userId"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _USER_ID = re.compile(rb"[0-9]{1,19}")
-_MAX_USER_ID = 2**63 - 1
 # Only the beginning of a longer line is kept, so that a file without line ends does not fill the memory.
 _MAX_LINE_BYTES = 1000
 _SHOWN_BYTES = 40
@@ -118,4 +118,4 @@ def _user_id(field: bytes) -> int | None:
     if not _USER_ID.fullmatch(field):
         return None
     user_id = int(field)
-    return user_id if 0 < user_id <= _MAX_USER_ID else None
+    return user_id if 0 < user_id <= MAX_BIGINT else None

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from common.bigint import MAX_BIGINT
 from common.postgres.clock import database_time
 from kafka_bridge.outbox.writing import stored_payloads
 from kafka_bridge.registry import Rejected, traceparent_of
@@ -76,7 +77,7 @@ def _failed_result(request_id: UUID, rejected: Rejected, accepted: bytes | None,
         request_id=request_id,
         coupon_id=None,
         coupon_type=coupon_type if isinstance(coupon_type, str) and policy.is_coupon_type(coupon_type) else "",
-        user_id=user_id if type(user_id) is int and 0 < user_id < 2**63 else None,
+        user_id=user_id if type(user_id) is int and 0 < user_id <= MAX_BIGINT else None,
         status=policy.FAILED,
         reason=policy.ERROR,
         user_coupon_id=None,

@@ -17,6 +17,7 @@ from django.conf import settings
 from msgspec import Meta
 from redis.exceptions import RedisError, ResponseError
 
+from common.bigint import MAX_BIGINT
 from common.processes.log_limit import LogLimit
 from common.redis_client import redis_connection
 
@@ -39,7 +40,7 @@ _log_limit = LogLimit()
 
 
 # Described for the API, not checked: an entry may hold what a newer version has added.
-_Id = Annotated[int, Meta(extra_json_schema={"format": "int64", "minimum": 1, "maximum": 2**63 - 1})]
+_Id = Annotated[int, Meta(extra_json_schema={"format": "int64", "minimum": 1, "maximum": MAX_BIGINT})]
 _Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 _STATUSES = [policy.PENDING, policy.SUCCESS, policy.FAILED]
 _REASONS = [policy.SOLD_OUT, policy.ALREADY_ISSUED, policy.NOT_OPEN, policy.UNKNOWN_COUPON, policy.ERROR]

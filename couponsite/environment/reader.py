@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 from django.core.exceptions import ImproperlyConfigured
 
 from common.api import strict_json
+from common.bigint import MAX_BIGINT
 
 from . import addresses, stores
 from .values import MAX_LENGTH, Limits, Rate, check_characters, shown
@@ -292,7 +293,7 @@ def _check_option(key: str, value: object, fixed: frozenset[str], ranges: Mappin
     text = str(value)
     if not text.strip() or not text.isprintable() or not text.isascii() or len(text) > MAX_LENGTH:
         raise ValueError(f"{key} must be 1 to {MAX_LENGTH} printable ASCII characters")
-    if isinstance(value, int) and abs(value) >= 2**63:
+    if isinstance(value, int) and abs(value) > MAX_BIGINT:
         raise ValueError(f"{key} is too large for 64 bits")
     if key in ranges:
         low, high = ranges[key]

@@ -22,6 +22,7 @@ import msgspec
 from django.conf import settings
 from redis.exceptions import RedisError
 
+from common.bigint import MAX_BIGINT
 from common.processes.log_limit import LogLimit
 from common.processes.outages import ServiceUnavailable
 from common.redis_client import redis_connection
@@ -32,7 +33,6 @@ from .sales import Sale
 logger = logging.getLogger(__name__)
 
 _limit = LogLimit()
-_LARGEST = 2**63 - 1
 
 # The longest window that the API serves.
 MAX_DAYS = 30
@@ -194,7 +194,7 @@ def best(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
         found = [(int(product), int(float(quantity))) for product, quantity in zip(flat[::2], flat[1::2], strict=True)]
     except (ValueError, OverflowError):
         found = [(0, 0)]
-    if not all(0 < number <= _LARGEST for row in found for number in row):
+    if not all(0 < number <= MAX_BIGINT for row in found for number in row):
         if number := _limit.due("unreadable"):
             logger.warning(
                 "the ranking in Redis is unreadable, %d times since the last line; it will be rebuilt", number

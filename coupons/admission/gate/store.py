@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+from common.bigint import MAX_BIGINT
+
 from .redis_keys import MOST_PER_CALL, PARTIAL, SENTINEL, keys, lock_key, redis, run
 
 _GATE_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(:open|:revoked|:lock)?")
@@ -17,7 +19,6 @@ _STAGING_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(?::open|:revoked)?:loading
 _ENTRY = re.compile(rb"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}):(\d{1,15})")
 _USER = re.compile(rb"[1-9]\d{0,18}")
 _CHUNK = 1000
-_LARGEST_ID = 2**63 - 1
 _LARGEST_TIME = 2**53
 
 
@@ -169,7 +170,7 @@ def not_revoked(coupon_id: int, user_ids: Sequence[int]) -> list[int]:
 
 def is_user(text: bytes) -> bool:
     """Whether ``text`` is a user id."""
-    return _USER.fullmatch(text) is not None and int(text) <= _LARGEST_ID
+    return _USER.fullmatch(text) is not None and int(text) <= MAX_BIGINT
 
 
 def unrevoke(coupon_id: int, users: Sequence[bytes]) -> None:

@@ -9,13 +9,14 @@ from django.core.management.base import CommandError
 from django.utils.dateparse import parse_datetime
 
 from common.api.errors import InvalidRequest
+from common.bigint import MAX_BIGINT
 from common.processes.lifecycle import StopFlag, check_database
 from kafka_bridge.operating.worker_command import WorkerCommand, idempotent, whole
 
 from ...admission import ADMISSIONS
 from ...controls import coupon_create
 from ...models import Coupon
-from ...policy import MOST_DISCOUNT_WON, MOST_UNITS, MOST_VALID_DAYS, is_coupon_type, name_refusal, time_refusal
+from ...policy import MOST_DISCOUNT_WON, MOST_VALID_DAYS, is_coupon_type, name_refusal, time_refusal
 
 
 class Command(WorkerCommand):
@@ -26,7 +27,7 @@ class Command(WorkerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("coupon_type", metavar="TYPE", help="1 to 64 of A-Z a-z 0-9 _ -")
-        parser.add_argument("--quantity", type=whole(1, MOST_UNITS), required=True, metavar="N")
+        parser.add_argument("--quantity", type=whole(1, MAX_BIGINT), required=True, metavar="N")
         parser.add_argument("--name", metavar="S", help="default: TYPE")
         parser.add_argument("--admission", choices=list(ADMISSIONS), default="queue")
         discount = parser.add_mutually_exclusive_group()

@@ -8,9 +8,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from common.bigint import MAX_BIGINT
 from couponsite.tokens import issue_access_token
 
-_MAX_ID = 2**63 - 1
 _MAX_HOURS = 24 * 366
 
 
@@ -21,7 +21,7 @@ def user_range(text: str) -> range:
         last = first
     if not all(end.isascii() and end.isdigit() and len(end) <= 19 for end in (first, last)):
         raise ArgumentTypeError(f"{text!r} is neither a user id nor a range like 1-1000")
-    if not 0 < int(first) <= int(last) <= _MAX_ID:
+    if not 0 < int(first) <= int(last) <= MAX_BIGINT:
         raise ArgumentTypeError(f"{text!r} is not a range of positive 64-bit user ids")
     return range(int(first), int(last) + 1)
 
