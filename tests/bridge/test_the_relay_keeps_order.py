@@ -31,6 +31,7 @@ def test_events_of_a_key_arrive_in_order_with_their_cloud_events_headers() -> No
     assert row is not None
     assert header(messages[0], "ce_id") == str(row.event_id)
     assert header(messages[0], "ce_type") == EVENT
+    assert header(messages[0], "ce_source") == "/stub"
     assert header(messages[0], "ce_specversion") == "1.0"
     assert header(messages[0], "content-type") == "application/json"
     assert messages[0].key() == b"1"
