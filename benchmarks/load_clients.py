@@ -14,7 +14,7 @@ from couponsite.tokens import issue_access_token
 from demo.load_client import encode_request
 from devstack import ManagedProcess
 
-from .load import Outcome, Plan
+from .load import Outcome, Plan, status_counts
 
 CONNECTIONS = 64
 _PATH = "/api/v1/coupons/issue-async"
@@ -63,5 +63,5 @@ class Client:
             raise AssertionError(f"the client failed:\n{sending.log_tail()}")
         outcome = msgspec.msgpack.decode(self._result.read_bytes(), type=Outcome)
         if set(outcome.statuses) != {status}:
-            raise AssertionError(f"not every answer was {status}: {outcome.statuses}")
+            raise AssertionError(f"not every answer was {status}: {status_counts(outcome)}")
         return outcome

@@ -79,7 +79,11 @@ class Service:
 def service(*others: str) -> Iterator[Service]:
     """Start web, relay, issuer and ``others`` of the Procfile; only web is certain to be ready."""
     with folder() as directory, workers(directory, "relay", "issuer", *others) as started, web(directory) as server:
-        roots = {"web": [server.process.pid], **{role: [process.pid] for role, process in started.items()}}
+        roots = {
+            "web": [server.process.pid],
+            **({"site": [server.site.pid]} if server.site else {}),
+            **{role: [process.pid] for role, process in started.items()},
+        }
         yield Service(server, Client(directory), {**roots, **_servers()})
 
 

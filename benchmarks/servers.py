@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,21 +13,22 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port, is_free
 
-_APPLICATION = "couponsite.wsgi:application"
-_BARE = "benchmarks.baseline:application"
+# The empty views get what a plain deployment of Django on this server has: a process per core, default threads.
+_BARE = ("-m", "granian", "--interface", "wsgi", "--workers", "2", "benchmarks.baseline:application")
 _LISTEN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running web server and its port."""
+    """A running web server and its port; ``site`` is the process behind it, None if it has none."""
 
     process: ManagedProcess
     port: int
+    site: ManagedProcess | None = None
 
 
 @contextmanager
@@ -48,23 +50,26 @@ def workers(directory: Path, *roles: str) -> Iterator[dict[str, ManagedProcess]]
 
 @contextmanager
 def web(directory: Path) -> Iterator[Server]:
-    """Start the service's web server and yield it when it is ready."""
+    """Start the service's web server, with its site, and yield it when it is ready."""
     port = free_port()
-    process = procfile_process("web", _environment(directory, port), directory / "web.log")
+    process = WebProcess(_environment(directory, port), directory / "web.log")
     with process:
         wait_until_ready(process, port)
-        yield Server(process, port)
+        yield Server(process, port, process.site)
 
 
 @contextmanager
 def bare_web(directory: Path, *, middleware: bool) -> Iterator[Server]:
-    """Start the same server with the same options around an empty view, see ``baseline``."""
+    """Start a server of empty views, see ``baseline``."""
     port = free_port()
     environment = {**_environment(directory, port), "BARE_MIDDLEWARE": "" if middleware else "none"}
-    process = procfile_process("web", environment, directory / f"bare-{port}.log")
-    if _APPLICATION not in process.argv[-1]:
-        raise AssertionError(f"the Procfile's web process is not {_APPLICATION}")
-    process.argv[-1] = process.argv[-1].replace(_APPLICATION, _BARE)
+    process = ManagedProcess(
+        "bare",
+        [sys.executable, *_BARE, "--port", str(port)],
+        {**os.environ, **environment},
+        Path(__file__).resolve().parents[1],
+        directory / f"bare-{port}.log",
+    )
     with process:
         wait_until(lambda: not is_free(port), _LISTEN_SECONDS, "the bare server does not listen")
         yield Server(process, port)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from common.api.errors import Unavailable
@@ -73,53 +74,58 @@ class CouponCache:
 
         Raises database errors, and Unavailable after waiting a second for other threads that load coupons.
         """
-        entry = self._fresh(id_or_type)
+        entry = self.fresh(id_or_type)
         if entry is None:
             # Bounded: while the database does not answer, each waiting thread would wait for it in turn.
             if not self._lock.acquire(timeout=_LOCK_TIMEOUT):
                 raise Unavailable("The coupons cannot be read. It was not executed: try again.", retry_after=1)
             try:
                 # Another thread may have loaded it while this one waited for the lock.
-                entry = self._fresh(id_or_type) or self._load(id_or_type)
+                entry = self.fresh(id_or_type) or self.load([id_or_type])[0]
             finally:
                 self._lock.release()
         return entry
+
+    def fresh(self, id_or_type: int | str, *, share: float = 1.0) -> CachedCoupon | None:
+        """Return the cached coupon unless it is older than ``share`` of its longest age; makes no query."""
+        entry = self._entries.get(id_or_type)
+        if entry is not None and time.monotonic() - entry.loaded_at < _MAX_AGE * share:
+            return entry
+        return None
 
     def clear(self) -> None:
         """Remove all entries; the next ``get`` reads the database."""
         with self._lock:
             self._entries.clear()
 
-    def _fresh(self, id_or_type: int | str) -> CachedCoupon | None:
-        entry = self._entries.get(id_or_type)
-        if entry is not None and time.monotonic() - entry.loaded_at < _MAX_AGE:
-            return entry
-        return None
-
-    def _load(self, id_or_type: int | str) -> CachedCoupon | None:
-        field = "id" if isinstance(id_or_type, int) else "coupon_type"
+    def load(self, ids_or_types: Sequence[int | str]) -> list[CachedCoupon | None]:
+        """Read coupons by id or type in one query and cache them; None for those that do not exist, in order."""
         queried_at = time.monotonic()
-        row = (
-            Coupon.objects.filter(**{field: id_or_type})
+        rows = list(
+            Coupon.objects.filter(
+                Q(id__in=[key for key in ids_or_types if isinstance(key, int)])
+                | Q(coupon_type__in=[key for key in ids_or_types if isinstance(key, str)])
+            )
             .annotate(database_time=Now(), rollout_permille=rollout_permille())
             .values_list(
                 "id", "coupon_type", "admission", "opens_at", "closes_at", "paused", "total_quantity",
                 F("rollout_permille"), F("database_time"),
             )
-            .first()
         )  # fmt: skip
         answered_at = time.monotonic()
-        if row is None:
-            self._entries.pop(id_or_type, None)
-            return None
-        coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, permille, moment = row
-        self.clock.set(moment, answered_at)
-        window = Window(opens_at, closes_at, paused)
-        entry = CachedCoupon(coupon_id, coupon_type, admission, window, total, permille, queried_at)
+        loaded: dict[int | str, CachedCoupon] = {}
+        for coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, permille, moment in rows:
+            self.clock.set(moment, answered_at)
+            window = Window(opens_at, closes_at, paused)
+            entry = CachedCoupon(coupon_id, coupon_type, admission, window, total, permille, queried_at)
+            loaded[coupon_id] = loaded[coupon_type] = entry
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()
-        self._entries[coupon_id] = self._entries[coupon_type] = entry
-        return entry
+        self._entries.update(loaded)
+        for key in ids_or_types:
+            if key not in loaded:
+                self._entries.pop(key, None)
+        return [loaded.get(key) for key in ids_or_types]
 
 
 coupon_cache = CouponCache()

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from common.postgres import arrays
 from common.postgres.clock import isoformat_z
-from kafka_bridge.outbox.writing import stored_payload
+from kafka_bridge.outbox.writing import stored_payload, stored_payloads
 
 from . import policy, schemas
 from .events import IssueRequested
@@ -87,6 +87,18 @@ def request_status(request_id: UUID) -> RequestStatus | None:
     return status_cache.load(request_id) or ended_request(request_id) or accepted_request(request_id)
 
 
+def request_statuses(request_ids: Sequence[UUID]) -> list[RequestStatus | None]:
+    """The statuses of requests, in order: as ``request_status``, in one call to Redis and at most two queries."""
+    found = status_cache.load_several(request_ids)
+    if missing := [request_id for request_id in request_ids if request_id not in found]:
+        rows = IssueRequest.objects.filter(request_id__in=missing)
+        found |= {row.request_id: terminal_status(row) for row in rows}
+        if missing := [request_id for request_id in missing if request_id not in found]:
+            payloads = stored_payloads(ISSUE_REQUESTED, missing)
+            found |= {request_id: pending_status(request_id, payload) for request_id, payload in payloads.items()}
+    return [found.get(request_id) for request_id in request_ids]
+
+
 def ended_request(request_id: UUID) -> RequestStatus | None:
     """The terminal status of a request from PostgreSQL; None while it is undecided or if it does not exist."""
     row = IssueRequest.objects.filter(request_id=request_id).first()
@@ -117,8 +129,11 @@ def request_outcomes(request_ids: Collection[UUID]) -> dict[UUID, tuple[str, str
 def accepted_request(request_id: UUID) -> RequestStatus | None:
     """The PENDING status of a request from its outbox row; None if there is none."""
     payload = stored_payload(ISSUE_REQUESTED, request_id)
-    if payload is None:
-        return None
+    return None if payload is None else pending_status(request_id, payload)
+
+
+def pending_status(request_id: UUID, payload: bytes) -> RequestStatus:
+    """Convert the body of an accepted request to its status."""
     request = msgspec.json.decode(payload, type=IssueRequested)
     return RequestStatus(
         request_id=request_id,

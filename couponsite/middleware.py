@@ -20,7 +20,7 @@ from couponsite.error_pages import is_api_path, refusal
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def https_outside_loopback(get_response: GetResponse) -> GetResponse:
@@ -33,7 +33,7 @@ def https_outside_loopback(get_response: GetResponse) -> GetResponse:
     def middleware(request: HttpRequest) -> HttpResponseBase:
         if request.is_secure():
             return get_response(request)
-        on_loopback = split_domain_port(request.META.get("HTTP_HOST", "").lower())[0] in _LOOPBACK
+        on_loopback = split_domain_port(request.META.get("HTTP_HOST", "").lower())[0] in LOOPBACK
         if settings.HTTPS_REDIRECT and not on_loopback:
             return HttpResponsePermanentRedirect(f"https://{request.get_host()}{request.get_full_path()}")
         response = get_response(request)

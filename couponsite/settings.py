@@ -21,7 +21,7 @@ from couponsite.environment.reader import Environment
 from couponsite.environment.values import Limits
 from couponsite.logging import logging_config
 from couponsite.non_api_paths import NON_API_PATHS
-from couponsite.process_name import process_name
+from couponsite.process_name import is_server, process_name
 from kafka_bridge.routes import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -164,10 +164,10 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         **_database,
         "CONN_MAX_AGE": 60,
-        # A SELECT 1 per request is a round trip; couponsite.connections polls the socket instead.
+        # A SELECT 1 per request is a round trip; common.postgres.connections polls the socket instead.
         "CONN_HEALTH_CHECKS": False,
         # Forms read their choices outside transactions, where a pooler in transaction mode drops a named cursor.
-        "DISABLE_SERVER_SIDE_CURSORS": process_name() == "coupons web",
+        "DISABLE_SERVER_SIDE_CURSORS": is_server(),
         "OPTIONS": {
             "connect_timeout": 3,
             "application_name": process_name(),
@@ -346,10 +346,15 @@ if not env.folder("PROMETHEUS_MULTIPROC_DIR"):
 env.integer("PORT", default=8000, minimum=0, maximum=65535)
 env.address("HOST", default="0.0.0.0")
 env.integer("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
-# Requests that one web process handles at once, each with a database connection.
+# Requests that one process of the site handles at once, each with a database connection.
 WEB_THREADS = env.integer("WEB_THREADS", default=16, minimum=1, maximum=256)
 # Idle connections are closed after this time; granian accepts at most 60.
 env.integer("WEB_KEEP_ALIVE_SECONDS", default=60, minimum=1, maximum=60)
+# Where the intake finds the site: at a URL, else at a unix socket, whose path the system limits to 107 bytes.
+SITE_SOCKET = env.text("SITE_SOCKET", default="site.sock", longest=100)
+SITE_URL = env.url("SITE_URL", "")
+env.integer("SITE_PORT", default=8001, minimum=1, maximum=65535)
+env.integer("SITE_CONCURRENCY", default=1, minimum=1, maximum=128)
 METRICS_PORT = env.integer("METRICS_PORT", default=0, minimum=0, maximum=65535)
 METRICS_HOST = env.address("METRICS_HOST", default="127.0.0.1")
 

@@ -60,6 +60,17 @@ def read_access_token(token: str) -> AccessClaims:
     return AccessClaims(_user_id(claims), _scopes(claims.get("scope")))
 
 
+def read_plain_access_token(token: str) -> AccessClaims | None:
+    """Verify an access token in the format of ``issue_access_token``; None for any other, valid or not."""
+    claims = _verify_plain(token)
+    if claims is None or claims.get("token_type", "access") != "access":
+        return None
+    try:
+        return AccessClaims(_user_id(claims), _scopes(claims.get("scope")))
+    except InvalidToken:
+        return None
+
+
 def read_refresh_token(token: str) -> RefreshClaims:
     """Verify a refresh token of this service. Raises InvalidToken."""
     claims = _verify(token)

@@ -131,12 +131,14 @@ def limit_concurrency(application: WSGIHandler) -> Application:
 
 try:
     limit_statements()
-    application = buffer_body(limit_concurrency(get_wsgi_application()))
+    from couponsite.intake.client_address import with_client_address
+
+    application = with_client_address(buffer_body(limit_concurrency(get_wsgi_application())))
     from kafka_bridge.operating.heartbeat import Heartbeat
     from kafka_bridge.outbox.backpressure import outbox_backpressure
 
     outbox_backpressure.start()
-    Heartbeat("web").start()
+    Heartbeat("site").start()
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +17,8 @@ from devstack import ManagedProcess, wait_until
 
 _ROOT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.1
+# Answered by the site, without a query.
+_SITE_PATH = "/api/ready"
 _LONGEST_PAUSE = 5.0
 _READY_SECONDS = 60.0
 # Longer than the web server takes to finish its requests.
@@ -43,18 +47,54 @@ def procfile_process(
     return ManagedProcess(name or role, ["sh", "-c", line], {**os.environ, "PATH": path, **env}, root, log_path)
 
 
+class WebProcess(ManagedProcess):
+    """The Procfile's ``web``, with a ``site`` behind it that is started and stopped with it.
+
+    Signals, exit codes and the log are those of ``web``; ``site`` is the other process.
+    """
+
+    def __init__(self, env: Mapping[str, str], log_path: Path, *, name: str = "web") -> None:
+        """``env`` and ``log_path`` as for ``procfile_process``; the site's log is beside it."""
+        # The path of a socket has at most 107 bytes, which folders of tests exceed.
+        self.site_socket = f"{tempfile.gettempdir()}/site-{secrets.token_hex(8)}.sock"
+        with_socket = {**env, "SITE_SOCKET": self.site_socket}
+        self.site = procfile_process("site", with_socket, log_path.with_name(f"site-of-{log_path.name}"))
+        web = procfile_process("web", with_socket, log_path)
+        super().__init__(name, web.argv, web.env, web.cwd, log_path)
+
+    def start(self) -> None:
+        """Start web, and the site unless it runs."""
+        if not self.site.is_running():
+            self.site.start()
+        super().start()
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """Stop both; returns the exit code of web."""
+        code = super().stop(timeout)
+        self.site.stop(timeout)
+        Path(self.site_socket).unlink(missing_ok=True)
+        return code
+
+
 def _procfile(root: Path) -> dict[str, str]:
     lines = (root / "Procfile").read_text().splitlines()
     return {role: command.strip() for role, _, command in (line.partition(":") for line in lines if line.strip())}
 
 
 def is_ready(port: int) -> bool:
-    """Return whether the web process on this port answers 200 at /readyz."""
+    """Return whether the web process on this port is ready, and the site behind it answers."""
+    return _status(port, "/readyz") == 200 and _status(port, _SITE_PATH) == 404
+
+
+def _status(port: int, path: str) -> int:
+    """Return the status of a GET; 0 without an answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except (urllib.error.URLError, OSError):
-        return False
+        return 0
 
 
 def wait_until_ready(web: ManagedProcess, port: int) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from common.processes.lifecycle import StopFlag, check_database, first_line, wait_for
 from common.processes.outages import ServiceUnavailable
 from demo.orders import OrderOutcome, OrderRound
-from demo.processes import Supervisor, procfile_process, wait_until_ready
+from demo.processes import Supervisor, WebProcess, procfile_process, wait_until_ready
 from demo.report import print_orders, print_outcome, progress_bar
 from demo.sale import FlashSale, Outcome, Size
 from devstack.ports import free_port, is_free
@@ -107,7 +107,7 @@ class Demo:
     @contextmanager
     def _running(self, port: int) -> Iterator[None]:
         env = {"PORT": str(port), "HOST": "127.0.0.1"}
-        web = procfile_process("web", env, self._log("web"))
+        web = WebProcess(env, self._log("web"))
         relay = procfile_process("relay", env, self._log("relay"))
         issuers = [
             procfile_process("issuer", env, self._log(f"issuer-{number}"), name=f"issuer-{number}")
@@ -115,10 +115,10 @@ class Demo:
         ]
         others = [procfile_process(role, env, self._log(role)) for role in ("effects", "orders", "reconciler")]
         self._say(
-            f"starting web, relay, {self._issuers} issuers, effects, orders and reconciler;"
+            f"starting web, site, relay, {self._issuers} issuers, effects, orders and reconciler;"
             f" their logs are in {self._log_folder}"
         )
-        with Supervisor([web, relay, *issuers, *others], self._say):
+        with Supervisor([web.site, web, relay, *issuers, *others], self._say):
             wait_until_ready(web, port)
             self._say(f"the sale: {self._size.requests} requests of {self._size.users} users")
             yield

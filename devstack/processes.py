@@ -87,7 +87,7 @@ class ManagedProcess:
 
         Raises RuntimeError if it is running already and OSError if it cannot be executed.
         """
-        if self._process is not None and self.poll() is None:
+        if self.is_running():
             raise RuntimeError(f"{self.name} is running already (pid {self.pid})")
         self._kill_group()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +115,10 @@ class ManagedProcess:
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, or None while the program runs."""
         return self._started().poll()
+
+    def is_running(self) -> bool:
+        """Whether the program was started and has not ended."""
+        return self._process is not None and self.poll() is None
 
     def wait(self, timeout: float) -> int:
         """Wait for the program to end and return its exit code.

@@ -17,7 +17,7 @@ from django.db import connection
 
 from common.processes.lifecycle import StopFlag, check_database, wait_for
 from common.processes.outages import ServiceUnavailable
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, procfile_process, wait_until_ready
 from devstack.ports import free_port
 from kafka_bridge.client import check_kafka, ensure_topics
 
@@ -71,12 +71,12 @@ class Fuzz:
             env = self._environment(stack.enter_context(_provider()), port)
             # Before any process starts, because it raises unless the database is empty.
             world = make_world()
-            web = procfile_process("web", env, self._log("web"))
+            web = WebProcess(env, self._log("web"))
             others = [procfile_process(role, env, self._log(role)) for role in ROLES]
-            processes = [web, *others]
-            for process in processes:
+            for process in (web, *others):
                 process.start()
                 stack.callback(process.stop, _STOP_SECONDS)
+            processes = [web, web.site, *others]
             wait_until_ready(web, port)
             http = HttpLoad(port, world, self._seed, self._findings)
             kafka = KafkaLoad(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -34,11 +34,19 @@ KINDS = {
     **{error.code: Kind(error.status, error.title) for error in (InvalidRequest, NotYourself, NotFound, Unavailable)},
     "unauthenticated": Kind(401, "Authentication is missing or not valid"),
     "method_not_allowed": Kind(405, "Method not allowed"),
+    "timeout": Kind(408, "The request took too long"),
     "too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "Unsupported media type"),
     "throttled": Kind(429, "Too many requests"),
     "error": Kind(500, "Internal error"),
 }
+
+
+class Addressed(Protocol):
+    """A request of Django or of the lane."""
+
+    @property
+    def path(self) -> str: ...
 
 
 class BodyTooLarge(drf.APIException):
@@ -68,7 +76,7 @@ def problem_body(code: str, kind: Kind, detail: str, path: str, errors: list[Fie
 
 
 def problem(
-    request: HttpRequest,
+    request: Addressed,
     code: str,
     detail: str,
     *,
@@ -91,9 +99,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
     request: HttpRequest = context["request"]._request
     match error:
         case DomainError():
-            headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-            kind = Kind(error.status, error.title)
-            return problem(request, error.code, error.detail, kind=kind, errors=error.errors, headers=headers)
+            return refusal_response(request, error)
         case drf.NotAuthenticated() | drf.AuthenticationFailed():
             return problem(request, "unauthenticated", str(error.detail), headers={"WWW-Authenticate": "Bearer"})
         case drf.MethodNotAllowed():
@@ -121,7 +127,14 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
     return failure_response(request, error)
 
 
-def failure_response(request: HttpRequest, error: BaseException | None) -> HttpResponse:
+def refusal_response(request: Addressed, error: DomainError) -> HttpResponse:
+    """Return the problem response of a refusal."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    kind = Kind(error.status, error.title)
+    return problem(request, error.code, error.detail, kind=kind, errors=error.errors, headers=headers)
+
+
+def failure_response(request: Addressed, error: BaseException | None) -> HttpResponse:
     """503 for an outage of PostgreSQL or Redis, else 500; the cause is logged, never sent to the client."""
     if error is not None and is_outage(error):
         report_outage(error)
@@ -131,7 +144,7 @@ def failure_response(request: HttpRequest, error: BaseException | None) -> HttpR
     return problem(request, "error", "Something went wrong on our side.")
 
 
-def unavailable(request: HttpRequest, detail: str) -> HttpResponse:
+def unavailable(request: Addressed, detail: str) -> HttpResponse:
     """Return a 503 problem with ``Retry-After: 1``."""
     return problem(request, "unavailable", detail, headers={"Retry-After": "1"})
 

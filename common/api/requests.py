@@ -66,12 +66,17 @@ def idempotency_key(request: Request) -> str | None:
     key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return None
-    if not (1 <= len(key) <= KEY_LENGTH and key.isascii() and key.isprintable()):
+    if not is_idempotency_key(key):
         raise InvalidRequest(
             f"Idempotency-Key must be 1 to {KEY_LENGTH} printable ASCII characters.",
             errors=[{"field": "Idempotency-Key", "message": f"must be 1 to {KEY_LENGTH} printable ASCII characters"}],
         )
     return key
+
+
+def is_idempotency_key(text: str) -> bool:
+    """Whether ``text`` may be an Idempotency-Key."""
+    return 1 <= len(text) <= KEY_LENGTH and text.isascii() and text.isprintable()
 
 
 def traceparent(request: Request) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from common.api.errors import DomainError
 
 from ..events import IssueEnded
 
 
-class AdmissionRequest(NamedTuple):
+class AdmissionRequest(msgspec.Struct, gc=False):
     """A request for an open coupon. ``total_quantity`` is the coupon's, at most a second old.
 
     ``by_worker``: its transport is the Redis queue of the issue worker instead of Kafka.

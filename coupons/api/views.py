@@ -189,4 +189,8 @@ def accepted_body(accepted: Accepted) -> bytes:
 
 def _allow(caller: Caller, user_id: int) -> None:
     if user_id != caller.user_id and not caller.may_issue_for_others:
-        raise NotYourself(f"You are user {caller.user_id} and may not act for user {user_id}.")
+        raise not_yourself(caller.user_id, user_id)
+
+
+def not_yourself(caller_id: int, user_id: int) -> NotYourself:
+    return NotYourself(f"You are user {caller_id} and may not act for user {user_id}.")

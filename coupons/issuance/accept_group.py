@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from uuid import UUID
 
-import msgspec
 from django.db import transaction
 
 from common.api.errors import DomainError, Unavailable
 from common.group_commit import GroupCommit
 from common.processes.lifecycle import first_line
 from common.processes.log_limit import LogLimit
-from common.processes.outages import is_rolled_back
+from common.processes.outages import is_rolled_back, is_transient
 from kafka_bridge.outbox.transports import row_for_transport
 from kafka_bridge.outbox.writing import OutboxRow, insert_new_rows, outbox_row
 
@@ -32,172 +32,175 @@ logger = logging.getLogger(__name__)
 _log_limit = LogLimit()
 
 
-class IncomingRequest(NamedTuple):
-    """A request to accept. ``row`` is its outbox row, None if the row needs a sequence from the admission first.
+class IncomingRequest(AdmissionRequest, kw_only=True, gc=False):
+    """A request to accept, and its outcome once ``accept_group`` has returned.
 
-    ``may_be_repeat``: its id was derived from an Idempotency-Key and may have been accepted before.
+    ``may_be_repeat``: its id was derived from an Idempotency-Key and may have been accepted before. ``closed`` set: it
+    is refused unless it is a repeat, since the coupon takes no new requests.
+
+    Outcome: ``existing`` is the request that was accepted under the same id before; it takes precedence over
+    ``refusal``. Without both, ``inserted``: its outbox row is committed, and ``sequence`` is its place in line.
+    ``fault``: the request itself could not be handled, and was not accepted.
     """
 
-    candidate: AdmissionRequest
-    request: IssueRequested
+    coupon_type: str
+    admission: str
+    requested_at: datetime
     traceparent: str
-    row: OutboxRow | None
     may_be_repeat: bool
+    closed: DomainError | None = None
+    refusal: type[DomainError] | DomainError | None = None
+    sequence: int | None = None
+    newly_reserved: bool = False
+    inserted: bool = False
+    existing: ExistingRequest | None = None
+    fault: Exception | None = None
+
+    def outbox_row(self) -> OutboxRow:
+        """Build the outbox row; the admission has set ``sequence``."""
+        request = IssueRequested(
+            request_id=self.request_id,
+            user_id=self.user_id,
+            coupon_id=self.coupon_id,
+            coupon_type=self.coupon_type,
+            requested_at=self.requested_at,
+            source="API",
+            admission=self.admission,
+            sequence=self.sequence,
+        )
+        row = outbox_row(message_of(request, traceparent=self.traceparent))
+        return row_for_transport(row, TRANSPORT) if self.by_worker else row
 
 
-class AcceptOutcome(NamedTuple):
-    """The outcome of accepting one request. ``refusal`` None: it was accepted; ``sequence`` is its place in line.
+class _NotAccepted(Exception):
+    """It is certain that no request of the group was accepted; ``error`` is the reason."""
 
-    ``new``: an outbox row was inserted. ``existing``: the request that was accepted under the same id before; it
-    takes precedence over ``refusal``.
-    """
-
-    refusal: type[DomainError] | Unavailable | None
-    sequence: int | None
-    new: bool
-    existing: ExistingRequest | None
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
-def prepare(
-    admission: Admission, candidate: AdmissionRequest, request: IssueRequested, traceparent: str, *, may_be_repeat: bool
-) -> IncomingRequest:
-    """Build the item for the group commit. If no sequence is needed, the row is built here, before the group starts."""
-    row = None if admission.may_refuse else outbox_row(message_of(request, traceparent=traceparent))
-    return IncomingRequest(candidate, request, traceparent, row, may_be_repeat)
-
-
-def accept_group(admission: Admission, group: Sequence[IncomingRequest]) -> list[AcceptOutcome]:
+def accept_group(admission: Admission, group: Sequence[IncomingRequest]) -> Sequence[IncomingRequest]:
     """Ask the admission about a group of concurrent requests and insert the outbox rows of the admitted ones.
 
-    Returns one outcome per request, in order. Requests with an Idempotency-Key, admitted or refused, are looked up in
-    one query: only PostgreSQL knows whether the key was used.
+    Returns ``group`` with the outcomes in its requests. Requests with an Idempotency-Key, admitted or refused, are
+    looked up in one query: only PostgreSQL knows whether the key was used. A request that cannot be handled fails
+    alone: the group is split and tried again. Raises outages, and whatever the commit raises: then the outcome of every
+    request is unknown.
     """
     try:
-        outcomes = admission.admit([item.candidate for item in group])
-    except Unavailable as error:
-        return _outcomes_without_admission(group, error)
-    written = False
+        _accept(admission, group)
+    except _NotAccepted as failure:
+        if is_transient(failure.error):
+            raise failure.error from failure.error.__cause__
+        if len(group) == 1:
+            group[0].fault = failure.error
+        else:
+            middle = len(group) // 2
+            accept_group(admission, group[:middle])
+            accept_group(admission, group[middle:])
+    return group
+
+
+def _accept(admission: Admission, group: Sequence[IncomingRequest]) -> None:
+    """Accept the group in one transaction. Raises _NotAccepted, or an error after which the outcome is unknown."""
+    may_be_committed = False
     try:
-        existing = find_existing_requests({item.candidate.request_id for item in group if item.may_be_repeat})
-        accept_outcomes = [
-            AcceptOutcome(
-                outcome.refusal, outcome.sequence, new=False, existing=existing.get(item.candidate.request_id)
-            )
-            for item, outcome in zip(group, outcomes, strict=True)
-        ]
-        admitted_indexes = [
-            index
-            for index, accept_outcome in enumerate(accept_outcomes)
-            if accept_outcome.refusal is None and accept_outcome.existing is None
-        ]
-        if admitted_indexes:
+        _admit(admission, group)
+        existing = find_existing_requests({item.request_id for item in group if item.may_be_repeat})
+        for item in group:
+            item.existing = existing.get(item.request_id)
+        if admitted := [item for item in group if item.refusal is None and item.existing is None]:
             with transaction.atomic():
-                written_outcomes = _write(
-                    admission,
-                    [group[index] for index in admitted_indexes],
-                    [outcomes[index] for index in admitted_indexes],
-                )
+                _write(admission, admitted)
                 # From here on only the commit can fail. It may have succeeded, unless PostgreSQL reports a rollback.
-                written = True
-            for index, accept_outcome in zip(admitted_indexes, written_outcomes, strict=True):
-                accept_outcomes[index] = accept_outcome
+                may_be_committed = True
     except BaseException as error:
-        if not written or is_rolled_back(error):
-            admission.cancel(
-                [item.candidate for item, outcome in zip(group, outcomes, strict=True) if outcome.newly_reserved]
-            )
+        if may_be_committed and not is_rolled_back(error):
+            raise
+        admission.cancel([item for item in group if item.newly_reserved])
+        if isinstance(error, Exception):
+            raise _NotAccepted(error) from error
         raise
-    _log_accepted(item for item, accept_outcome in zip(group, accept_outcomes, strict=True) if accept_outcome.new)
-    _release_unused(
-        admission,
-        [
-            (item.candidate, accept_outcome)
-            for item, outcome, accept_outcome in zip(group, outcomes, accept_outcomes, strict=True)
-            if outcome.newly_reserved and not accept_outcome.new
-        ],
+    _log_accepted([item for item in group if item.inserted])
+    _log_unavailable([item for item in group if isinstance(item.refusal, Unavailable) and item.existing is None])
+    _release_unused(admission, [item for item in group if item.newly_reserved and not item.inserted])
+
+
+def _admit(admission: Admission, group: Sequence[IncomingRequest]) -> None:
+    """Ask the admission about the requests that are not refused already; if it does not answer, all are refused."""
+    for item in group:
+        item.refusal, item.sequence, item.newly_reserved, item.inserted = item.closed, None, False, False
+    candidates = [item for item in group if item.refusal is None]
+    try:
+        outcomes = admission.admit(candidates) if candidates else []
+    except Unavailable as error:
+        for item in candidates:
+            item.refusal = error
+        return
+    for item, outcome in zip(candidates, outcomes, strict=True):
+        item.refusal, item.sequence, item.newly_reserved = outcome
+
+
+def _write(admission: Admission, admitted: Sequence[IncomingRequest]) -> None:
+    """Insert the rows of admitted requests, unless ``confirm`` refuses them or a row already exists."""
+    outcomes = admission.confirm(
+        admitted, [AdmissionOutcome(None, item.sequence, item.newly_reserved) for item in admitted]
     )
-    return accept_outcomes
+    reserved: set[UUID] = set()
+    for item, outcome in zip(admitted, outcomes, strict=True):
+        item.refusal, item.sequence = outcome.refusal, outcome.sequence
+        if outcome.newly_reserved:
+            reserved.add(item.request_id)
+    confirmed = [item for item in admitted if item.refusal is None]
+    if not confirmed:
+        return
+    for item, is_new in zip(confirmed, insert_new_rows([item.outbox_row() for item in confirmed]), strict=True):
+        item.inserted = is_new
+    if for_worker := [item.request_id for item in confirmed if item.inserted and item.by_worker]:
+        # If Redis is unavailable they are accepted all the same: the worker finds them by their reservations.
+        transaction.on_commit(partial(enqueue, for_worker), robust=True)
+    # The row already exists: a concurrent request won, or an earlier admission admitted it. Keep its reservation,
+    # release ours.
+    if unused := reserved.difference(item.request_id for item in confirmed if item.inserted):
+        reservations.release(unused)
+    existing = find_existing_requests({item.request_id for item in confirmed if not item.inserted})
+    for item in confirmed:
+        item.existing = existing.get(item.request_id) if not item.inserted else None
 
 
-def _outcomes_without_admission(group: Sequence[IncomingRequest], error: Unavailable) -> list[AcceptOutcome]:
-    """Answer requests that were accepted before under their key, from PostgreSQL. The others get ``error``."""
-    existing = find_existing_requests({item.candidate.request_id for item in group if item.may_be_repeat})
-    coupon_type = group[0].request.coupon_type
-    refused = len(group) - sum(item.candidate.request_id in existing for item in group)
-    # One log line per request would flood the log during a sale.
-    if refused and (count := _log_limit.due(coupon_type, refused)):
-        logger.warning(
-            "coupon %s: 503 for %d requests since the last line, its admission does not answer: %s",
-            coupon_type, count, first_line(error.__cause__ or error),
-        )  # fmt: skip
-    found = [existing.get(item.candidate.request_id) for item in group]
-    return [AcceptOutcome(None if request else error, None, new=False, existing=request) for request in found]
-
-
-def _release_unused(admission: Admission, unused_items: Sequence[tuple[AdmissionRequest, AcceptOutcome]]) -> None:
+def _release_unused(admission: Admission, unused: Sequence[IncomingRequest]) -> None:
     """Release what was reserved for requests for which no row was inserted."""
     cancelled, finished = [], []
-    for candidate, outcome in unused_items:
-        if outcome.existing is None or not outcome.existing.is_for(candidate.coupon_id, candidate.user_id):
-            cancelled.append(candidate)
-        elif outcome.existing.finished is not None:
-            finished.append(outcome.existing.finished)
+    for item in unused:
+        if item.existing is None or not item.existing.is_for(item.coupon_id, item.user_id):
+            cancelled.append(item)
+        elif item.existing.finished is not None:
+            finished.append(item.existing.finished)
         # Otherwise a concurrent request inserted the row and owns the reservation until it finishes.
     admission.cancel(cancelled)
     admission.on_finished(finished)
 
 
-def _write(
-    admission: Admission, group: Sequence[IncomingRequest], admitted: Sequence[AdmissionOutcome]
-) -> list[AcceptOutcome]:
-    """Insert the rows of admitted requests, unless ``confirm`` refuses them or a row already exists."""
-    confirmed = admission.confirm([item.candidate for item in group], admitted)
-    admitted_indexes = [index for index, outcome in enumerate(confirmed) if outcome.refusal is None]
-    inserted = (
-        insert_new_rows([_row(group[index], confirmed[index].sequence) for index in admitted_indexes])
-        if admitted_indexes
-        else []
-    )
-    new = {index for index, is_new in zip(admitted_indexes, inserted, strict=True) if is_new}
-    for_worker = [group[index].candidate.request_id for index in sorted(new) if group[index].candidate.by_worker]
-    if for_worker:
-        # If Redis is unavailable they are accepted all the same: the worker finds them by their reservations.
-        transaction.on_commit(partial(enqueue, for_worker), robust=True)
-    # The row already exists: a concurrent request won, or an earlier admission admitted it. Keep its reservation,
-    # release ours.
-    unused = [
-        group[index].candidate.request_id
-        for index in admitted_indexes
-        if confirmed[index].newly_reserved and index not in new
-    ]
-    if unused:
-        reservations.release(unused)
-    repeats = {index: group[index].candidate.request_id for index in admitted_indexes if index not in new}
-    existing = find_existing_requests(set(repeats.values()))
-    return [
-        AcceptOutcome(
-            outcome.refusal, outcome.sequence, index in new, existing.get(repeats[index]) if index in repeats else None
-        )
-        for index, outcome in enumerate(confirmed)
-    ]
+def _log_unavailable(refused: Sequence[IncomingRequest]) -> None:
+    # One log line per request would flood the log during a sale.
+    if refused and (count := _log_limit.due(refused[0].coupon_type, len(refused))):
+        error = refused[0].refusal
+        assert isinstance(error, Unavailable)
+        logger.warning(
+            "coupon %s: 503 for %d requests since the last line, its admission does not answer: %s",
+            refused[0].coupon_type, count, first_line(error.__cause__ or error),
+        )  # fmt: skip
 
 
-def _row(item: IncomingRequest, sequence: int | None) -> OutboxRow:
-    if item.row is not None:
-        return item.row
-    request = msgspec.structs.replace(item.request, sequence=sequence)
-    row = outbox_row(message_of(request, traceparent=item.traceparent))
-    return row_for_transport(row, TRANSPORT) if item.candidate.by_worker else row
-
-
-def _log_accepted(accepted: Iterable[IncomingRequest]) -> None:
+def _log_accepted(accepted: Sequence[IncomingRequest]) -> None:
     request_log.log_requests(
         "request accepted",
         [
             {
-                "requestId": item.candidate.request_id,
-                "couponType": item.request.coupon_type,
-                "userId": item.candidate.user_id,
+                "requestId": item.request_id,
+                "couponType": item.coupon_type,
+                "userId": item.user_id,
                 "traceparent": item.traceparent,
             }
             for item in accepted
@@ -205,23 +208,29 @@ def _log_accepted(accepted: Iterable[IncomingRequest]) -> None:
     )
 
 
+def committer_key(coupon: CachedCoupon) -> tuple[str, int]:
+    """Return which requests share a group: those of a coupon if its admission may refuse, else of the admission."""
+    return coupon.admission, coupon.coupon_id if ADMISSIONS[coupon.admission].may_refuse else 0
+
+
 class GroupCommitters:
-    """The group committers of this process: one per coupon if the admission may refuse, else one per admission."""
+    """The group committers of the threads of this process, by ``committer_key``."""
 
     _MOST = 10_000
 
     def __init__(self) -> None:
-        self._committers: dict[tuple[str, int], GroupCommit[IncomingRequest, AcceptOutcome]] = {}
+        self._committers: dict[tuple[str, int], GroupCommit[IncomingRequest, IncomingRequest]] = {}
 
-    def for_coupon(self, coupon: CachedCoupon) -> GroupCommit[IncomingRequest, AcceptOutcome]:
-        admission = ADMISSIONS[coupon.admission]
-        key = (coupon.admission, coupon.coupon_id if admission.may_refuse else 0)
+    def for_coupon(self, coupon: CachedCoupon) -> GroupCommit[IncomingRequest, IncomingRequest]:
+        key = committer_key(coupon)
         committer = self._committers.get(key)
         if committer is None:
             # Requests that wait in a dropped committer still get their outcome.
             if len(self._committers) >= self._MOST:
                 self._committers.clear()
-            committer = self._committers.setdefault(key, GroupCommit(partial(accept_group, admission)))
+            committer = self._committers.setdefault(
+                key, GroupCommit(partial(accept_group, ADMISSIONS[coupon.admission]))
+            )
         return committer
 
 

@@ -185,6 +185,23 @@ def load(request_id: UUID) -> RequestStatus | None:
     return found
 
 
+def load_several(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
+    """Return the terminal statuses that are cached, in one call; like ``load`` without those that are unreadable."""
+    try:
+        entries = load_many(request_ids)
+    except RedisError as error:
+        if count := _log_limit.due("away", len(request_ids)):
+            logger.warning("status cache not read, %d times since the last line: %s", count, error)
+        return {}
+    found = {}
+    for request_id, entry in entries.items():
+        if isinstance(entry, Unreadable):
+            _warn_unreadable(request_id, "not a status of that request")
+        else:
+            found[request_id] = entry
+    return found
+
+
 def load_many(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unreadable]:
     """Return the entries of ``request_ids`` by id, without those that have none. Raises RedisError."""
     if not request_ids:

@@ -185,11 +185,11 @@ def late_insert(coupon: Coupon, user_id: int) -> Any:
     write = accept_group._write
     request_ids: list[Any] = []
 
-    def hang(admission: Any, asked: Any, admitted: Any) -> Any:
-        request_ids.extend(one.candidate.request_id for one in asked)
+    def hang(admission: Any, admitted: Any) -> Any:
+        request_ids.extend(one.request_id for one in admitted)
         make_old(coupon)
         compare(repair=True)
-        return write(admission, asked, admitted)
+        return write(admission, admitted)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(accept_group, "_write", hang)

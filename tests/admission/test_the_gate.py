@@ -29,9 +29,8 @@ from coupons.admission.gate.releasing import release
 from coupons.consumer_groups import RESULTS
 from coupons.coupon_cache import coupon_cache
 from coupons.errors import SoldOut
-from coupons.events import IssueRequested
 from coupons.issuance import accept_group, finish
-from coupons.issuance.accept import derived_request_id
+from coupons.issuance.accept import incoming_request
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.redemption import coupon_hold, coupon_refund, coupon_use
 from devstack.ports import free_port
@@ -111,12 +110,9 @@ def test_a_group_of_requests_is_one_call(make_gate: MakeGate, monkeypatch: pytes
 
 def keyed(coupon: Coupon, user_id: int, key: str) -> accept_group.IncomingRequest:
     """What a request under a key puts into its line."""
-    request_id = derived_request_id(user_id, "issue", key)
-    request = IssueRequested(
-        request_id=request_id, user_id=user_id, coupon_id=coupon.id, coupon_type=coupon.coupon_type, admission="gate"
-    )
-    one = AdmissionRequest(request_id, user_id, coupon.id, coupon.total_quantity)
-    return accept_group.prepare(ADMISSIONS["gate"], one, request, "", may_be_repeat=True)
+    cached = coupon_cache.get(coupon.id)
+    assert cached is not None
+    return incoming_request(cached, user_id=user_id, caller_id=user_id, idempotency_key=key, traceparent="")
 
 
 def test_refusals_of_one_moment_cost_one_read_if_keys_have_to_be_looked_up(

@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, wait_until_ready
 from devstack import Stack
 from devstack.ports import free_port
 from tests.cluster.brokers import Cluster
@@ -78,7 +78,7 @@ def web_port(cluster: Cluster, django_db_setup: None, tmp_path_factory: pytest.T
     port = free_port()
     log_path = tmp_path_factory.mktemp("web") / "web.log"
     env = cluster_environment(cluster, PORT=str(port), HOST="127.0.0.1")
-    with procfile_process("web", env, log_path) as web:
+    with WebProcess(env, log_path) as web:
         wait_until_ready(web, port)
         yield port
 

@@ -18,7 +18,7 @@ import pytest
 
 from coupons.api import examples
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
 from tests.support.service import environment
 
@@ -40,7 +40,7 @@ def port(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         AUTH_TOKEN_THROTTLE="1000000/min",
         DJANGO_SETTINGS_MODULE="tests.contract.settings",
     )
-    with procfile_process("web", env, tmp_path_factory.mktemp("web") / "web.log") as web:
+    with WebProcess(env, tmp_path_factory.mktemp("web") / "web.log") as web:
         wait_until_ready(web, number)
         yield number
 

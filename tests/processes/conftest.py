@@ -12,7 +12,7 @@ from django.db import connection
 from django.db.models import Sum
 
 from coupons.models import Coupon, IssueRequest
-from demo.processes import is_ready, procfile_process, wait_until_ready
+from demo.processes import WebProcess, is_ready, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage, RelayLease
@@ -39,7 +39,7 @@ class Web:
 def running_web(folder: Path) -> Iterator[Web]:
     """A web process with the settings of this moment, which writes its log into ``folder``."""
     port = free_port()
-    process = procfile_process("web", environment(PORT=str(port), HOST="127.0.0.1"), folder / "web.log")
+    process = WebProcess(environment(PORT=str(port), HOST="127.0.0.1"), folder / "web.log")
     with process:
         yield Web(process, port)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
 from tests.support.service import environment
 
@@ -33,7 +33,7 @@ def port(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         AUTH_TOKEN_THROTTLE=f"{LIMIT}/day",
         WEB_KEEP_ALIVE_SECONDS=str(IDLE_SECONDS),
     )
-    with procfile_process("web", env, tmp_path_factory.mktemp("web") / "web.log") as web:
+    with WebProcess(env, tmp_path_factory.mktemp("web") / "web.log") as web:
         wait_until_ready(web, number)
         yield number
 

@@ -14,7 +14,7 @@ from django.contrib.auth.models import User
 
 from coupons.models import Coupon
 from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
 from orders.models import Order
@@ -42,7 +42,7 @@ def port(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """The port of a web process with one thread: it works on one request after the other, in the order they came."""
     number = free_port()
     env = environment(PORT=str(number), HOST="127.0.0.1", WEB_CONCURRENCY="1", WEB_THREADS="1")
-    with procfile_process("web", env, tmp_path_factory.mktemp("web") / "web.log") as web:
+    with WebProcess(env, tmp_path_factory.mktemp("web") / "web.log") as web:
         wait_until_ready(web, number)
         yield number
 

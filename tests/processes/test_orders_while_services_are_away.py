@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pytest_django import Settings
 
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, wait_until_ready
 from devstack import Part, Stack
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
@@ -65,7 +65,7 @@ def web(transactional_db: None, services: list[Part], nobody: str, tmp_path: Pat
         ALIMTALK_KEY="for-tests-only",
         DATA_PLATFORM_URL=nobody,
     )
-    process = procfile_process("web", env, tmp_path / "web.log")
+    process = WebProcess(env, tmp_path / "web.log")
     with process:
         wait_until_ready(process, port)
         yield Web(process, port)

@@ -19,7 +19,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 from couponsite.tokens import issue_access_token
 from demo.load_client import encode_request
-from demo.processes import procfile_process, wait_until_ready
+from demo.processes import WebProcess, procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
@@ -80,7 +80,7 @@ def web(provider: PaymentProvider, tmp_path: Path) -> Iterator[Web]:
     """A web process of the test's own, with that provider."""
     port = free_port()
     env = {**provider.env, "PORT": str(port), "HOST": "127.0.0.1", "WEB_CONCURRENCY": "1"}
-    process = procfile_process("web", env, tmp_path / "web.log")
+    process = WebProcess(env, tmp_path / "web.log")
     with process:
         wait_until_ready(process, port)
         yield Web(process, port)
@@ -275,7 +275,7 @@ def test_a_payment_gateway_that_is_none_stops_the_start(gateway: str, complaint:
 
 def test_a_web_process_does_not_start_without_a_payment_gateway(tmp_path: Path) -> None:
     env = environment(PAYMENT_GATEWAY="nobody.Gateway", PORT="0")
-    with procfile_process("web", env, tmp_path / "web.log") as web:
+    with WebProcess(env, tmp_path / "web.log") as web:
         assert web.wait(SECONDS) == 1
     (line,) = plain_lines(web.log_path.read_text())
     assert "PAYMENT_GATEWAY" in line

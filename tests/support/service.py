@@ -13,7 +13,7 @@ from urllib.parse import quote
 from django.conf import settings
 from django.db import connection
 
-from demo.processes import procfile_process
+from demo.processes import WebProcess, procfile_process
 from devstack import ManagedProcess
 
 _COMMAND_SECONDS = 120.0
@@ -51,7 +51,11 @@ class Service:
         """Start a process of the Procfile; ``name`` tells apart several of one role."""
         name = name or role
         log_path = self._log_folder / f"{name}.log"
-        process = procfile_process(role, self._env, log_path, name=name, arguments=arguments, root=self._root)
+        process = (
+            WebProcess(self._env, log_path, name=name)
+            if role == "web" and self._root == _ROOT
+            else procfile_process(role, self._env, log_path, name=name, arguments=arguments, root=self._root)
+        )
         self.processes[name] = process
         process.start()
         return process
@@ -82,6 +86,8 @@ class Service:
         for process in self.processes.values():
             process.stop()
             print(f"--- {process.name}\n{process.log_tail(40)}")
+            if isinstance(process, WebProcess):
+                print(f"--- {process.site.name}\n{process.site.log_tail(40)}")
 
 
 def kill_group(process: ManagedProcess) -> None:

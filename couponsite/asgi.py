@@ -1,0 +1,34 @@
+"""The ASGI application of the intake: ``granian --interface asgi --loop uvloop couponsite.asgi:application``."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+
+import django
+from django.core.exceptions import ImproperlyConfigured
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
+
+try:
+    django.setup(set_prefix=False)
+    from couponsite.database import limit_statements
+    from couponsite.intake.server import Intake
+    from kafka_bridge.operating.heartbeat import Heartbeat
+    from kafka_bridge.outbox.backpressure import outbox_backpressure
+
+    limit_statements()
+    application = Intake()
+    outbox_backpressure.start()
+    Heartbeat("web").start()
+except ImproperlyConfigured as error:
+    sys.exit(str(error))
+
+# Connections that send nothing cost only a file descriptor each.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+# Objects loaded by now live as long as the process: excluding them from collections cuts the tail latency.
+gc.collect()
+gc.freeze()

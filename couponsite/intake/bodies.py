@@ -1,0 +1,105 @@
+"""Reading of request bodies in the event loop: limits of size, time and memory, and bodies that end early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+BODY_SECONDS = 10.0
+# For the bodies of all requests of the process that are being read or forwarded.
+MEMORY_BYTES = 64 * 1024 * 1024
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class BodyError(Exception):
+    """The body cannot be read: ``code`` and ``detail`` of the problem for the client."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class Bodies:
+    """Reads bodies; all of them share one limit of memory, and one timer ends those that are late."""
+
+    def __init__(self) -> None:
+        self._free = MEMORY_BYTES
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    async def read(self, receive: Receive, *, length: int | None, limit: int) -> bytes:
+        """Return the whole body; ``length`` None: it is chunked. ``release`` its size when it is no longer needed.
+
+        Raises BodyError for a body that is larger than ``limit`` bytes, late, or ends early.
+        """
+        if length is not None and length > limit:
+            raise BodyError("too_large", f"The body is larger than {limit} bytes.")
+        reserved = limit + 1 if length is None else length
+        if reserved > self._free:
+            raise BodyError("unavailable", "Too many bodies are being read. This request was not executed.")
+        self._free -= reserved
+        body = b""
+        try:
+            body = await self._read(receive, length, limit)
+        finally:
+            # What was reserved beyond the body that arrived is free again.
+            self._free += reserved - len(body)
+        return body
+
+    def release(self, size: int) -> None:
+        """Free the memory of a body."""
+        self._free += size
+
+    def close(self) -> None:
+        """End the reading of all bodies: the server stops."""
+        self._closing = True
+        for task in self._deadlines:
+            task.cancel()
+
+    async def _read(self, receive: Receive, length: int | None, limit: int) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        self._deadlines[task] = loop.time() + BODY_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_later(BODY_SECONDS, self._end_late)
+        chunks: list[bytes] = []
+        arrived = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    expected = "" if length is None else f" of {length}"
+                    raise BodyError("invalid", f"The body ended early: {arrived}{expected} bytes arrived.")
+                if chunk := message.get("body", b""):
+                    chunks.append(chunk)
+                    arrived += len(chunk)
+                if arrived > limit:
+                    raise BodyError("too_large", f"The body is larger than {limit} bytes.")
+                if not message.get("more_body", False):
+                    break
+        except asyncio.CancelledError:
+            if self._closing:
+                raise BodyError("unavailable", "The server stops. This request was not executed.") from None
+            if self._deadlines.get(task, 0.0) > loop.time():
+                raise
+            raise BodyError("timeout", f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
+        finally:
+            self._deadlines.pop(task, None)
+        if length is not None and arrived < length:
+            raise BodyError("invalid", f"The body ended early: {arrived} of {length} bytes arrived.")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _end_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for task, deadline in self._deadlines.items():
+            if deadline <= now:
+                task.cancel()
+        # Deadlines are in the order of their insertion: the next one to come is the first that is not over.
+        upcoming = next((deadline for deadline in self._deadlines.values() if deadline > now), None)
+        self._timer = None if upcoming is None else loop.call_at(upcoming, self._end_late)

@@ -1,0 +1,40 @@
+"""Load shedding: how many calls the lane may have in progress, so that the last of them is answered in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# Calls in progress that are always allowed: a burst on an idle process has no rate yet.
+LEAST = 500
+# A call that begins now is answered after those before it: as many as are answered in this time.
+_WAIT_SECONDS = 0.5
+_WINDOW_SECONDS = 0.25
+
+
+class InProgress:
+    """Counts the calls in progress, and measures how many are answered a second."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count = 0
+        self._answered = 0
+        self._window_began = clock()
+        self._limit = LEAST
+
+    def begin(self) -> bool:
+        """Count a call; False if it must be refused, since too many are in progress."""
+        if self._count >= self._limit:
+            return False
+        self._count += 1
+        return True
+
+    def end(self) -> None:
+        """Count a call that is answered."""
+        self._count -= 1
+        self._answered += 1
+        elapsed = self._clock() - self._window_began
+        if elapsed >= _WINDOW_SECONDS:
+            rate = self._answered / elapsed
+            self._limit = max(LEAST, round(rate * _WAIT_SECONDS))
+            self._answered, self._window_began = 0, self._clock()

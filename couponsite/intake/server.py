@@ -1,0 +1,284 @@
+"""The ASGI application of the intake: reads each request whole, answers it in the lane or forwards it to the site."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.http.request import split_domain_port, validate_host
+from django.http.response import HttpResponseBase
+from django.middleware.security import SecurityMiddleware
+
+from common.api.errors import DomainError
+from common.api.lane import Endpoint, Headers, LaneRequest, LaneResponse, lane_response
+from common.api.problems import failure_response, refusal_response, unavailable
+from common.api.requests import is_idempotency_key
+from common.processes.log_limit import LogLimit
+from common.processes.worker_threads import on_live_connections
+from common.trace_context import read_traceparent
+from coupons.api.lane import CouponLane
+from couponsite.error_pages import is_api_path, refusal
+from couponsite.health import PROBES, answer_probes, live
+from couponsite.middleware import LOOPBACK
+from couponsite.tokens import ISSUE_FOR_OTHERS, read_plain_access_token
+
+from .bodies import Bodies, BodyError
+from .client_address import HEADER
+from .forwarding import Send, Site, SiteUnavailable
+from .overload import InProgress
+
+logger = logging.getLogger(__name__)
+
+_log_limit = LogLimit()
+
+# Threads with a connection to PostgreSQL each: groups of coupons that wait for a row lock occupy one each.
+SELECTIVE_THREADS = 4
+READ_THREADS = 2
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+# Headers that the lane reads. With one of them twice the site decides what the request means.
+_READ = frozenset(
+    (
+        b"host",
+        b"authorization",
+        b"content-type",
+        b"content-length",
+        b"content-encoding",
+        b"transfer-encoding",
+        b"idempotency-key",
+        b"traceparent",
+        b"x-forwarded-proto",
+    )
+)
+_JSON_TYPES = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
+_MOST_HOSTS = 1000
+
+
+class Intake:
+    """The application; one per process."""
+
+    def __init__(self) -> None:
+        self._queue = ThreadPoolExecutor(1, "queue")
+        self._selective = ThreadPoolExecutor(SELECTIVE_THREADS, "selective")
+        self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
+        self._probes = ThreadPoolExecutor(1, "probes")
+        self._coupons = CouponLane(queue=self._queue, selective=self._selective, reads=self._reads)
+        self._bodies = Bodies()
+        self._site = Site(socket=settings.SITE_SOCKET, url=settings.SITE_URL)
+        self._in_progress = InProgress()
+        self._hosts: dict[tuple[bytes, bool], bool] = {}
+        self._answer_probe = answer_probes(lambda request: HttpResponse(status=404))
+        self._answer_probes = on_live_connections(self._answer_each)
+        self._security_headers = {secure: _security_headers(secure=secure) for secure in (False, True)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._handle(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._site.open()
+                # The server waits for requests in progress, and would wait for bodies that never come. It takes SIGINT
+                # for SIGTERM, and has only one handler for each.
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self._site.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def _stop(self) -> None:
+        self._bodies.close()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        headers: Headers = [header for header in scope["headers"] if b"_" not in header[0] and header[0] != HEADER]
+        read: dict[bytes, bytes] = {}
+        is_plain = True
+        for name, value in headers:
+            if name in _READ:
+                is_plain = is_plain and name not in read
+                read[name] = value
+        if path in PROBES:
+            response = await self._probe(scope)
+            await _respond(send, response, with_body=scope["method"] != "HEAD")
+            return
+        body = b""
+        if b"content-length" in read or b"transfer-encoding" in read:
+            length = None if b"transfer-encoding" in read else int(read[b"content-length"])
+            limit = settings.API_MAX_BODY_BYTES if is_api_path(path) else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            try:
+                body = await self._bodies.read(receive, length=length, limit=limit)
+            except BodyError as error:
+                # The rest of the body may still come: the connection cannot be used again.
+                await self._refuse(scope, send, read, error.code, error.detail, headers={"Connection": "close"})
+                return
+        try:
+            answer = await self._answer(scope, read, body) if is_plain else None
+            if answer is not None:
+                await _respond(send, answer)
+            else:
+                await self._forward(scope, read, headers, body, send)
+        finally:
+            self._bodies.release(len(body))
+
+    async def _answer(self, scope: Scope, read: dict[bytes, bytes], body: bytes) -> LaneResponse | None:
+        """Answer in the lane; None if the request is not in the plain form."""
+        endpoint = self._coupons.find(scope["method"], scope["path"])
+        if endpoint is None or scope["query_string"] or b"%" in scope["raw_path"]:
+            return None
+        if not self._in_progress.begin():
+            response = unavailable(
+                django_request(scope), "Too many requests are in progress. This request was not executed."
+            )
+            return lane_response(response)
+        try:
+            return await self._call(endpoint, scope, read, body)
+        finally:
+            self._in_progress.end()
+
+    async def _call(
+        self, endpoint: Endpoint, scope: Scope, read: dict[bytes, bytes], body: bytes
+    ) -> LaneResponse | None:
+        method, path = scope["method"], scope["path"]
+        content_type = read.get(b"content-type", b"")
+        if body and (method == "GET" or content_type.lower() not in _JSON_TYPES):
+            return None
+        if b"content-encoding" in read or read.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            return None
+        secure = _is_secure(read)
+        if not self._is_allowed(read.get(b"host", b""), secure):
+            return None
+        token = _bearer(read.get(b"authorization", b""))
+        claims = None if token is None else read_plain_access_token(token)
+        if claims is None:
+            return None
+        key = read.get(b"idempotency-key")
+        idempotency_key = None if key is None else key.decode("latin-1")
+        if idempotency_key is not None and not is_idempotency_key(idempotency_key):
+            return None
+        request = LaneRequest(
+            path,
+            claims.user_id,
+            ISSUE_FOR_OTHERS in claims.scopes,
+            body,
+            idempotency_key,
+            read_traceparent(read.get(b"traceparent", b"").decode("latin-1")),
+        )
+        try:
+            response = await endpoint(request)
+        except DomainError as error:
+            response = lane_response(refusal_response(request, error))
+        except Exception as error:
+            response = lane_response(failure_response(request, error))
+        if response is not None:
+            response.headers.append((b"allow", b"POST" if method == "POST" else b"GET, HEAD"))
+            response.headers.append((b"x-frame-options", settings.X_FRAME_OPTIONS.encode()))
+            response.headers.extend(self._security_headers[secure])
+        return response
+
+    def _is_allowed(self, host: bytes, secure: bool) -> bool:
+        """Whether the lane serves this Host: it is allowed, and not redirected to https."""
+        served = self._hosts.get((host, secure))
+        if served is None:
+            domain = split_domain_port(host.decode("latin-1").lower())[0]
+            allowed = settings.ALLOWED_HOSTS or (["localhost", "127.0.0.1", "[::1]"] if settings.DEBUG else [])
+            redirected = settings.HTTPS_REDIRECT and not secure and domain not in LOOPBACK
+            served = bool(domain) and validate_host(domain, allowed) and not redirected
+            if len(self._hosts) >= _MOST_HOSTS:
+                self._hosts.clear()
+            self._hosts[host, secure] = served
+        return served
+
+    async def _probe(self, scope: Scope) -> LaneResponse:
+        request = django_request(scope)
+        if PROBES[request.path] is live:
+            response = self._answer_probe(request)
+        else:
+            loop = asyncio.get_running_loop()
+            [response] = await loop.run_in_executor(self._probes, self._answer_probes, [request])
+        assert isinstance(response, HttpResponse)
+        return lane_response(response)
+
+    def _answer_each(self, requests: Sequence[HttpRequest]) -> list[HttpResponseBase]:
+        return [self._answer_probe(request) for request in requests]
+
+    async def _forward(self, scope: Scope, read: dict[bytes, bytes], headers: Headers, body: bytes, send: Send) -> None:
+        try:
+            await self._site.forward(scope, headers, body, send)
+        except SiteUnavailable as error:
+            if count := _log_limit.due("site"):
+                logger.warning("the site did not answer %d requests since the last line: %s", count, error)
+            detail = (
+                "The service did not answer in time: the request may have been executed."
+                if error.may_be_executed
+                else "The service is unavailable for a moment. The request was not executed."
+            )
+            await self._refuse(scope, send, read, "unavailable", detail)
+
+    async def _refuse(
+        self,
+        scope: Scope,
+        send: Send,
+        read: dict[bytes, bytes],
+        code: str,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        retry = {"Retry-After": "1"} if code == "unavailable" else {}
+        response = lane_response(refusal(django_request(scope), code, detail, headers={**(headers or {}), **retry}))
+        response.headers.extend(self._security_headers[_is_secure(read)])
+        await _respond(send, response)
+
+
+def _is_secure(read: dict[bytes, bytes]) -> bool:
+    """Whether the client speaks https with the trusted proxy."""
+    return bool(settings.TRUSTED_PROXY_COUNT) and read.get(b"x-forwarded-proto", b"") == b"https"
+
+
+def django_request(scope: Scope) -> HttpRequest:
+    """Return a request of Django with method and path only, for error pages and probes."""
+    request = HttpRequest()
+    request.method = scope["method"]
+    request.path = request.path_info = scope["path"]
+    return request
+
+
+def _bearer(header: bytes) -> str | None:
+    scheme, _, token = header.partition(b" ")
+    if scheme.lower() != b"bearer" or not token.isascii():
+        return None
+    return token.decode("ascii")
+
+
+def _security_headers(*, secure: bool) -> Headers:
+    """Return what Django's SecurityMiddleware adds to every response of the site."""
+    request = HttpRequest()
+    request.META["SERVER_NAME"] = "localhost"
+    if secure:
+        request.META["HTTP_X_FORWARDED_PROTO"] = "https"
+    response = HttpResponse()
+    del response["Content-Type"]
+    SecurityMiddleware(lambda _: response).process_response(request, response)
+    return lane_response(response).headers
+
+
+async def _respond(send: Send, response: LaneResponse, *, with_body: bool = True) -> None:
+    headers = [header for header in response.headers if header[0] != b"content-length"]
+    headers.append((b"content-length", str(len(response.body)).encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body if with_body else b""})
