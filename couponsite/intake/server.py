@@ -119,10 +119,9 @@ class Intake:
             return
         body = b""
         if b"content-length" in read or b"transfer-encoding" in read:
-            length = None if b"transfer-encoding" in read else int(read[b"content-length"])
             limit = settings.API_MAX_BODY_BYTES if is_api_path(path) else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
             try:
-                body = await self._bodies.read(receive, length=length, limit=limit)
+                body = await self._bodies.read(receive, length=_announced_length(read), limit=limit)
             except BodyError as error:
                 # The rest of the body may still come: the connection cannot be used again.
                 await self._refuse(scope, send, read, error.code, error.detail, headers={"Connection": "close"})
@@ -243,6 +242,19 @@ class Intake:
         response = lane_response(refusal(django_request(scope), code, detail, headers={**(headers or {}), **retry}))
         response.headers.extend(self._security_headers[_is_secure(read)])
         await _respond(send, response)
+
+
+def _announced_length(read: dict[bytes, bytes]) -> int | None:
+    """Return the size of the body, None if it is chunked. Raises BodyError for headers that say neither."""
+    if (coding := read.get(b"transfer-encoding")) is not None:
+        if coding.strip().lower() != b"chunked":
+            raise BodyError("unsupported_media_type", "The body is encoded: send it without a transfer coding.")
+        return None
+    length = read[b"content-length"]
+    if not length.isdigit():
+        raise BodyError("invalid", "Content-Length is not a number of bytes.")
+    # 19 digits exceed any body; int() raises on thousands of digits.
+    return int(length.lstrip(b"0")[:19] or b"0")
 
 
 def _is_secure(read: dict[bytes, bytes]) -> bool:

@@ -20,16 +20,17 @@ from redis.retry import Retry
 from common.api.errors import DomainError
 from common.group_commit import GroupCommit
 from common.processes.lifecycle import StopFlag
+from coupons import issue_worker
 from coupons.admission import ADMISSIONS
 from coupons.admission.gate import redis_keys, store
 from coupons.admission.gate.redis_keys import SENTINEL, keys
 from coupons.consumer_groups import ISSUE
-from coupons.coupon_cache import CachedCoupon
+from coupons.coupon_cache import CachedCoupon, coupon_cache
 from coupons.invariants import violations
 from coupons.issuance import accept_group
 from coupons.issuance.accept import request_accept
 from coupons.messages import ISSUE_REQUESTED
-from coupons.models import Coupon, IssueRequest
+from coupons.models import Coupon, IssueRequest, RolloutChange
 from coupons.schemas import Accepted
 from devstack.ports import free_port
 from kafka_bridge.consuming.batch import BatchHandler
@@ -38,6 +39,7 @@ from kafka_bridge.registry import ReceivedMessage
 from tests.support.messages import message
 
 Ask = Callable[..., str]
+MakeGate = Callable[..., Coupon]
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +132,31 @@ def gate_of(coupon: Coupon) -> tuple[set[int], set[int]]:
     redis, names = get_redis_connection("default"), keys(coupon.id)
     takers = {int(field) for field in redis.hkeys(names.holders) if field != b"sequence"}
     return takers, {int(user) for user in redis.zrange(names.pending, 0, -1) if user != SENTINEL}
+
+
+@pytest.fixture
+def make_gate(make_coupon: Callable[..., Coupon]) -> MakeGate:
+    return partial(make_coupon, admission="gate")
+
+
+@pytest.fixture
+def everybody(db: None) -> None:
+    set_share(100)
+
+
+@pytest.fixture
+def nothing_is_pushed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(issue_worker, "enqueue_again", lambda older_than_seconds, limit: 0)
+
+
+@pytest.fixture
+def looks_around_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(issue_worker, "_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(issue_worker, "_LOST_AFTER_SECONDS", 0.0)
+
+
+def set_share(percent: float | None, coupon: Coupon | None = None) -> None:
+    """Give the worker so many percent of the users, of one coupon or in general; None takes the flag away."""
+    flag = f"issue-worker-{coupon.coupon_type}" if coupon else "issue-worker"
+    RolloutChange.objects.create(flag=flag, percent=percent)
+    coupon_cache.clear()  # as it does by itself within a second

@@ -28,7 +28,7 @@ from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
 
 from .conftest import accept, ask, assert_invariants, gate_of, issue
-from .test_the_gate import keyed
+from .gates import keyed
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

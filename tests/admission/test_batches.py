@@ -13,8 +13,8 @@ from coupons.issuance.accept_bulk import BulkIssue, bulk_accept
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from kafka_bridge.models import Alert, OutboxMessage
 
+from .comparisons import mend, redis
 from .conftest import ask, assert_invariants, at_once, gate_of, issue, stock
-from .test_reconcile import mend, redis
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -86,6 +86,28 @@ def test_a_body_that_ends_early_executes_nothing(
     assert accepted_requests() == 1
 
 
+@pytest.mark.parametrize(
+    ("framing", "status"),
+    [
+        ("Content-Length: " + "9" * 5000, 413),
+        ("Content-Length: " + "0" * 5000 + "2", 202),
+        ("Content-Length: two", 400),
+        ("Content-Length: -2", 400),
+        ("Content-Length: 2\r\nContent-Length: 3", 400),
+        ("Transfer-Encoding: gzip, chunked", 415),
+        ("Transfer-Encoding: gzip", 400),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "/api/v1/orders"])
+def test_an_odd_framing_is_refused(pair: Pair, coupon: Coupon, framing: str, status: int, path: str) -> None:
+    body = b"2\r\n{}\r\n0\r\n\r\n" if "Transfer" in framing else b"{}"
+    with connected(pair.port) as client:
+        client.sendall(head(coupon, framing, path) + body)
+        answer = read_answer(client, "POST")
+    # An empty order is refused for its content.
+    assert answer.status == (400 if path and status == 202 else status)
+
+
 def test_a_chunked_body_with_a_trailer_is_whole(pair: Pair, coupon: Coupon) -> None:
     with connected(pair.port) as client:
         client.sendall(head(coupon, "Transfer-Encoding: chunked") + b"2\r\n{}\r\n0\r\nX-Trailer: 1\r\n\r\n")
