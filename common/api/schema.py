@@ -50,7 +50,7 @@ PAGE = (
 _ALLOW = {"required": True, "description": "The methods of this path.", "schema": {"type": "string"}}
 
 # Problem codes that every operation of the API may return.
-_EVERYWHERE = ("invalid", "method_not_allowed", "too_large", "unavailable")
+_EVERYWHERE = ("invalid", "method_not_allowed", "timeout", "too_large", "unavailable")
 _RETRY_AFTER = {
     "required": True,
     "description": "Seconds after which to try again.",

@@ -16,7 +16,7 @@ from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
 from kafka_bridge.client import delete_topics, existing_topics
 from kafka_bridge.consuming.consumer import GroupConsumer
-from kafka_bridge.registry import ConsumerGroup, prefixed
+from kafka_bridge.registry import ConsumerGroup, groups, prefixed
 from kafka_bridge.relaying.relay import Relay
 
 
@@ -138,3 +138,8 @@ def set_topic_config(topic: str, values: Mapping[str, str]) -> None:
 
     # The controller answers before the brokers know.
     wait_until(is_in_force, 30, f"{topic} does not get its settings")
+
+
+def groups_of_the_project() -> list[ConsumerGroup]:
+    """The registered groups without those of the stub app, whose routes are in force in tests/bridge only."""
+    return [group for group in groups().values() if {*group.event_types} <= settings.KAFKA_ROUTES.keys()]

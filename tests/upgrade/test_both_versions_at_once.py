@@ -19,7 +19,6 @@ from devstack.ports import free_port
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
 from kafka_bridge.outbox.writing import anything_unpublished
-from kafka_bridge.registry import groups
 from orders.models import Order, Product
 from tests.cluster.history import (
     displaced_results,
@@ -29,6 +28,7 @@ from tests.cluster.history import (
     read_history,
     scattered_keys,
 )
+from tests.support.kafka import groups_of_the_project
 from tests.support.service import Service, environment
 from tests.upgrade.filled import own_database
 from tests.upgrade.load import Visitors
@@ -37,7 +37,8 @@ from tests.upgrade.old_version import NotToBeHad, OldVersion
 pytestmark = pytest.mark.usefixtures("redis_flushed")
 
 LOAD_SECONDS = 60.0
-SECONDS = 60.0
+# Rows that the reconciler publishes again may wait a minute for the relay's next look.
+SECONDS = 180.0
 ERROR = re.compile(r'"level": ?"(error|critical)"|^Traceback')
 # Of every admission a coupon that is sold out soon, and another that never is.
 STOCK = 20
@@ -142,7 +143,7 @@ def is_everything_done(visitors: Visitors) -> bool:
     return (
         decided == len(visitors.spans)
         and not anything_unpublished()
-        and all(group_lag(group.group_id, group.topics) == 0 for group in groups().values())
+        and all(group_lag(group.group_id, group.topics) == 0 for group in groups_of_the_project())
     )
 
 
