@@ -185,6 +185,24 @@ def test_scripts_that_redis_forgot_are_loaded_again(make_gate: MakeGate) -> None
     assert gate_of(coupon) == ({1, 2}, set())
 
 
+def test_a_script_that_is_lost_between_its_loading_and_its_call_is_sent_along(
+    make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Redis.script_load
+
+    def load_and_lose(client: Redis, script: str) -> Any:
+        digest = load(client, script)
+        client.script_flush()
+        return digest
+
+    monkeypatch.setattr(Redis, "script_load", load_and_lose)
+    get_redis_connection("default").script_flush()
+    coupon = make_gate()
+    assert ask(coupon, 1) == "accepted"
+    issue()
+    assert gate_of(coupon) == ({1}, set())
+
+
 @pytest.mark.usefixtures("every_request_alone")
 def test_a_redis_that_is_flushed_again_and_again_costs_nobody_a_piece(make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=50)

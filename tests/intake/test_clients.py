@@ -89,7 +89,9 @@ def test_a_body_that_ends_early_executes_nothing(
 @pytest.mark.parametrize(
     ("framing", "status"),
     [
-        ("Content-Length: " + "9" * 5000, 413),
+        ("Content-Length: " + "9" * 18, 413),
+        # The server itself refuses what does not fit into 64 bits.
+        ("Content-Length: " + "9" * 5000, 400),
         ("Content-Length: " + "0" * 5000 + "2", 202),
         ("Content-Length: two", 400),
         ("Content-Length: -2", 400),

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redis.exceptions import NoScriptError
+
 from common.redis_client import redis_connection
 
 LIFETIME_SECONDS = 24 * 3600
@@ -59,7 +61,12 @@ def redis() -> Any:
 
 def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
     """Run a Lua script of this folder; it is loaded again if the server has lost it."""
-    return _script(name)(keys=keys, args=args, client=redis())
+    script, client = _script(name), redis()
+    try:
+        return script(keys=keys, args=args, client=client)
+    except NoScriptError:
+        # Lost again between its loading and its call: EVAL sends the text along.
+        return client.eval(script.script, len(keys), *keys, *args)
 
 
 @cache
