@@ -24,8 +24,8 @@ from .temporary import temporary_database, temporary_topics
 _SALES = 2
 _WIDTH = 120
 _EXPLANATIONS = (
-    "empty view: the Procfile's web server around a Django view that answers a constant, no database or log line; plain"
-    f" Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
+    "empty view: granian's WSGI with two processes around a Django view that answers a constant, no database or log line;"
+    f" plain Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
     f"sale: {sale.USERS:,} users at once, from the first request to the last coupon; CPU: of a warm sale, the client's"
     " left out",
     f"latency: from the moment a request was due, at {latency.SHARE:.0%} of what web, relay and issuer accept together;"
