@@ -24,7 +24,7 @@ from .temporary import temporary_database, temporary_topics
 _SALES = 2
 _WIDTH = 120
 _EXPLANATIONS = (
-    "empty view: granian's WSGI with two processes around a Django view that answers a constant, no database or log line;"
+    "empty view: granian's WSGI with two processes around a Django view that answers a constant, no database;"
     f" plain Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
     f"sale: {sale.USERS:,} users at once, from the first request to the last coupon; CPU: of a warm sale, the client's"
     " left out",
