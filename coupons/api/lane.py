@@ -23,7 +23,7 @@ from common.group_commit import WaitedTooLong
 from common.processes.worker_threads import on_live_connections
 
 from .. import metrics, selectors
-from ..admission import ADMISSIONS
+from ..admission import Admission
 from ..coupon_cache import CachedCoupon, coupon_cache
 from ..issuance.accept import (
     accepted,
@@ -32,7 +32,7 @@ from ..issuance.accept import (
     not_executed,
     refuse_under_backpressure,
 )
-from ..issuance.accept_group import IncomingRequest, accept_group, committer_key
+from ..issuance.accept_group import GroupCommitters, IncomingRequest, accept_group
 from ..models import Coupon
 from ..schemas import Accepted, CouponPage
 from ..schemas import Coupon as CouponBody
@@ -41,7 +41,6 @@ from .views import accepted_body, not_yourself
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MOST_COMMITTERS = 10_000
 _SPACE = rb"[ \t\r\n]*"
 _USER_ID = rb'"userId"' + _SPACE + rb":" + _SPACE + rb"([1-9][0-9]{0,18})" + _SPACE
 _TYPE = rb'"couponType"' + _SPACE + rb":" + _SPACE + rb'"([A-Za-z0-9_-]{1,64})"' + _SPACE
@@ -70,7 +69,7 @@ class CouponLane:
         """
         self._queue = queue
         self._selective = selective
-        self._committers: dict[tuple[str, int], AsyncGroupCommit[IncomingRequest, IncomingRequest]] = {}
+        self._committers = GroupCommitters(self._create_committer)
         self._cached_coupons = _grouped(coupon_cache.load, reads)
         self._statuses = _grouped(selectors.request_statuses, reads)
         self._coupons = _grouped(_read_coupons, reads)
@@ -145,7 +144,7 @@ class CouponLane:
         refuse_under_backpressure()
         coupon = coupon_cache.fresh(id_or_type)
         if coupon is None:
-            coupon = await self._load(id_or_type)
+            coupon = await _in_time(self._cached_coupons.submit(id_or_type))
         elif coupon_cache.fresh(id_or_type, share=0.5) is None and id_or_type not in self._refreshing:
             # Before the entry is too old to use: the crowd does not wait for the query.
             self._refreshing.add(id_or_type)
@@ -160,31 +159,16 @@ class CouponLane:
             idempotency_key=request.idempotency_key,
             traceparent=request.traceparent,
         )
-        try:
-            await self._committer(coupon).submit(incoming)
-        except WaitedTooLong as error:
-            raise not_executed() from error
+        await _in_time(self._committers.for_coupon(coupon).submit(incoming))
         return accepted(incoming)
-
-    async def _load(self, id_or_type: int | str) -> CachedCoupon | None:
-        return await _in_time(self._cached_coupons.submit(id_or_type))
 
     def _refreshed(self, id_or_type: int | str, task: asyncio.Future[CachedCoupon | None]) -> None:
         self._refreshing.discard(id_or_type)
         # A failed refresh is tried again with the next request; once the entry is too old, that request fails.
         task.exception()
 
-    def _committer(self, coupon: CachedCoupon) -> AsyncGroupCommit[IncomingRequest, IncomingRequest]:
-        key = committer_key(coupon)
-        committer = self._committers.get(key)
-        if committer is None:
-            # Requests that wait in a dropped committer still get their outcome.
-            if len(self._committers) >= _MOST_COMMITTERS:
-                self._committers.clear()
-            admission = ADMISSIONS[coupon.admission]
-            executor = self._selective if admission.may_refuse else self._queue
-            committer = self._committers[key] = _grouped(partial(accept_group, admission), executor)
-        return committer
+    def _create_committer(self, admission: Admission) -> AsyncGroupCommit[IncomingRequest, IncomingRequest]:
+        return _grouped(partial(accept_group, admission), self._selective if admission.may_refuse else self._queue)
 
     async def _issue_request(self, request_id: UUID, request: LaneRequest) -> LaneResponse:
         status = await _in_time(self._statuses.submit(request_id))

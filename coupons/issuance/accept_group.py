@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from django.db import transaction
@@ -97,9 +98,18 @@ def accept_group(admission: Admission, group: Sequence[IncomingRequest]) -> Sequ
             group[0].fault = failure.error
         else:
             middle = len(group) // 2
-            accept_group(admission, group[:middle])
-            accept_group(admission, group[middle:])
+            for half in (group[:middle], group[middle:]):
+                _accept_half(admission, half)
     return group
+
+
+def _accept_half(admission: Admission, half: Sequence[IncomingRequest]) -> None:
+    """Accept a half; an error concerns this half alone, since the other one may be committed."""
+    try:
+        accept_group(admission, half)
+    except Exception as error:
+        for item in half:
+            item.fault = error
 
 
 def _accept(admission: Admission, group: Sequence[IncomingRequest]) -> None:
@@ -208,30 +218,33 @@ def _log_accepted(accepted: Sequence[IncomingRequest]) -> None:
     )
 
 
-def committer_key(coupon: CachedCoupon) -> tuple[str, int]:
-    """Return which requests share a group: those of a coupon if its admission may refuse, else of the admission."""
-    return coupon.admission, coupon.coupon_id if ADMISSIONS[coupon.admission].may_refuse else 0
+Committer = TypeVar("Committer")
 
 
-class GroupCommitters:
-    """The group committers of the threads of this process, by ``committer_key``."""
+class GroupCommitters(Generic[Committer]):
+    """Group committers, made by ``create``: one per coupon if its admission may refuse, else one per admission."""
 
     _MOST = 10_000
 
-    def __init__(self) -> None:
-        self._committers: dict[tuple[str, int], GroupCommit[IncomingRequest, IncomingRequest]] = {}
+    def __init__(self, create: Callable[[Admission], Committer]) -> None:
+        self._create = create
+        self._committers: dict[tuple[str, int], Committer] = {}
 
-    def for_coupon(self, coupon: CachedCoupon) -> GroupCommit[IncomingRequest, IncomingRequest]:
-        key = committer_key(coupon)
+    def for_coupon(self, coupon: CachedCoupon) -> Committer:
+        admission = ADMISSIONS[coupon.admission]
+        key = (coupon.admission, coupon.coupon_id if admission.may_refuse else 0)
         committer = self._committers.get(key)
         if committer is None:
             # Requests that wait in a dropped committer still get their outcome.
             if len(self._committers) >= self._MOST:
                 self._committers.clear()
-            committer = self._committers.setdefault(
-                key, GroupCommit(partial(accept_group, ADMISSIONS[coupon.admission]))
-            )
+            committer = self._committers.setdefault(key, self._create(admission))
         return committer
 
 
-group_committers = GroupCommitters()
+def _in_threads(admission: Admission) -> GroupCommit[IncomingRequest, IncomingRequest]:
+    return GroupCommit(partial(accept_group, admission))
+
+
+# Of requests that are accepted in threads; the intake has its own.
+group_committers = GroupCommitters(_in_threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from django.db import DataError, OperationalError, connection
@@ -16,6 +16,7 @@ from coupons.issuance.accept_group import IncomingRequest
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, Reservation
 from kafka_bridge.models import OutboxMessage
+from kafka_bridge.outbox.writing import OutboxRow
 
 from .conftest import assert_invariants, gate_of, issue
 
@@ -80,5 +81,32 @@ def test_an_outage_concerns_the_whole_group(
     assert len(calls) == 1
     assert not OutboxMessage.objects.filter(event_type=ISSUE_REQUESTED).exists()
     accept_group.accept_group(ADMISSIONS[admission], requests_of(coupon, 1, 2, 3, 4))
+    issue()
+    assert_invariants()
+
+
+def test_an_outage_after_a_split_concerns_the_half_that_it_met(
+    admission: str, make_coupon: Callable[..., Coupon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coupon = make_coupon(admission=admission, total_quantity=100)
+    group = requests_of(coupon, 1, 2, 3, 4)
+    group[3].traceparent = "\x00"
+    insert = accept_group.insert_new_rows
+    calls: list[object] = []
+
+    def fail_in_the_second_half(rows: Sequence[OutboxRow]) -> list[bool]:
+        calls.append(rows)
+        if len(calls) == 3:
+            raise OperationalError("server closed the connection unexpectedly")
+        return insert(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accept_group, "insert_new_rows", fail_in_the_second_half)
+        accept_group.accept_group(ADMISSIONS[admission], group)
+    assert [accepted(item).user_id for item in group[:2]] == [1, 2]
+    for item in group[2:]:
+        with pytest.raises(OperationalError):
+            accepted(item)
+    assert OutboxMessage.objects.filter(event_type=ISSUE_REQUESTED).count() == 2
     issue()
     assert_invariants()
