@@ -54,10 +54,8 @@ def check_body(get_response: GetResponse) -> GetResponse:
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        limit: int = (
-            settings.API_MAX_BODY_BYTES if is_api_path(request.path_info) else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        )
-        length = _content_length(request)
+        limit = body_limit(request.path_info)
+        length = content_length(request.META.get("CONTENT_LENGTH") or "0")
         if length is None:
             return refusal(request, "invalid", "Content-Length is not a number of bytes.")
         if length > limit:
@@ -78,9 +76,13 @@ def check_body(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def _content_length(request: HttpRequest) -> int | None:
-    """Return the announced number of bytes, 0 without the header; None if it is not a number."""
-    text: str = request.META.get("CONTENT_LENGTH") or "0"
+def body_limit(path: str) -> int:
+    """Return the most bytes that a body may have on ``path``."""
+    return int(settings.API_MAX_BODY_BYTES if is_api_path(path) else settings.DATA_UPLOAD_MAX_MEMORY_SIZE)
+
+
+def content_length(text: str) -> int | None:
+    """Return the number of bytes that a Content-Length header announces; None if it is not a number."""
     if not (text.isascii() and text.isdigit()):
         return None
     # 19 digits exceed any body; int() raises on thousands of digits.

@@ -59,13 +59,14 @@ def buffer_body(application: Application) -> Application:
     from django.conf import settings
 
     from couponsite.error_pages import is_api_path
+    from couponsite.middleware import body_limit
 
     large_bodies = threading.BoundedSemaphore(_LARGE_BODIES)
 
     def with_body(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         environ["CONTENT_TYPE"] = plain_content_type(environ.get("CONTENT_TYPE", ""))
         api = is_api_path(environ.get("PATH_INFO", ""))
-        limit: int = settings.API_MAX_BODY_BYTES if api else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        limit = body_limit(environ.get("PATH_INFO", ""))
         if environ.get("wsgi.input_terminated"):
             length = environ.get("CONTENT_LENGTH", "")
             unknown = not length and (

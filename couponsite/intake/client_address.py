@@ -1,4 +1,4 @@
-"""The address of the client, told by the intake to the site in a header that only the intake can write."""
+"""The address of the client, which the intake sends to the site in a header that only the intake can write."""
 
 from __future__ import annotations
 

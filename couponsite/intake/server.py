@@ -24,9 +24,9 @@ from common.processes.log_limit import LogLimit
 from common.processes.worker_threads import on_live_connections
 from common.trace_context import read_traceparent
 from coupons.api.lane import CouponLane
-from couponsite.error_pages import is_api_path, refusal
+from couponsite.error_pages import refusal
 from couponsite.health import PROBES, answer_probes, live
-from couponsite.middleware import LOOPBACK
+from couponsite.middleware import LOOPBACK, body_limit, content_length
 from couponsite.tokens import ISSUE_FOR_OTHERS, read_plain_access_token
 
 from .bodies import Bodies, BodyError
@@ -119,9 +119,8 @@ class Intake:
             return
         body = b""
         if b"content-length" in read or b"transfer-encoding" in read:
-            limit = settings.API_MAX_BODY_BYTES if is_api_path(path) else settings.DATA_UPLOAD_MAX_MEMORY_SIZE
             try:
-                body = await self._bodies.read(receive, length=_announced_length(read), limit=limit)
+                body = await self._bodies.read(receive, length=_announced_length(read), limit=body_limit(path))
             except BodyError as error:
                 # The rest of the body may still come: the connection cannot be used again.
                 await self._refuse(scope, send, read, error.code, error.detail, headers={"Connection": "close"})
@@ -157,7 +156,7 @@ class Intake:
         content_type = read.get(b"content-type", b"")
         if body and (method == "GET" or content_type.lower() not in _JSON_TYPES):
             return None
-        if b"content-encoding" in read or read.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        if b"content-encoding" in read:
             return None
         secure = _is_secure(read)
         if not self._is_allowed(read.get(b"host", b""), secure):
@@ -250,11 +249,10 @@ def _announced_length(read: dict[bytes, bytes]) -> int | None:
         if coding.strip().lower() != b"chunked":
             raise BodyError("unsupported_media_type", "The body is encoded: send it without a transfer coding.")
         return None
-    length = read[b"content-length"]
-    if not length.isdigit():
+    length = content_length(read[b"content-length"].decode("latin-1"))
+    if length is None:
         raise BodyError("invalid", "Content-Length is not a number of bytes.")
-    # 19 digits exceed any body; int() raises on thousands of digits.
-    return int(length.lstrip(b"0")[:19] or b"0")
+    return length
 
 
 def _is_secure(read: dict[bytes, bytes]) -> bool:

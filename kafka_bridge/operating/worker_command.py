@@ -84,7 +84,7 @@ class WorkerCommand(BaseCommand):
 
 @contextmanager
 def idempotent() -> Iterator[None]:
-    """Raise CommandError for a lost connection inside: the operator is told to run the command again."""
+    """Raise CommandError for a lost connection inside; its message asks the operator to run the command again."""
     try:
         yield
     except Exception as error:
