@@ -16,7 +16,7 @@ from coupons.issuance.accept_group import IncomingRequest
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, Reservation
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox.writing import OutboxRow
+from kafka_bridge.outbox.writing import OutboxRow, insert_new_rows
 
 from .conftest import assert_invariants, gate_of, issue
 
@@ -91,14 +91,13 @@ def test_an_outage_after_a_split_concerns_the_half_that_it_met(
     coupon = make_coupon(admission=admission, total_quantity=100)
     group = requests_of(coupon, 1, 2, 3, 4)
     group[3].traceparent = "\x00"
-    insert = accept_group.insert_new_rows
     calls: list[object] = []
 
     def fail_in_the_second_half(rows: Sequence[OutboxRow]) -> list[bool]:
         calls.append(rows)
         if len(calls) == 3:
             raise OperationalError("server closed the connection unexpectedly")
-        return insert(rows)
+        return insert_new_rows(rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(accept_group, "insert_new_rows", fail_in_the_second_half)
