@@ -14,7 +14,8 @@ _TRACEPARENT = re.compile(
 
 def new_traceparent() -> str:
     """Create a new, sampled traceparent (version 00)."""
-    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
+    ids = os.urandom(24).hex()
+    return f"00-{ids[:32]}-{ids[32:]}-01"
 
 
 def read_traceparent(text: str) -> str:

@@ -60,6 +60,14 @@ class CachedCoupon:
     rollout_permille: int
     loaded_at: float
 
+    def age(self) -> float:
+        """Return the seconds since it was read."""
+        return time.monotonic() - self.loaded_at
+
+    def is_half_old(self) -> bool:
+        """Whether half of the time has passed for which the entry may be used."""
+        return self.age() >= _MAX_AGE / 2
+
 
 class CouponCache:
     """Coupons by id and by type; one per process, shared by its threads."""
@@ -86,12 +94,10 @@ class CouponCache:
                 self._lock.release()
         return entry
 
-    def fresh(self, id_or_type: int | str, *, share: float = 1.0) -> CachedCoupon | None:
-        """Return the cached coupon unless it is older than ``share`` of its longest age; makes no query."""
+    def fresh(self, id_or_type: int | str) -> CachedCoupon | None:
+        """Return the cached coupon unless it is too old; makes no query."""
         entry = self._entries.get(id_or_type)
-        if entry is not None and time.monotonic() - entry.loaded_at < _MAX_AGE * share:
-            return entry
-        return None
+        return entry if entry is not None and entry.age() < _MAX_AGE else None
 
     def clear(self) -> None:
         """Remove all entries; the next ``get`` reads the database."""

@@ -151,12 +151,14 @@ class Window:
 
     def refusal(self, moment: datetime) -> str | None:
         """Return why a request at ``moment`` is refused, as a sentence; None if the coupon is open."""
-        state = self.state(moment, remaining=1)
-        return {
-            "SCHEDULED": f"The coupon opens at {self.opens_at.isoformat()}.",
-            "PAUSED": "The coupon is paused. Try again later.",
-            "CLOSED": "The coupon is closed.",
-        }.get(state)
+        match self.state(moment, remaining=1):
+            case "SCHEDULED":
+                return f"The coupon opens at {self.opens_at.isoformat()}."
+            case "PAUSED":
+                return "The coupon is paused. Try again later."
+            case "CLOSED":
+                return "The coupon is closed."
+        return None
 
 
 def discount(kind: str, value: int, cap: int | None, amount: int) -> int:

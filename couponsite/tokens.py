@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import json
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 import jwt
+import msgspec
 from django.conf import settings
 
 from common.bigint import MAX_BIGINT
@@ -60,13 +60,16 @@ def read_access_token(token: str) -> AccessClaims:
     return AccessClaims(_user_id(claims), _scopes(claims.get("scope")))
 
 
-def read_plain_access_token(token: str) -> AccessClaims | None:
-    """Verify an access token in the format of ``issue_access_token``; None for any other, valid or not."""
+def read_plain_access_token(token: str) -> tuple[AccessClaims, int] | None:
+    """Verify an access token in the format of ``issue_access_token``; None for any other, valid or not.
+
+    Returns its claims, and when it expires in seconds since 1970.
+    """
     claims = _verify_plain(token)
     if claims is None or claims.get("token_type", "access") != "access":
         return None
     try:
-        return AccessClaims(_user_id(claims), _scopes(claims.get("scope")))
+        return AccessClaims(_user_id(claims), _scopes(claims.get("scope"))), claims["exp"]
     except InvalidToken:
         return None
 
@@ -110,8 +113,8 @@ def _verify_plain(token: str) -> dict[str, Any] | None:
         # The decoder skips characters outside of the alphabet and ignores surplus bits; PyJWT refuses both.
         if urlsafe_b64encode(decoded).rstrip(b"=") != payload.encode("ascii"):
             return None
-        claims = json.loads(decoded)
-    except (ValueError, RecursionError):
+        claims = msgspec.json.decode(decoded)
+    except (ValueError, RecursionError, msgspec.DecodeError):
         return None
     if not isinstance(claims, dict) or not claims.keys() <= _PLAIN_CLAIMS or claims.get("user_id") is None:
         return None

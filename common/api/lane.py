@@ -35,6 +35,10 @@ JSON = (b"content-type", b"application/json")
 
 
 def lane_response(response: HttpResponse) -> LaneResponse:
-    """Convert a response of Django."""
-    headers = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in response.items()]
+    """Convert a response of Django; its Content-Length is left out, since the server adds it."""
+    headers = [
+        (name.lower().encode("ascii"), value.encode("latin-1"))
+        for name, value in response.items()
+        if name != "Content-Length"
+    ]
     return LaneResponse(response.status_code, headers, response.content)

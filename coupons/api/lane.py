@@ -34,8 +34,8 @@ from ..issuance.accept import (
 )
 from ..issuance.accept_group import GroupCommitters, IncomingRequest, accept_group
 from ..models import Coupon
-from ..schemas import Accepted, CouponPage
 from ..schemas import Coupon as CouponBody
+from ..schemas import CouponPage
 from .views import accepted_body, not_yourself
 
 Item = TypeVar("Item")
@@ -125,42 +125,40 @@ class CouponLane:
         if target != request.user_id and not request.may_issue_for_others:
             raise not_yourself(request.user_id, target)
         try:
-            result = await self._accept(request, id_or_type, target)
+            refuse_under_backpressure()
+            coupon = coupon_cache.fresh(id_or_type)
+            if coupon is None:
+                coupon = await self._cached_coupons.submit(id_or_type)
+            elif coupon.is_half_old():
+                self._refresh(id_or_type)
+            if coupon is None:
+                raise no_such_coupon(id_or_type)
+            incoming = incoming_request(
+                coupon,
+                user_id=target,
+                caller_id=request.user_id,
+                idempotency_key=request.idempotency_key,
+                traceparent=request.traceparent,
+            )
+            await self._committers.for_coupon(coupon).submit(incoming)
+            result = accepted(incoming)
+        except WaitedTooLong as error:
+            refusal = not_executed()
+            metrics.REFUSED.labels(refusal.code).inc()
+            raise refusal from error
         except DomainError as error:
             metrics.REFUSED.labels(error.code).inc()
             raise
         _accepted_count.inc()
-        return LaneResponse(
-            202,
-            [
-                (b"location", b"/api/v1/issue-requests/" + str(result.request_id).encode()),
-                (b"retry-after", b"1"),
-                JSON,
-            ],
-            accepted_body(result),
-        )
+        location = f"/api/v1/issue-requests/{result.request_id}".encode()
+        return LaneResponse(202, [(b"location", location), (b"retry-after", b"1"), JSON], accepted_body(result))
 
-    async def _accept(self, request: LaneRequest, id_or_type: int | str, user_id: int) -> Accepted:
-        refuse_under_backpressure()
-        coupon = coupon_cache.fresh(id_or_type)
-        if coupon is None:
-            coupon = await _in_time(self._cached_coupons.submit(id_or_type))
-        elif coupon_cache.fresh(id_or_type, share=0.5) is None and id_or_type not in self._refreshing:
-            # Before the entry is too old to use: the crowd does not wait for the query.
+    def _refresh(self, id_or_type: int | str) -> None:
+        """Read a coupon before its entry is too old to use: the crowd does not wait for the query."""
+        if id_or_type not in self._refreshing:
             self._refreshing.add(id_or_type)
-            task = asyncio.ensure_future(self._cached_coupons.submit(id_or_type))
+            task = self._cached_coupons.submit(id_or_type)
             task.add_done_callback(partial(self._refreshed, id_or_type))
-        if coupon is None:
-            raise no_such_coupon(id_or_type)
-        incoming = incoming_request(
-            coupon,
-            user_id=user_id,
-            caller_id=request.user_id,
-            idempotency_key=request.idempotency_key,
-            traceparent=request.traceparent,
-        )
-        await _in_time(self._committers.for_coupon(coupon).submit(incoming))
-        return accepted(incoming)
 
     def _refreshed(self, id_or_type: int | str, task: asyncio.Future[CachedCoupon | None]) -> None:
         self._refreshing.discard(id_or_type)

@@ -42,10 +42,23 @@ class Bodies:
         if reserved > self._free:
             raise BodyError("unavailable", "Too many bodies are being read. This request was not executed.")
         self._free -= reserved
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None
+        self._deadlines[task] = loop.time() + BODY_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_later(BODY_SECONDS, self._end_late)
         body = b""
         try:
-            body = await self._read(receive, length, limit)
+            body = await _whole(receive, length, limit)
+        except asyncio.CancelledError:
+            if self._closing:
+                raise BodyError("unavailable", "The server stops. This request was not executed.") from None
+            if self._deadlines.get(task, 0.0) > loop.time():
+                raise
+            raise BodyError("timeout", f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
         finally:
+            self._deadlines.pop(task, None)
             # What was reserved beyond the body that arrived is free again.
             self._free += reserved - len(body)
         return body
@@ -60,40 +73,6 @@ class Bodies:
         for task in self._deadlines:
             task.cancel()
 
-    async def _read(self, receive: Receive, length: int | None, limit: int) -> bytes:
-        task = asyncio.current_task()
-        assert task is not None
-        loop = asyncio.get_running_loop()
-        self._deadlines[task] = loop.time() + BODY_SECONDS
-        if self._timer is None:
-            self._timer = loop.call_later(BODY_SECONDS, self._end_late)
-        chunks: list[bytes] = []
-        arrived = 0
-        try:
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    expected = "" if length is None else f" of {length}"
-                    raise BodyError("invalid", f"The body ended early: {arrived}{expected} bytes arrived.")
-                if chunk := message.get("body", b""):
-                    chunks.append(chunk)
-                    arrived += len(chunk)
-                if arrived > limit:
-                    raise BodyError("too_large", f"The body is larger than {limit} bytes.")
-                if not message.get("more_body", False):
-                    break
-        except asyncio.CancelledError:
-            if self._closing:
-                raise BodyError("unavailable", "The server stops. This request was not executed.") from None
-            if self._deadlines.get(task, 0.0) > loop.time():
-                raise
-            raise BodyError("timeout", f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
-        finally:
-            self._deadlines.pop(task, None)
-        if length is not None and arrived < length:
-            raise BodyError("invalid", f"The body ended early: {arrived} of {length} bytes arrived.")
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
     def _end_late(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -103,3 +82,28 @@ class Bodies:
         # Deadlines are in the order of their insertion: the next one to come is the first that is not over.
         upcoming = next((deadline for deadline in self._deadlines.values() if deadline > now), None)
         self._timer = None if upcoming is None else loop.call_at(upcoming, self._end_late)
+
+
+async def _whole(receive: Receive, length: int | None, limit: int) -> bytes:
+    """Receive a body; raises BodyError if it ends early or is larger than ``limit`` bytes."""
+    chunks: list[bytes] = []
+    arrived = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _ended_early(arrived, length)
+        if chunk := message.get("body", b""):
+            chunks.append(chunk)
+            arrived += len(chunk)
+        if arrived > limit:
+            raise BodyError("too_large", f"The body is larger than {limit} bytes.")
+        more = message.get("more_body", False)
+    if length is not None and arrived < length:
+        raise _ended_early(arrived, length)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _ended_early(arrived: int, length: int | None) -> BodyError:
+    expected = "" if length is None else f" of {length}"
+    return BodyError("invalid", f"The body ended early: {arrived}{expected} bytes arrived.")

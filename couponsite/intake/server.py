@@ -27,12 +27,13 @@ from coupons.api.lane import CouponLane
 from couponsite.error_pages import refusal
 from couponsite.health import PROBES, answer_probes, live
 from couponsite.middleware import LOOPBACK, body_limit, content_length
-from couponsite.tokens import ISSUE_FOR_OTHERS, read_plain_access_token
+from couponsite.tokens import ISSUE_FOR_OTHERS
 
 from .bodies import Bodies, BodyError
 from .client_address import HEADER
 from .forwarding import Send, Site, SiteUnavailable
 from .overload import InProgress
+from .token_cache import TokenCache
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ _READ = frozenset(
 )
 _JSON_TYPES = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _MOST_HOSTS = 1000
+_TOO_MANY = "Too many requests are in progress. This request was not executed."
 
 
 class Intake:
@@ -78,13 +80,24 @@ class Intake:
         self._hosts: dict[tuple[bytes, bool], bool] = {}
         self._answer_probe = answer_probes(lambda request: HttpResponse(status=404))
         self._answer_probes = on_live_connections(self._answer_each)
+        self._tokens = TokenCache()
+        self._behind_proxy = bool(settings.TRUSTED_PROXY_COUNT)
         self._security_headers = {secure: _security_headers(secure=secure) for secure in (False, True)}
+        frame_options = (b"x-frame-options", settings.X_FRAME_OPTIONS.encode())
+        self._lane_headers = {
+            (method, secure): [(b"allow", allow), frame_options, *security_headers]
+            for method, allow in (("POST", b"POST"), ("GET", b"GET, HEAD"))
+            for secure, security_headers in self._security_headers.items()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._handle(scope, receive, send)
+            if scope["path"] in PROBES:
+                await _respond(send, await self._probe(scope), with_body=scope["method"] != "HEAD")
+            else:
+                await self._handle(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -105,89 +118,76 @@ class Intake:
         os.kill(os.getpid(), signal.SIGINT)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        headers: Headers = [header for header in scope["headers"] if b"_" not in header[0] and header[0] != HEADER]
         read: dict[bytes, bytes] = {}
         is_plain = True
-        for name, value in headers:
+        for name, value in scope["headers"]:
             if name in _READ:
                 is_plain = is_plain and name not in read
                 read[name] = value
-        if path in PROBES:
-            response = await self._probe(scope)
-            await _respond(send, response, with_body=scope["method"] != "HEAD")
-            return
         body = b""
         if b"content-length" in read or b"transfer-encoding" in read:
             try:
-                body = await self._bodies.read(receive, length=_announced_length(read), limit=body_limit(path))
+                body = await self._bodies.read(receive, length=_announced_length(read), limit=body_limit(scope["path"]))
             except BodyError as error:
                 # The rest of the body may still come: the connection cannot be used again.
                 await self._refuse(scope, send, read, error.code, error.detail, headers={"Connection": "close"})
                 return
         try:
-            answer = await self._answer(scope, read, body) if is_plain else None
-            if answer is not None:
-                await _respond(send, answer)
+            response = await self._answer(scope, read, body) if is_plain else None
+            if response is not None:
+                await _respond(send, response)
             else:
-                await self._forward(scope, read, headers, body, send)
+                await self._forward(scope, read, body, send)
         finally:
             self._bodies.release(len(body))
 
     async def _answer(self, scope: Scope, read: dict[bytes, bytes], body: bytes) -> LaneResponse | None:
         """Answer in the lane; None if the request is not in the plain form."""
+        secure = self._is_secure(read)
         endpoint = self._coupons.find(scope["method"], scope["path"])
-        if endpoint is None or scope["query_string"] or b"%" in scope["raw_path"]:
+        if endpoint is None or not self._is_plain(scope, read, body, secure):
             return None
         if not self._in_progress.begin():
-            response = unavailable(
-                django_request(scope), "Too many requests are in progress. This request was not executed."
-            )
-            return lane_response(response)
+            return lane_response(unavailable(django_request(scope), _TOO_MANY))
         try:
-            return await self._call(endpoint, scope, read, body)
+            request = self._lane_request(scope, read, body)
+            response = None if request is None else await _call(endpoint, request)
         finally:
             self._in_progress.end()
+        if response is not None:
+            response.headers.extend(self._lane_headers[scope["method"], secure])
+        return response
 
-    async def _call(
-        self, endpoint: Endpoint, scope: Scope, read: dict[bytes, bytes], body: bytes
-    ) -> LaneResponse | None:
-        method, path = scope["method"], scope["path"]
-        content_type = read.get(b"content-type", b"")
-        if body and (method == "GET" or content_type.lower() not in _JSON_TYPES):
-            return None
-        if b"content-encoding" in read:
-            return None
-        secure = _is_secure(read)
-        if not self._is_allowed(read.get(b"host", b""), secure):
-            return None
-        token = _bearer(read.get(b"authorization", b""))
-        claims = None if token is None else read_plain_access_token(token)
+    def _is_plain(self, scope: Scope, read: dict[bytes, bytes], body: bytes, secure: bool) -> bool:
+        """Whether the lane can answer, as far as the address, the host and the form of the body tell."""
+        if scope["query_string"] or b"%" in scope["raw_path"] or b"content-encoding" in read:
+            return False
+        if body and (scope["method"] == "GET" or read.get(b"content-type", b"").lower() not in _JSON_TYPES):
+            return False
+        return self._is_allowed(read.get(b"host", b""), secure)
+
+    def _lane_request(self, scope: Scope, read: dict[bytes, bytes], body: bytes) -> LaneRequest | None:
+        claims = self._tokens.claims(read.get(b"authorization", b""))
         if claims is None:
             return None
-        key = read.get(b"idempotency-key")
-        idempotency_key = None if key is None else key.decode("latin-1")
-        if idempotency_key is not None and not is_idempotency_key(idempotency_key):
-            return None
-        request = LaneRequest(
-            path,
+        idempotency_key = None
+        if (key := read.get(b"idempotency-key")) is not None:
+            idempotency_key = key.decode("latin-1")
+            if not is_idempotency_key(idempotency_key):
+                return None
+        traceparent = read.get(b"traceparent")
+        return LaneRequest(
+            scope["path"],
             claims.user_id,
             ISSUE_FOR_OTHERS in claims.scopes,
             body,
             idempotency_key,
-            read_traceparent(read.get(b"traceparent", b"").decode("latin-1")),
+            "" if traceparent is None else read_traceparent(traceparent.decode("latin-1")),
         )
-        try:
-            response = await endpoint(request)
-        except DomainError as error:
-            response = lane_response(refusal_response(request, error))
-        except Exception as error:
-            response = lane_response(failure_response(request, error))
-        if response is not None:
-            response.headers.append((b"allow", b"POST" if method == "POST" else b"GET, HEAD"))
-            response.headers.append((b"x-frame-options", settings.X_FRAME_OPTIONS.encode()))
-            response.headers.extend(self._security_headers[secure])
-        return response
+
+    def _is_secure(self, read: dict[bytes, bytes]) -> bool:
+        """Whether the client speaks https with the trusted proxy."""
+        return self._behind_proxy and read.get(b"x-forwarded-proto") == b"https"
 
     def _is_allowed(self, host: bytes, secure: bool) -> bool:
         """Whether the lane serves this Host: it is allowed, and not redirected to https."""
@@ -215,7 +215,8 @@ class Intake:
     def _answer_each(self, requests: Sequence[HttpRequest]) -> list[HttpResponseBase]:
         return [self._answer_probe(request) for request in requests]
 
-    async def _forward(self, scope: Scope, read: dict[bytes, bytes], headers: Headers, body: bytes, send: Send) -> None:
+    async def _forward(self, scope: Scope, read: dict[bytes, bytes], body: bytes, send: Send) -> None:
+        headers: Headers = [header for header in scope["headers"] if b"_" not in header[0] and header[0] != HEADER]
         try:
             await self._site.forward(scope, headers, body, send)
         except SiteUnavailable as error:
@@ -239,8 +240,18 @@ class Intake:
     ) -> None:
         retry = {"Retry-After": "1"} if code == "unavailable" else {}
         response = lane_response(refusal(django_request(scope), code, detail, headers={**(headers or {}), **retry}))
-        response.headers.extend(self._security_headers[_is_secure(read)])
+        response.headers.extend(self._security_headers[self._is_secure(read)])
         await _respond(send, response)
+
+
+async def _call(endpoint: Endpoint, request: LaneRequest) -> LaneResponse | None:
+    """Call an endpoint; its errors become problems, as those of a view do."""
+    try:
+        return await endpoint(request)
+    except DomainError as error:
+        return lane_response(refusal_response(request, error))
+    except Exception as error:
+        return lane_response(failure_response(request, error))
 
 
 def _announced_length(read: dict[bytes, bytes]) -> int | None:
@@ -255,24 +266,12 @@ def _announced_length(read: dict[bytes, bytes]) -> int | None:
     return length
 
 
-def _is_secure(read: dict[bytes, bytes]) -> bool:
-    """Whether the client speaks https with the trusted proxy."""
-    return bool(settings.TRUSTED_PROXY_COUNT) and read.get(b"x-forwarded-proto", b"") == b"https"
-
-
 def django_request(scope: Scope) -> HttpRequest:
     """Return a request of Django with method and path only, for error pages and probes."""
     request = HttpRequest()
     request.method = scope["method"]
     request.path = request.path_info = scope["path"]
     return request
-
-
-def _bearer(header: bytes) -> str | None:
-    scheme, _, token = header.partition(b" ")
-    if scheme.lower() != b"bearer" or not token.isascii():
-        return None
-    return token.decode("ascii")
 
 
 def _security_headers(*, secure: bool) -> Headers:
@@ -288,7 +287,6 @@ def _security_headers(*, secure: bool) -> Headers:
 
 
 async def _respond(send: Send, response: LaneResponse, *, with_body: bool = True) -> None:
-    headers = [header for header in response.headers if header[0] != b"content-length"]
-    headers.append((b"content-length", str(len(response.body)).encode()))
+    headers = [*response.headers, (b"content-length", b"%d" % len(response.body))]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body if with_body else b""})

@@ -72,7 +72,11 @@ _INSERT_MANY = f"""
          WITH ORDINALITY AS row ({_COLUMNS}, by_transport, position)
     ORDER BY position
 """
-_INSERT_NEW = f"{_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
+# The ids are read only if some rows were not inserted: converting them costs as much as inserting.
+_INSERT_NEW = f"""
+    WITH inserted AS ({_INSERT_MANY} ON CONFLICT (event_id) DO NOTHING RETURNING event_id)
+    SELECT count(*), CASE WHEN count(*) < %s THEN array_agg(event_id::text) END FROM inserted
+"""
 # The subquery forces an index lookup per id; as a join the planner would scan the table while it is small.
 _READ_STORED = """
     SELECT id FROM unnest(%s::uuid[]) AS asked (id)
@@ -107,12 +111,16 @@ def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
     """
     _require_transaction()
     with connection.cursor() as cursor:
-        cursor.execute(_INSERT_NEW, _columns(sorted(rows, key=attrgetter("event_id"))))
-        inserted = {event_id for (event_id,) in cursor.fetchall()}
+        cursor.execute(_INSERT_NEW, [*_columns(sorted(rows, key=attrgetter("event_id"))), len(rows)])
+        count, event_ids = cursor.fetchone() or (0, None)
+    if count == len(rows):
+        return [True] * count
+    inserted = set(event_ids or ())
     was_inserted = []
     for row in rows:
-        was_inserted.append(row.event_id in inserted)
-        inserted.discard(row.event_id)
+        event_id = str(row.event_id)
+        was_inserted.append(event_id in inserted)
+        inserted.discard(event_id)
     return was_inserted
 
 
