@@ -345,7 +345,7 @@ if not env.folder("PROMETHEUS_MULTIPROC_DIR"):
 # The Procfile passes these to the web server, whose own error messages do not name the variables.
 env.integer("PORT", default=8000, minimum=0, maximum=65535)
 env.address("HOST", default="0.0.0.0")
-env.integer("WEB_CONCURRENCY", default=2, minimum=1, maximum=128)
+env.integer("WEB_CONCURRENCY", default=1, minimum=1, maximum=128)
 # Requests that one process of the site handles at once, each with a database connection.
 WEB_THREADS = env.integer("WEB_THREADS", default=16, minimum=1, maximum=256)
 # Idle connections are closed after this time; granian accepts at most 60.
