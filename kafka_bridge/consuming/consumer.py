@@ -1,7 +1,8 @@
 """The consumer loop: poll, one transaction per partition and batch, then the offsets.
 
-An offset is committed only after the transaction of its effects: after a crash in between the messages are redelivered,
-and every handler is safe to repeat. One consumer is one thread with its own Kafka client and database connection.
+An offset is committed only after the transaction of its effects, at most ``COMMIT_SECONDS`` later: after a crash in
+between the messages are redelivered, and every handler is safe to repeat. One consumer is one thread with its own Kafka
+client and database connection.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from .retrying_partitions import Partition, RetryingPartitions
 
 logger = logging.getLogger(__name__)
 
+# A commit waits for the broker, which takes as long as a small batch.
+COMMIT_SECONDS = 0.2
 _POLL_SECONDS = 0.1
 _IDLE_BEFORE_EXIT = 1.0
 _TICK_SECONDS = 1.0
@@ -55,13 +58,16 @@ class GroupConsumer:
         # The next offset to be handled, for the lag; and the offsets that the broker has committed.
         self._next_offsets: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
+        # The next offsets of handled batches that are not committed yet.
+        self._uncommitted: dict[Partition, int] = {}
+        self._committed_at = float("-inf")
         self._ticked_at = float("-inf")
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second."""
         consumer = make_consumer(self._group.group_id, calls_out=self._group.call is not None)
         consumer.subscribe(
-            self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+            self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         idle_since = time.monotonic()
         try:
@@ -72,12 +78,13 @@ class GroupConsumer:
                 elif until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
                     self._commit_ends(consumer)
                     break
+            self._commit_handled(consumer)
         finally:
             consumer.close()
             drop_connection()
 
     def poll_and_handle(self, consumer: Consumer, stop: StopFlag) -> bool:
-        """Make one pass: fetch, handle each partition's batch, commit its offset. Returns whether there was a batch."""
+        """Make one pass: fetch, handle each partition's batch, commit offsets. Returns whether there was a batch."""
         self._tick()
         self._fetch(consumer)
         worked = False
@@ -91,7 +98,9 @@ class GroupConsumer:
                 end = self._end_of(partition, batch)
                 self._postponed.pop(partition, None)
                 del messages[: len(batch)]
-                self._commit(consumer, {partition: end})
+                self._uncommitted[partition] = self._next_offsets[partition] = end
+        if not worked or time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+            self._commit_handled(consumer)
         if time.monotonic() - self._ticked_at >= _TICK_SECONDS:
             self._ticked_at = time.monotonic()
             self._commit_ends(consumer)
@@ -157,11 +166,23 @@ class GroupConsumer:
         logger.info("%s: %d partitions assigned", self._group.name, len(self._assigned))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Commit what was handled, which ends before any rebalance is served, and drop the buffered messages."""
+        self._commit_handled(consumer)
+        self._on_lost(consumer, partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop the buffered messages: the new owner reads them again from the committed offset."""
         for item in partitions:
             partition = (item.topic, item.partition)
             self._assigned.discard(partition)
-            for state in (self._buffers, self._at_end, self._next_offsets, self._committed, self._postponed):
+            for state in (
+                self._buffers,
+                self._at_end,
+                self._next_offsets,
+                self._uncommitted,
+                self._committed,
+                self._postponed,
+            ):
                 state.pop(partition, None)
             self._retrying.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
@@ -201,7 +222,7 @@ class GroupConsumer:
             if self._retrying.resume(partition):
                 consumer.resume([TopicPartition(*partition)])
             if messages[0].offset != self._next_offsets[partition]:
-                self._commit(consumer, {partition: messages[0].offset})
+                self._uncommitted[partition] = self._next_offsets[partition] = messages[0].offset
         self._retrying.retry_later(partition, str(messages[0]), str(postponed), postponed.seconds)
 
     def _end_of(self, partition: Partition, batch: Sequence[ReceivedMessage]) -> int:
@@ -218,6 +239,12 @@ class GroupConsumer:
             logger.error("%s: %s waits, nothing is dropped: %s", self._group.name, batch[0], error)
         else:
             logger.error("%s: %s waits, nothing is dropped", self._group.name, batch[0], exc_info=error)
+
+    def _commit_handled(self, consumer: Consumer) -> None:
+        if self._uncommitted:
+            self._commit(consumer, self._uncommitted)
+            self._uncommitted.clear()
+        self._committed_at = time.monotonic()
 
     def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
         """Commit synchronously. A failure is only logged: handled messages are redelivered, and recognized."""
