@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import pytest
@@ -12,10 +11,8 @@ from django.db import OperationalError
 from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
 from kafka_bridge.client import group_lag
-from kafka_bridge.consuming import consumer as consumer_loop
 from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.registry import ConsumerGroup
 from tests.stub_app.consumer_groups import BOOKINGS, BookingRequest, book
 from tests.stub_app.events import request, winners
 from tests.stub_app.models import Booking
@@ -112,36 +109,6 @@ def test_a_consumer_that_dies_before_its_offset_is_committed_repeats_nothing(mon
     answered = Booking.objects.count()
     consume_everything(BOOKINGS)
     assert (lag(), winners(), Booking.objects.count()) == (0, [1, 2], answered)
-
-
-def test_a_rebalance_between_batches_repeats_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Only the rebalance itself commits: the consumers have no idle moment.
-    monkeypatch.setattr(consumer_loop, "COMMIT_SECONDS", 3600)
-    handled: dict[str, list[int]] = {"first": [], "second": []}
-
-    def noting(name: str) -> ConsumerGroup:
-        return replace(BOOKINGS, handle=lambda requests: handled[name].extend(item.user_id for item in requests))
-
-    stop = StopFlag()
-    consumers = [consume_in_background(noting("first"), stop)]
-    users = count(1)
-
-    def ask_more() -> None:
-        for key in (b"A", b"B", b"C", b"D"):
-            produce(TOPIC, [request(next(users)) for _ in range(20)], key=key)
-
-    def has_handled(name: str) -> bool:
-        ask_more()
-        return bool(handled[name])
-
-    wait_until(lambda: has_handled("first"), 30, "the first consumer handles nothing")
-    consumers.append(consume_in_background(noting("second"), stop))
-    wait_until(lambda: has_handled("second"), 60, "the second consumer handles nothing")
-    wait_until(lambda: lag() == 0, 30, "not everything is handled")
-    stop.request()
-    for consumer in consumers:
-        consumer.result(30)
-    assert sorted(handled["first"] + handled["second"]) == list(range(1, next(users)))
 
 
 def test_a_rebalance_in_mid_batch_repeats_no_effect_and_moves_no_offset_back(settings: Any) -> None:
