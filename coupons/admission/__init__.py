@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import Admission, AdmissionOutcome, AdmissionRequest, FinishedRequest, finished_requests
+from .base import Admission, AdmissionRequest, FinishedRequest, finished_requests
 from .gate.admission import Gate
 from .queue import Queue
 from .reserve import Reserve
@@ -15,7 +15,6 @@ from .reserve import Reserve
 __all__ = [
     "ADMISSIONS",
     "Admission",
-    "AdmissionOutcome",
     "AdmissionRequest",
     "FinishedRequest",
     "finished_requests",

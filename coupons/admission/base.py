@@ -1,4 +1,4 @@
-"""The interface of admissions: requests, outcomes and the base class."""
+"""The interface of admissions: requests with their outcomes, and the base class."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from ..events import IssueEnded
 
 
 class AdmissionRequest(msgspec.Struct, gc=False):
-    """A request for an open coupon. ``total_quantity`` is the coupon's, at most a second old.
+    """A request for an open coupon, and its outcome once its admission has decided.
 
-    ``by_worker``: its transport is the Redis queue of the issue worker instead of Kafka.
+    ``total_quantity`` is the coupon's, at most a second old. ``by_worker``: its transport is the Redis queue of the
+    issue worker instead of Kafka.
+
+    Outcome: ``refusal`` None: it is admitted. ``sequence`` is its place in line, None if the admission assigns none.
+    ``newly_reserved``: ``admit`` reserved something for it, which ``cancel`` releases; False for a repeated request.
     """
 
     request_id: UUID
@@ -24,16 +28,7 @@ class AdmissionRequest(msgspec.Struct, gc=False):
     coupon_id: int
     total_quantity: int
     by_worker: bool = False
-
-
-class AdmissionOutcome(NamedTuple):
-    """The outcome for one candidate. ``refusal`` None: it is admitted.
-
-    ``sequence`` is its place in line, None if the admission assigns none. ``newly_reserved``: this call reserved
-    something for it; False for a repeated request.
-    """
-
-    refusal: type[DomainError] | None = None
+    refusal: type[DomainError] | DomainError | None = None
     sequence: int | None = None
     newly_reserved: bool = False
 
@@ -60,30 +55,33 @@ class Admission:
     """The base class of admissions. It admits every request.
 
     ``admit`` runs first, before any transaction, so that a refusal can spare PostgreSQL. ``confirm`` runs inside the
-    transaction that inserts the outbox rows. If it is certain that no row was inserted, ``cancel`` releases what
-    ``admit`` reserved; if that is unknown, nothing is released.
+    transaction that inserts the outbox rows. Both get candidates that are not refused, and set the outcome in them. If
+    it is certain that no row was inserted, ``cancel`` releases what ``admit`` reserved; if that is unknown, nothing is
+    released.
     """
 
     # Whether it can refuse. If so, each coupon has its own group commit, so that no coupon waits for another's locks,
     # and all candidates of a call are of one coupon.
     may_refuse: ClassVar[bool] = False
 
-    def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
-        """Return one outcome per candidate, in order. A repeated request id is admitted again."""
-        return [AdmissionOutcome()] * len(candidates)
+    def admit(self, candidates: Sequence[AdmissionRequest]) -> None:
+        """Admit or refuse each of the candidates. A repeated request id is admitted again."""
 
-    def confirm(
-        self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
-    ) -> list[AdmissionOutcome]:
-        """Make the final decision on candidates that ``admit`` admitted, within the caller's transaction."""
-        return list(admitted)
+    def confirm(self, candidates: Sequence[AdmissionRequest]) -> Sequence[AdmissionRequest]:
+        """Make the final decision on candidates that ``admit`` admitted, within the caller's transaction.
 
-    def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
+        Returns those for which it inserted a reservation.
+        """
+        return ()
+
+    def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> Sequence[AdmissionRequest]:
         """Reserve what is available for requests of one coupon, within the caller's transaction.
 
-        All of them are accepted: for a refused one nothing is reserved, and the issuer alone decides about it.
+        All of them are accepted: for a refused one nothing is reserved, and the issuer alone decides about it. Returns
+        those for which it inserted a reservation.
         """
-        return self.confirm(candidates, self.admit(candidates))
+        self.admit(candidates)
+        return self.confirm(candidates)
 
     def cancel(self, candidates: Sequence[AdmissionRequest]) -> None:
         """Release what ``admit`` reserved. Does not raise on an outage."""

@@ -8,7 +8,7 @@ millions of rows. Messages are not trusted about reservations: only these rows c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -17,8 +17,8 @@ from django.db import connection
 from common.api.errors import IdempotencyKeyReused
 from common.postgres import arrays
 
-from ..errors import AlreadyIssued
-from .base import AdmissionOutcome, AdmissionRequest
+from ..errors import AlreadyIssued, SoldOut
+from .base import AdmissionRequest
 
 GATE = "gate"
 # The unit is counted in the coupon's ``reserved``, see ``holds_stock``.
@@ -71,56 +71,52 @@ class Reservation(NamedTuple):
         return self.admission == RESERVE
 
 
-def reserve(candidates: Sequence[AdmissionRequest], admission: str) -> list[AdmissionOutcome]:
+def reserve(candidates: Sequence[AdmissionRequest], admission: str) -> list[AdmissionRequest]:
     """Insert a row for each of the candidates, all of one coupon, within the caller's transaction.
 
-    Returns one outcome per candidate, ``newly_reserved`` if its row was inserted. A repeated request is admitted again;
-    another request of a user who already has a row is refused.
+    Returns those whose row was inserted. A repeated request is admitted again; another request of a user who already
+    has a row is refused.
     """
-    first_indexes = _first_of_each(candidates)
-    inserted = _insert([candidates[index] for index in first_indexes], admission)
-    new_indexes = {index for index in first_indexes if candidates[index].request_id in inserted}
-    other_indexes = [index for index in range(len(candidates)) if index not in new_indexes]
-    conflicting = dict(zip(other_indexes, conflicts([candidates[index] for index in other_indexes]), strict=True))
-    # AlreadyIssued if the conflicting row is gone by now: the user has the coupon, or may request it again.
-    return [
-        AdmissionOutcome(newly_reserved=True)
-        if index in new_indexes
-        else conflicting[index] or AdmissionOutcome(AlreadyIssued)
-        for index in range(len(candidates))
-    ]
+    first, others = _first_of_each(candidates)
+    inserted_ids = _insert(first, admission) if first else set()
+    others += [candidate for candidate in first if candidate.request_id not in inserted_ids]
+    for candidate in _without_conflict(others):
+        # The conflicting row is gone by now: the user has the coupon, or may request it again.
+        candidate.refusal = AlreadyIssued
+    return [candidate for candidate in first if candidate.request_id in inserted_ids]
 
 
-def preview(candidates: Sequence[AdmissionRequest]) -> tuple[list[AdmissionOutcome | None], int]:
-    """Return (outcomes, free units) for candidates of one coupon, without waiting for a lock.
+def preview(candidates: Sequence[AdmissionRequest]) -> tuple[list[AdmissionRequest], int]:
+    """Decide about the candidates, all of one coupon, whose user has a reservation or the coupon.
 
-    An outcome is None if the user has neither a reservation nor the coupon. Free units are neither issued nor counted
-    in ``reserved``. Since no lock is taken, refusals do not slow down other requests.
+    Returns (the others, free units). Free units are neither issued nor counted in ``reserved``. No lock is taken, so
+    refusals do not slow down other requests.
     """
     # Reservations are read first: a request that finishes in between is seen as a reservation or as its coupon.
-    known = conflicts(candidates)
+    wanting = _without_conflict(candidates)
     with connection.cursor() as cursor:
         cursor.execute(
             _PREVIEW, [arrays.numbers([candidate.user_id for candidate in candidates]), candidates[0].coupon_id]
         )
         free, holders = cursor.fetchone() or (0, ())
     holding = set(holders)
-    outcomes = [
-        AdmissionOutcome(AlreadyIssued) if candidate.user_id in holding else outcome
-        for candidate, outcome in zip(candidates, known, strict=True)
-    ]
-    return outcomes, free
+    for candidate in candidates:
+        if candidate.user_id in holding:
+            candidate.refusal = AlreadyIssued
+    return [candidate for candidate in wanting if candidate.refusal is None], free
 
 
-def fitting(free: int, candidates: Sequence[AdmissionRequest], known: Sequence[AdmissionOutcome | None]) -> list[int]:
-    """Return the indexes of the candidates without an outcome that fit into ``free`` units, one unit per user."""
+def fitting(free: int, candidates: Sequence[AdmissionRequest]) -> list[AdmissionRequest]:
+    """Return the candidates that fit into ``free`` units, one unit per user, and refuse the others."""
     users: set[int] = set()
-    indexes = []
-    for index, candidate in enumerate(candidates):
-        if known[index] is None and (candidate.user_id in users or len(users) < free):
+    fitting = []
+    for candidate in candidates:
+        if candidate.user_id in users or len(users) < free:
             users.add(candidate.user_id)
-            indexes.append(index)
-    return indexes
+            fitting.append(candidate)
+        else:
+            candidate.refusal = SoldOut
+    return fitting
 
 
 def number_uncounted(coupon_id: int) -> int:
@@ -128,16 +124,6 @@ def number_uncounted(coupon_id: int) -> int:
     with connection.cursor() as cursor:
         cursor.execute(_UNDER_WAY, [coupon_id, RESERVE])
         return int(cursor.fetchone()[0])
-
-
-def conflicts(candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome | None]:
-    """Return the outcomes of candidates of one coupon whose request or user has a row; None for the others."""
-    if not candidates:
-        return []
-    rows = _find(candidates)
-    requests = {row.request_id: (row.coupon_id, row.user_id) for row in rows}
-    pairs = {(row.coupon_id, row.user_id) for row in rows}
-    return [_conflict(candidate, requests, pairs) for candidate in candidates]
 
 
 def remove(request_ids: Collection[UUID], *, of: Collection[int]) -> list[Reservation]:
@@ -169,26 +155,39 @@ def release(request_ids: Collection[UUID]) -> list[Reservation]:
         return removed
 
 
-def _conflict(
-    candidate: AdmissionRequest, requests: Mapping[UUID, tuple[int, int]], pairs: Collection[tuple[int, int]]
-) -> AdmissionOutcome | None:
-    pair = (candidate.coupon_id, candidate.user_id)
-    if candidate.request_id in requests:
-        return AdmissionOutcome(None if requests[candidate.request_id] == pair else IdempotencyKeyReused)
-    return AdmissionOutcome(AlreadyIssued) if pair in pairs else None
+def _without_conflict(candidates: Sequence[AdmissionRequest]) -> list[AdmissionRequest]:
+    """Decide about the candidates, all of one coupon, whose request or user has a row; return the others."""
+    if not candidates:
+        return []
+    rows = _find(candidates)
+    requests = {row.request_id: (row.coupon_id, row.user_id) for row in rows}
+    pairs = set(requests.values())
+    without = []
+    for candidate in candidates:
+        pair = (candidate.coupon_id, candidate.user_id)
+        if candidate.request_id in requests:
+            candidate.refusal = None if requests[candidate.request_id] == pair else IdempotencyKeyReused
+        elif pair in pairs:
+            candidate.refusal = AlreadyIssued
+        else:
+            without.append(candidate)
+    return without
 
 
-def _first_of_each(candidates: Sequence[AdmissionRequest]) -> list[int]:
-    """Return the indexes of the candidates whose user and request id have not occurred before."""
+def _first_of_each(
+    candidates: Sequence[AdmissionRequest],
+) -> tuple[list[AdmissionRequest], list[AdmissionRequest]]:
+    """Return (the candidates whose user and request id have not occurred before, the others)."""
     users: set[int] = set()
     requests: set[UUID] = set()
-    indexes = []
-    for index, candidate in enumerate(candidates):
-        if candidate.user_id not in users and candidate.request_id not in requests:
-            indexes.append(index)
+    first: list[AdmissionRequest] = []
+    others: list[AdmissionRequest] = []
+    for candidate in candidates:
+        is_first = candidate.user_id not in users and candidate.request_id not in requests
+        (first if is_first else others).append(candidate)
         users.add(candidate.user_id)
         requests.add(candidate.request_id)
-    return indexes
+    return first, others
 
 
 def _insert(candidates: Sequence[AdmissionRequest], admission: str) -> set[UUID]:

@@ -13,7 +13,7 @@ from django.db import connection
 
 from ..errors import SoldOut
 from . import reservations
-from .base import Admission, AdmissionOutcome, AdmissionRequest
+from .base import Admission, AdmissionRequest
 
 _RESERVE_UNITS = """
     UPDATE coupons_coupon SET reserved = reserved + %s, last_sequence = last_sequence + %s
@@ -28,39 +28,29 @@ class Reserve(Admission):
 
     may_refuse = True
 
-    def confirm(
-        self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
-    ) -> list[AdmissionOutcome]:
+    def confirm(self, candidates: Sequence[AdmissionRequest]) -> Sequence[AdmissionRequest]:
         """Reserve a unit for each candidate, first come, first served, until the stock is used up."""
-        outcomes, free = reservations.preview(candidates)
-        fitting_indexes = reservations.fitting(free, candidates, outcomes)
-        if fitting_indexes:
-            reserved = reservations.reserve([candidates[index] for index in fitting_indexes], reservations.RESERVE)
-            for index, outcome in zip(fitting_indexes, reserved, strict=True):
-                outcomes[index] = outcome
-            _reserve_units(
-                candidates,
-                outcomes,
-                [index for index, row in zip(fitting_indexes, reserved, strict=True) if row.newly_reserved],
-            )
-        return [outcome or AdmissionOutcome(SoldOut) for outcome in outcomes]
+        wanting, free = reservations.preview(candidates)
+        inserted = reservations.reserve(reservations.fitting(free, wanting), reservations.RESERVE)
+        return _reserve_units(candidates, inserted) if inserted else ()
 
 
 def _reserve_units(
-    candidates: Sequence[AdmissionRequest], outcomes: list[AdmissionOutcome | None], new_indexes: Sequence[int]
-) -> None:
-    """Reserve units for the candidates at ``new_indexes``, in order, as far as the stock goes; set their outcomes."""
-    coupon_id = candidates[0].coupon_id
-    quantity, sequence = _lock_and_reserve(coupon_id, len(new_indexes)) if new_indexes else (0, 0)
-    for number, index in enumerate(new_indexes[:quantity], start=1):
-        outcomes[index] = AdmissionOutcome(sequence=sequence + number, newly_reserved=True)
-    if unserved := [candidates[index] for index in new_indexes[quantity:]]:
+    candidates: Sequence[AdmissionRequest], inserted: Sequence[AdmissionRequest]
+) -> Sequence[AdmissionRequest]:
+    """Reserve units for ``inserted``, in order, as far as the stock goes, and return those that got one."""
+    coupon_id = inserted[0].coupon_id
+    quantity, sequence = _lock_and_reserve(coupon_id, len(inserted))
+    for number, candidate in enumerate(inserted[:quantity], start=1):
+        candidate.sequence = sequence + number
+    if unserved := inserted[quantity:]:
         # Concurrent requests reserved the last units after ``preview``.
         reservations.remove([candidate.request_id for candidate in unserved], of=[coupon_id])
         users = {candidate.user_id for candidate in unserved}
-        for index, candidate in enumerate(candidates):
+        for candidate in candidates:
             if candidate.user_id in users:
-                outcomes[index] = None
+                candidate.refusal = SoldOut
+    return inserted[:quantity]
 
 
 def _lock_and_reserve(coupon_id: int, wanted: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from common.api.errors import NotFound
 from kafka_bridge.outbox.writing import OutboxRow, insert_new_rows, outbox_row, stored_ids
 
 from .. import metrics
-from ..admission import ADMISSIONS, AdmissionOutcome, AdmissionRequest, reservations
+from ..admission import ADMISSIONS, AdmissionRequest, reservations
 from ..coupon_cache import CachedCoupon, coupon_cache
 from ..errors import CouponNotOpen
 from ..events import IssueRequested
@@ -71,25 +71,17 @@ def bulk_accept(*, batch: BulkIssue, user_ids: Sequence[int]) -> int:
         for request_id, user_id in pending.items()
     ]
     with transaction.atomic():
-        outcomes = ADMISSIONS[coupon.admission].admit_bulk(candidates)
-        rows = [
-            _row(coupon, candidate, outcome, moment) for candidate, outcome in zip(candidates, outcomes, strict=True)
-        ]
-        inserted = insert_new_rows(rows)
-        accepted = sum(inserted)
+        reserved = {candidate.request_id for candidate in ADMISSIONS[coupon.admission].admit_bulk(candidates)}
+        rows = [_row(coupon, candidate, moment) for candidate in candidates]
+        inserted = {row.event_id for row, is_new in zip(rows, insert_new_rows(rows), strict=True) if is_new}
         # A concurrent call inserted these rows first and reserved nothing for them: release our reservations.
-        unused = [
-            row.event_id
-            for row, outcome, new in zip(rows, outcomes, inserted, strict=True)
-            if outcome.newly_reserved and not new
-        ]
-        if unused:
+        if unused := reserved - inserted:
             reservations.release(unused)
-    metrics.ACCEPTED.labels("BATCH").inc(accepted)
-    return accepted
+    metrics.ACCEPTED.labels("BATCH").inc(len(inserted))
+    return len(inserted)
 
 
-def _row(coupon: CachedCoupon, candidate: AdmissionRequest, outcome: AdmissionOutcome, moment: datetime) -> OutboxRow:
+def _row(coupon: CachedCoupon, candidate: AdmissionRequest, moment: datetime) -> OutboxRow:
     request = IssueRequested(
         request_id=candidate.request_id,
         user_id=candidate.user_id,
@@ -98,7 +90,7 @@ def _row(coupon: CachedCoupon, candidate: AdmissionRequest, outcome: AdmissionOu
         requested_at=moment,
         source="BATCH",
         # Without a reservation the issuer alone decides.
-        admission="queue" if outcome.refusal else coupon.admission,
-        sequence=outcome.sequence,
+        admission="queue" if candidate.refusal else coupon.admission,
+        sequence=candidate.sequence,
     )
     return outbox_row(message_of(request))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Generic, TypeVar
-from uuid import UUID
 
 from django.db import transaction
 
@@ -20,7 +19,7 @@ from kafka_bridge.outbox.transports import row_for_transport
 from kafka_bridge.outbox.writing import OutboxRow, insert_new_rows, outbox_row
 
 from .. import request_log
-from ..admission import ADMISSIONS, Admission, AdmissionOutcome, AdmissionRequest, reservations
+from ..admission import ADMISSIONS, Admission, AdmissionRequest, reservations
 from ..coupon_cache import CachedCoupon
 from ..events import IssueRequested
 from ..messages import message_of
@@ -50,9 +49,6 @@ class IncomingRequest(AdmissionRequest, kw_only=True, gc=False):
     traceparent: str
     may_be_repeat: bool
     closed: DomainError | None = None
-    refusal: type[DomainError] | DomainError | None = None
-    sequence: int | None = None
-    newly_reserved: bool = False
     inserted: bool = False
     existing: ExistingRequest | None = None
     fault: Exception | None = None
@@ -142,26 +138,18 @@ def _admit(admission: Admission, group: Sequence[IncomingRequest]) -> None:
     for item in group:
         item.refusal, item.sequence, item.newly_reserved, item.inserted = item.closed, None, False, False
     candidates = [item for item in group if item.refusal is None]
+    if not candidates:
+        return
     try:
-        outcomes = admission.admit(candidates) if candidates else []
+        admission.admit(candidates)
     except Unavailable as error:
         for item in candidates:
             item.refusal = error
-        return
-    for item, outcome in zip(candidates, outcomes, strict=True):
-        item.refusal, item.sequence, item.newly_reserved = outcome
 
 
 def _write(admission: Admission, admitted: Sequence[IncomingRequest]) -> None:
     """Insert the rows of admitted requests, unless ``confirm`` refuses them or a row already exists."""
-    outcomes = admission.confirm(
-        admitted, [AdmissionOutcome(None, item.sequence, item.newly_reserved) for item in admitted]
-    )
-    reserved: set[UUID] = set()
-    for item, outcome in zip(admitted, outcomes, strict=True):
-        item.refusal, item.sequence = outcome.refusal, outcome.sequence
-        if outcome.newly_reserved:
-            reserved.add(item.request_id)
+    reserved = {item.request_id for item in admission.confirm(admitted)}
     confirmed = [item for item in admitted if item.refusal is None]
     if not confirmed:
         return

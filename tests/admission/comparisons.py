@@ -65,7 +65,8 @@ def make_old(coupon: Coupon) -> None:
 def leave_in_gate(coupon: Coupon, user_id: int) -> AdmissionRequest:
     """A web process was killed between gate and insert."""
     candidate = AdmissionRequest(uuid7(), user_id, coupon.id, coupon.total_quantity)
-    assert ADMISSIONS["gate"].admit([candidate])[0].newly_reserved
+    ADMISSIONS["gate"].admit([candidate])
+    assert candidate.newly_reserved
     return candidate
 
 

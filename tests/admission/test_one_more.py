@@ -10,7 +10,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from coupons.admission import ADMISSIONS, Admission, AdmissionOutcome, AdmissionRequest
+from coupons.admission import ADMISSIONS, Admission, AdmissionRequest
 from coupons.errors import SoldOut
 from coupons.models import Coupon, UserCoupon
 from couponsite.tokens import issue_access_token
@@ -29,11 +29,12 @@ class Even(Admission):
 
     may_refuse = True
 
-    def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
-        return [
-            AdmissionOutcome(SoldOut) if one.user_id % 2 else AdmissionOutcome(sequence=one.user_id // 2)
-            for one in candidates
-        ]
+    def admit(self, candidates: Sequence[AdmissionRequest]) -> None:
+        for one in candidates:
+            if one.user_id % 2:
+                one.refusal = SoldOut
+            else:
+                one.sequence = one.user_id // 2
 
 
 @pytest.fixture

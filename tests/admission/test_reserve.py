@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from uuid_utils.compat import uuid7
 
 from common.processes.lifecycle import StopFlag
-from coupons.admission import ADMISSIONS, AdmissionOutcome, AdmissionRequest, reserve
+from coupons.admission import ADMISSIONS, AdmissionRequest, reserve
 from coupons.models import Coupon, Reservation
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox.pruning import prune
@@ -74,18 +74,20 @@ def test_a_group_that_finds_fewer_pieces_than_it_looked_for_takes_what_is_left(m
         mine = in_another_session(partial(record, coupon, users))
         wait_until_blocked()
         other.commit()
-        outcomes = mine.result(10)
-    assert [outcome.sequence for outcome in outcomes] == [2, 3, None, None]
-    assert [outcome.refusal and outcome.refusal.code for outcome in outcomes] == [None, None, "sold_out", "sold_out"]
+        requests = mine.result(10)
+    assert [one.sequence for one in requests] == [2, 3, None, None]
+    assert [one.refusal and one.refusal.code for one in requests] == [None, None, "sold_out", "sold_out"]
     assert stock(coupon) == (3, 0)
     assert set(Reservation.objects.values_list("user_id", flat=True)) == {1, 2, 3}
 
 
-def record(coupon: Coupon, users: Iterable[tuple[UUID, int]]) -> list[AdmissionOutcome]:
-    """What becomes of a group of requests (id, user)."""
+def record(coupon: Coupon, users: Iterable[tuple[UUID, int]]) -> list[AdmissionRequest]:
+    """A group of requests (id, user), with what becomes of them."""
     candidates = [AdmissionRequest(request_id, user_id, coupon.id, 3) for request_id, user_id in users]
     with transaction.atomic():
-        return ADMISSIONS["reserve"].confirm(candidates, ADMISSIONS["reserve"].admit(candidates))
+        ADMISSIONS["reserve"].admit(candidates)
+        ADMISSIONS["reserve"].confirm(candidates)
+    return candidates
 
 
 def test_the_lock_is_held_for_no_more_than_the_insert(make_reserve: MakeReserve) -> None:
@@ -153,9 +155,9 @@ def test_a_group_of_requests_takes_its_pieces_at_once_in_order(make_reserve: Mak
     coupon = make_reserve(total_quantity=3)
     one_user = uuid7()
     users = [(uuid7(), 1), (one_user, 2), (uuid7(), 2), (one_user, 2), (uuid7(), 3), (uuid7(), 4)]
-    outcomes = record(coupon, users)
-    assert [outcome.sequence for outcome in outcomes] == [1, 2, None, None, 3, None]
-    assert [outcome.refusal and outcome.refusal.code for outcome in outcomes] == [
+    requests = record(coupon, users)
+    assert [one.sequence for one in requests] == [1, 2, None, None, 3, None]
+    assert [one.refusal and one.refusal.code for one in requests] == [
         None, None, "already_issued", None, None, "sold_out",
     ]  # fmt: skip
     assert stock(coupon) == (3, 0)

@@ -22,7 +22,7 @@ from common.api.errors import Unavailable
 
 from ...errors import AlreadyIssued, SoldOut
 from .. import reservations
-from ..base import Admission, AdmissionOutcome, AdmissionRequest, FinishedRequest
+from ..base import Admission, AdmissionRequest, FinishedRequest
 from . import store
 from .load import load, read_finished
 from .redis_keys import LIFETIME_SECONDS, MOST_PER_CALL, keys, run
@@ -45,46 +45,30 @@ class Gate(Admission):
 
     may_refuse = True
 
-    def admit(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
-        """Return one outcome per candidate. Raises Unavailable while Redis is down or the gate is being loaded."""
+    def admit(self, candidates: Sequence[AdmissionRequest]) -> None:
+        """Admit or refuse each candidate. Raises Unavailable while Redis is down or the gate is being loaded."""
         try:
-            outcomes: list[AdmissionOutcome] = []
             for start in range(0, len(candidates), MOST_PER_CALL):
-                outcomes += _admit_or_load(candidates[start : start + MOST_PER_CALL])
-            return outcomes
+                _admit_or_load(candidates[start : start + MOST_PER_CALL])
         except RedisError as error:
             # Reservations of a call without a reply are found later by their age. There is no fallback without the
             # gate: it would send the whole crowd to PostgreSQL, which the gate exists to prevent.
             raise Unavailable("The gate does not answer. Try again in a moment.", retry_after=_RETRY_AFTER) from error
 
-    def confirm(
-        self, candidates: Sequence[AdmissionRequest], admitted: Sequence[AdmissionOutcome]
-    ) -> list[AdmissionOutcome]:
-        confirmed = reservations.reserve(candidates, reservations.GATE)
-        return [
-            confirmed_outcome._replace(sequence=admitted_outcome.sequence)
-            for confirmed_outcome, admitted_outcome in zip(confirmed, admitted, strict=True)
-        ]
+    def confirm(self, candidates: Sequence[AdmissionRequest]) -> Sequence[AdmissionRequest]:
+        return reservations.reserve(candidates, reservations.GATE)
 
-    def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
+    def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> Sequence[AdmissionRequest]:
         """Reserve in PostgreSQL, then add to the gate after the commit.
 
         Not the gate first: if the commit fails and the bulk issue is not repeated, its entries would leak.
         """
         coupon_id = candidates[0].coupon_id
-        outcomes, free = reservations.preview(candidates)
-        fitting_indexes = reservations.fitting(free - reservations.number_uncounted(coupon_id), candidates, outcomes)
-        reserved = reservations.reserve([candidates[index] for index in fitting_indexes], reservations.GATE)
-        for index, outcome in zip(fitting_indexes, reserved, strict=True):
-            outcomes[index] = outcome
-        newly_reserved = [
-            candidates[index]
-            for index, outcome in zip(fitting_indexes, reserved, strict=True)
-            if outcome.newly_reserved
-        ]
-        if newly_reserved:
-            transaction.on_commit(partial(_add_to_gate, coupon_id, newly_reserved), robust=True)
-        return [outcome or AdmissionOutcome(SoldOut) for outcome in outcomes]
+        wanting, free = reservations.preview(candidates)
+        fitting = reservations.fitting(free - reservations.number_uncounted(coupon_id), wanting)
+        if inserted := reservations.reserve(fitting, reservations.GATE):
+            transaction.on_commit(partial(_add_to_gate, coupon_id, inserted), robust=True)
+        return inserted
 
     def cancel(self, candidates: Sequence[AdmissionRequest]) -> None:
         release(
@@ -111,27 +95,26 @@ def _add_to_gate(coupon_id: int, newly_reserved: Sequence[AdmissionRequest]) -> 
         logger.warning("the gate was not updated with %d requests of a bulk issue: %s", len(newly_reserved), error)
 
 
-def _admit_or_load(candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome]:
-    coupon_id = candidates[0].coupon_id
+def _admit_or_load(candidates: Sequence[AdmissionRequest]) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
-    while (outcomes := _call_gate(candidates)) is None:
+    while not _call_gate(candidates):
         if time.monotonic() > deadline:
             raise Unavailable("The gate is being loaded. Try again in a moment.", retry_after=_RETRY_AFTER)
-        if not load(coupon_id):
+        if not load(candidates[0].coupon_id):
             time.sleep(_POLL_SECONDS)
-    return outcomes
 
 
-def _call_gate(candidates: Sequence[AdmissionRequest]) -> list[AdmissionOutcome] | None:
-    """Return one outcome per candidate, None if the gate is not loaded."""
+def _call_gate(candidates: Sequence[AdmissionRequest]) -> bool:
+    """Set the outcomes of the candidates; False, without a change, if the gate is not loaded."""
     # All totals are at most a second old; the last candidate's is the newest.
     args: list[object] = [candidates[-1].total_quantity, LIFETIME_SECONDS]
     for candidate in candidates:
         args += (candidate.user_id, str(candidate.request_id))
-    values = run("admit.lua", keys(candidates[0].coupon_id), args)
-    if values is None:
-        return None
-    return [
-        AdmissionOutcome(_REFUSALS.get(code), sequence or None, newly_reserved=code == _ADMITTED)
-        for code, sequence in zip(values[::2], values[1::2], strict=True)
-    ]
+    reply = run("admit.lua", keys(candidates[0].coupon_id), args)
+    if reply is None:
+        return False
+    for candidate, code, sequence in zip(candidates, reply[::2], reply[1::2], strict=True):
+        candidate.refusal = _REFUSALS.get(code)
+        candidate.sequence = sequence or None
+        candidate.newly_reserved = code == _ADMITTED
+    return True
