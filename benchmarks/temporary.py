@@ -13,7 +13,7 @@ from django.core.management import call_command
 from django.db import connection
 from django_redis import get_redis_connection
 
-from coupons.admission.gate import redis_keys
+from coupons.admission.gate.store import GateStore
 from coupons.models import Coupon, IssueRequest
 from kafka_bridge.client import delete_topics, ensure_topics
 
@@ -93,6 +93,6 @@ def delete_redis_keys() -> None:
     redis = get_redis_connection("default")
     request_ids = IssueRequest.objects.exclude(requested_at=None).values_list("request_id", flat=True)
     keys = [f"status:{request_id}" for request_id in request_ids.iterator(_KEYS_AT_ONCE)]
-    keys += chain.from_iterable(map(redis_keys.keys, Coupon.objects.values_list("id", flat=True)))
+    keys += chain.from_iterable(GateStore(coupon_id).keys for coupon_id in Coupon.objects.values_list("id", flat=True))
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         redis.unlink(*keys[start : start + _KEYS_AT_ONCE])

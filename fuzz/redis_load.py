@@ -10,7 +10,7 @@ from typing import Any
 
 from django_redis import get_redis_connection
 
-from coupons.admission.gate import redis_keys
+from coupons.admission.gate.store import GateStore
 from coupons.redis_queue import queue
 from orders.ranking.days import last_days
 
@@ -50,7 +50,7 @@ class RedisLoad:
         keys: list[tuple[str, str]] = []
         for coupon in self._world.coupons:
             if coupon.admission == "gate":
-                keys += [("gate", key) for key in redis_keys.keys(coupon.pk)]
+                keys += [("gate", key) for key in GateStore(coupon.pk).keys]
         keys += [("list", queue.QUEUE), ("list", queue.WORKERS)]
         keys += [("ranking", "ranking:loaded")]
         keys += [("ranking", f"ranking:{kind}:{self._today}") for kind in ("quantities", "events")]

@@ -23,10 +23,10 @@ from common.postgres import arrays
 from common.processes.lifecycle import StopFlag
 
 from ..admission import FinishedRequest
-from ..admission.gate import store
+from ..admission.gate.key_scan import KeyScan, remove_keys, unexpected_keys
 from ..admission.gate.load import read_finished
-from ..admission.gate.releasing import release, revoke
-from ..admission.gate.store import GateEntry, KeyScan
+from ..admission.gate.releasing import release
+from ..admission.gate.store import GateEntry, GateStore, existing, is_user
 from ..issuance.fail_orphaned import OrphanedRequest, fail_orphaned_requests
 from .findings import (
     GATE_EXTRA,
@@ -85,8 +85,12 @@ class _Coupon(NamedTuple):
     by_gate: bool
     taken: int
 
+    @property
+    def gate(self) -> GateStore:
+        return GateStore(self.id)
 
-class _Request(NamedTuple):
+
+class KnownRequest(NamedTuple):
     """A request in PostgreSQL. ``decided_for``: seconds since its decision."""
 
     in_outbox: bool
@@ -100,7 +104,7 @@ class _Request(NamedTuple):
         return self.decided and self.reason in (None, "ALREADY_ISSUED")
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """The rows of some users of a coupon in PostgreSQL.
 
     ``undecided``: request id by user id. ``revoked``: whether the user's coupon was revoked, by user id; without users
@@ -109,7 +113,7 @@ class _Known(NamedTuple):
 
     undecided: Mapping[int, UUID]
     revoked: Mapping[int, bool]
-    requests: Mapping[UUID, _Request]
+    requests: Mapping[UUID, KnownRequest]
 
     def holds_unit(self, user_id: int) -> bool:
         return user_id in self.undecided or self.revoked.get(user_id) is False
@@ -133,23 +137,23 @@ class GateCheck:
         for coupon in coupons:
             if stop:
                 break
-            if not store.is_complete(coupon.id, drop=repair):
+            if not coupon.gate.is_complete(drop=repair):
                 findings.add(GATE_HALF_LOADED, f"coupon {coupon.coupon_type}")
             elif self._is_due(coupon):
                 self._compare(coupon, findings, stop, repair=repair)
                 compared.add(coupon.id)
-            elif old := store.pending_for(coupon.id, self._patience, limit=_MAX_OLD_ENTRIES):
+            elif old := coupon.gate.pending_for(self._patience, limit=_MAX_OLD_ENTRIES):
                 self._check_entries(coupon, old, findings, repair=repair)
         return compared
 
     def check_again(self, coupon_ids: Collection[int], findings: Findings, stop: StopFlag) -> None:
         """Check the gates again after a repair, those of ``coupon_ids`` entry by entry. Raises RedisError."""
         for coupon in self._coupons():
-            if not store.is_complete(coupon.id, drop=False):
+            if not coupon.gate.is_complete(drop=False):
                 findings.add(GATE_HALF_LOADED, f"coupon {coupon.coupon_type}")
             elif coupon.id in coupon_ids:
                 self._compare(coupon, findings, stop, repair=False)
-            elif old := store.pending_for(coupon.id, self._patience, limit=_MAX_OLD_ENTRIES):
+            elif old := coupon.gate.pending_for(self._patience, limit=_MAX_OLD_ENTRIES):
                 self._check_entries(coupon, old, findings, repair=False)
 
     def check_keys(self, findings: Findings, *, whole: bool, repair: bool) -> None:
@@ -162,29 +166,29 @@ class GateCheck:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT id FROM coupons_coupon")
                 coupon_ids = {coupon_id for (coupon_id,) in cursor.fetchall()}
-            if foreign := store.unexpected_keys(names, coupon_ids):
+            if foreign := unexpected_keys(names, coupon_ids):
                 for name in foreign:
                     findings.add(GATE_FOREIGN, f"key {name!r}")
                 if repair:
-                    store.remove_keys(foreign)
+                    remove_keys(foreign)
 
     def _coupons(self) -> list[_Coupon]:
         """The coupons with a gate, or with part of one."""
         with connection.cursor() as cursor:
             cursor.execute(_COUPONS)
             coupons = [_Coupon(*row) for row in cursor.fetchall()]
-        existing = set(store.existing([coupon.id for coupon in coupons]))
-        return [coupon for coupon in coupons if coupon.id in existing]
+        with_gate = set(existing([coupon.id for coupon in coupons]))
+        return [coupon for coupon in coupons if coupon.id in with_gate]
 
     def _is_due(self, coupon: _Coupon) -> bool:
         age = time.monotonic() - self._compared_at[coupon.id]
         if age > _COMPARE_SECONDS:
             return True
-        return age > _SUSPECT_COMPARE_SECONDS and store.number_of_holders(coupon.id) != coupon.taken
+        return age > _SUSPECT_COMPARE_SECONDS and coupon.gate.number_of_holders() != coupon.taken
 
     def _compare(self, coupon: _Coupon, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
         last_sequence = 0
-        for users in store.fields(coupon.id):
+        for users in coupon.gate.fields():
             if stop:
                 # The repairs made so far are complete; the next process continues.
                 return
@@ -198,13 +202,13 @@ class GateCheck:
 
     def _check_entries(self, coupon: _Coupon, users: Sequence[bytes], findings: Findings, *, repair: bool) -> int:
         """Compare entries of a gate with PostgreSQL; return the highest sequence among them."""
-        entries, foreign, _ = store.look(coupon.id, users)
-        known = _known(coupon.id, entries)
+        entries, foreign, _ = coupon.gate.read(users)
+        known = read_known(coupon.id, entries)
         leaked = [entry for entry in entries if self._is_leaked(entry, known)]
         stale = [entry for entry in entries if self._is_stale(entry, known)]
         # Read twice: an entry that changed in between is in use.
         suspects = {entry.user_id: entry for entry in entries if self._is_unexpected(entry, known)}
-        reread = store.look(coupon.id, list(suspects))[0]
+        reread = coupon.gate.read(list(suspects)).entries
         unexpected = [entry for entry in reread if entry.entry == suspects[entry.user_id].entry]
         for entry in leaked:
             findings.add(GATE_LEAKED, f"coupon {coupon.coupon_type}, user {entry.user_id}, request {entry.request_id}")
@@ -230,14 +234,14 @@ class GateCheck:
                         if entry.request_id is not None
                     ],
                 )
-            store.pending_from_now(coupon.id, future)
+            coupon.gate.pending_from_now(future)
             release(_finished(coupon.id, stale, known))
             if barred := [entry.user_id for entry in unexpected if entry.user_id in known.revoked]:
-                revoke(coupon.id, barred)
-            store.remove(coupon.id, [(entry.user_id, entry.entry) for entry in unexpected] + list(foreign.items()))
+                coupon.gate.revoke(barred)
+            coupon.gate.remove([(entry.user_id, entry.entry) for entry in unexpected] + list(foreign.items()))
         return max((entry.sequence for entry in entries), default=0)
 
-    def _is_leaked(self, entry: GateEntry, known: _Known) -> bool:
+    def _is_leaked(self, entry: GateEntry, known: Known) -> bool:
         if entry.request_id is None or (entry.user_id in known.revoked and entry.age_ms is None):
             return False
         request = known.requests[entry.request_id]
@@ -247,7 +251,7 @@ class GateCheck:
         # is no request under way.
         return entry.age_seconds is None or entry.age_seconds > self._patience
 
-    def _is_stale(self, entry: GateEntry, known: _Known) -> bool:
+    def _is_stale(self, entry: GateEntry, known: Known) -> bool:
         if entry.request_id is None:
             return False
         request = known.requests[entry.request_id]
@@ -258,7 +262,7 @@ class GateCheck:
             return entry.age_ms is not None and entry.user_id in known.revoked
         return True
 
-    def _is_unexpected(self, entry: GateEntry, known: _Known) -> bool:
+    def _is_unexpected(self, entry: GateEntry, known: Known) -> bool:
         """Whether the entry counts for no unit, whatever the result of the request that it names."""
         if known.holds_unit(entry.user_id):
             return False
@@ -270,57 +274,58 @@ class GateCheck:
 
     def _check_sequence(self, coupon: _Coupon, last_sequence: int, findings: Findings, *, repair: bool) -> None:
         # Read after the entries, so it is at least the highest sequence among them.
-        sequence = store.sequence(coupon.id)
+        sequence = coupon.gate.sequence()
         if sequence is None or sequence < last_sequence:
             findings.add(
                 GATE_SEQUENCE,
                 f"coupon {coupon.coupon_type}: {sequence}, the highest sequence in use is {last_sequence}",
             )
             if repair:
-                store.set_sequence(coupon.id, max(last_sequence, store.number_of_holders(coupon.id)))
+                coupon.gate.set_sequence(max(last_sequence, coupon.gate.number_of_holders()))
 
     def _check_pending(self, coupon: _Coupon, findings: Findings, *, repair: bool) -> None:
-        for users in store.pending_members(coupon.id):
+        for users in coupon.gate.pending_members():
             # A request that finished in between has neither a pending mark nor an entry.
-            absent = store.look(coupon.id, users)[2]
-            pending = set(store.still_pending(coupon.id, absent))
+            absent = coupon.gate.read(users).absent
+            pending = set(coupon.gate.still_pending(absent))
             for user in pending:
                 findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {user!r} is pending without an entry")
             if repair and pending:
-                store.remove_pending(coupon.id, list(pending))
+                coupon.gate.remove_pending(list(pending))
 
     def _check_revoked(self, coupon: _Coupon, findings: Findings, *, repair: bool) -> None:
-        for users in store.revoked(coupon.id):
-            ids = {user: int(user) for user in users if store.is_user(user)}
+        for users in coupon.gate.revoked():
+            ids = {user: int(user) for user in users if is_user(user)}
             barred = _revoked_of(coupon.id, ids.values())
             wrong = [user for user in users if user not in ids or not barred.get(ids[user])]
             for user in wrong:
                 findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, {user!r} is in the revoked set")
             if repair and wrong:
-                store.unrevoke(coupon.id, wrong)
+                coupon.gate.unrevoke(wrong)
 
     def _check_missing(self, coupon: _Coupon, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
         for holders in _chunks(_HOLDERS_OF_UNITS, [coupon.id, coupon.id]):
             if stop:
                 return
-            absent = {int(user) for user in store.look(coupon.id, [user for user, *_ in holders])[2]}
+            absent = {int(user) for user in coupon.gate.read([user for user, *_ in holders]).absent}
             missing = _current_holders(coupon.id, [holder for holder in holders if holder[0] in absent])
             for user_id, _, _ in missing:
                 findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}")
             if repair and missing:
-                store.add(coupon.id, missing)
+                coupon.gate.add(missing)
                 # A request that finished before it was added was released in a gate without its entry: release it
                 # again.
                 release(read_finished([request_id for _, request_id, _ in missing if request_id is not None]))
         for barred in _chunks(_REVOKED, [coupon.id]):
-            missing_ids = store.not_revoked(coupon.id, [user_id for (user_id,) in barred])
+            missing_ids = coupon.gate.not_revoked([user_id for (user_id,) in barred])
             for user_id in missing_ids:
                 findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}, in the revoked set")
             if repair and missing_ids:
-                revoke(coupon.id, missing_ids)
+                coupon.gate.revoke(missing_ids)
 
 
-def _known(coupon_id: int, entries: Sequence[GateEntry]) -> _Known:
+def read_known(coupon_id: int, entries: Sequence[GateEntry]) -> Known:
+    """Read what PostgreSQL has about the users and requests of ``entries``."""
     users = arrays.numbers([entry.user_id for entry in entries])
     request_ids = arrays.uuids({entry.request_id for entry in entries if entry.request_id is not None})
     # In the order in which a request moves through the tables, so that one of the reads finds it.
@@ -329,7 +334,7 @@ def _known(coupon_id: int, entries: Sequence[GateEntry]) -> _Known:
         undecided = dict(cursor.fetchall())
         revoked = _revoked_of(coupon_id, [entry.user_id for entry in entries])
         cursor.execute(_REQUESTS, [request_ids])
-        return _Known(undecided, revoked, {row[0]: _Request(*row[1:]) for row in cursor.fetchall()})
+        return Known(undecided, revoked, {row[0]: KnownRequest(*row[1:]) for row in cursor.fetchall()})
 
 
 def _revoked_of(coupon_id: int, user_ids: Collection[int]) -> dict[int, bool]:
@@ -361,7 +366,7 @@ def _current_holders(coupon_id: int, holders: Sequence[_Holder]) -> list[_Holder
     return list(current.values())
 
 
-def _finished(coupon_id: int, entries: Sequence[GateEntry], known: _Known) -> list[FinishedRequest]:
+def _finished(coupon_id: int, entries: Sequence[GateEntry], known: Known) -> list[FinishedRequest]:
     return [
         FinishedRequest(entry.request_id, coupon_id, entry.user_id, known.requests[entry.request_id].reason)
         for entry in entries

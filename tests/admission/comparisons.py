@@ -15,8 +15,7 @@ from uuid_utils.compat import uuid7
 
 from common.processes.lifecycle import StopFlag
 from coupons.admission import ADMISSIONS, AdmissionRequest
-from coupons.admission.gate import store
-from coupons.admission.gate.redis_keys import keys
+from coupons.admission.gate.store import GateStore
 from coupons.models import Coupon, IssueRequest, Reservation
 from coupons.reconciliation.reconciler import Reconciled, Reconciler
 from kafka_bridge.models import OutboxMessage
@@ -58,8 +57,8 @@ def make_old(coupon: Coupon) -> None:
     OutboxMessage.objects.update(created_at=ago)
     OutboxMessage.objects.exclude(published_at=None).update(published_at=ago)
     IssueRequest.objects.update(processed_at=ago)
-    for user, at in redis().zrange(keys(coupon.id).pending, 0, -1, withscores=True):
-        redis().zadd(keys(coupon.id).pending, {user: at - 120_000})
+    for user, at in redis().zrange(GateStore(coupon.id).keys.pending, 0, -1, withscores=True):
+        redis().zadd(GateStore(coupon.id).keys.pending, {user: at - 120_000})
 
 
 def leave_in_gate(coupon: Coupon, user_id: int) -> AdmissionRequest:
@@ -76,7 +75,7 @@ def publish_everything() -> None:
 
 def open_past_patience(coupon_id: int) -> set[bytes]:
     """Who has been open for longer than ``Running`` is patient, by Redis's clock."""
-    return set(store.pending_for(coupon_id, Running.PATIENCE, limit=10_000))
+    return set(GateStore(coupon_id).pending_for(Running.PATIENCE, limit=10_000))
 
 
 class Running:

@@ -22,8 +22,9 @@ from common.group_commit import GroupCommit
 from common.processes.lifecycle import StopFlag
 from coupons import issue_worker
 from coupons.admission import ADMISSIONS
-from coupons.admission.gate import redis_keys, store
-from coupons.admission.gate.redis_keys import SENTINEL, keys
+from coupons.admission.gate import redis_keys
+from coupons.admission.gate.redis_keys import SENTINEL
+from coupons.admission.gate.store import GateStore
 from coupons.consumer_groups import ISSUE
 from coupons.coupon_cache import CachedCoupon, coupon_cache
 from coupons.invariants import violations
@@ -50,8 +51,7 @@ def _empty_redis(redis_flushed: None) -> None:
 @pytest.fixture
 def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0), socket_timeout=1)
-    monkeypatch.setattr(redis_keys, "redis", lambda: away)
-    monkeypatch.setattr(store, "redis", lambda: away)
+    monkeypatch.setattr(redis_keys, "redis_connection", lambda: away)
     yield
     away.close()
 
@@ -129,7 +129,7 @@ def assert_invariants() -> None:
 
 def gate_of(coupon: Coupon) -> tuple[set[int], set[int]]:
     """(users with a piece, those of them whose requests are undecided), as the gate has it."""
-    redis, names = get_redis_connection("default"), keys(coupon.id)
+    redis, names = get_redis_connection("default"), GateStore(coupon.id).keys
     takers = {int(field) for field in redis.hkeys(names.holders) if field != b"sequence"}
     return takers, {int(user) for user in redis.zrange(names.pending, 0, -1) if user != SENTINEL}
 

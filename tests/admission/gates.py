@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from django.db import transaction
 from django_redis import get_redis_connection
+from prometheus_client import REGISTRY
 from uuid_utils.compat import uuid7
 
-from coupons import metrics
 from coupons.admission import AdmissionRequest
-from coupons.admission.gate.redis_keys import keys
+from coupons.admission.gate.store import GateStore
 from coupons.coupon_cache import coupon_cache
 from coupons.issuance import accept_group
 from coupons.issuance.accept import incoming_request
@@ -30,7 +30,7 @@ def flush() -> None:
 
 def forget_user(coupon: Coupon, user_id: int) -> None:
     """The gate loses somebody who has a piece."""
-    get_redis_connection("default").hdel(keys(coupon.id).holders, user_id)
+    get_redis_connection("default").hdel(GateStore(coupon.id).keys.holders, user_id)
 
 
 def keyed(coupon: Coupon, user_id: int, key: str) -> accept_group.IncomingRequest:
@@ -49,4 +49,5 @@ def use_and_refund(piece: UserCoupon) -> None:
 
 
 def loads() -> float:
-    return float(metrics.GATE_LOADED._value.get())
+    """How many gates this process has loaded."""
+    return REGISTRY.get_sample_value("issue_gate_loaded_total") or 0.0

@@ -18,7 +18,7 @@ from pytest_django import Settings
 from redis.exceptions import RedisError
 
 from coupons.admission import ADMISSIONS
-from coupons.admission.gate.redis_keys import keys
+from coupons.admission.gate.store import GateStore
 from coupons.issuance import accept_group, status_cache
 from coupons.issuance.status_cache import RequestStatus
 from coupons.messages import ISSUE_REQUESTED
@@ -193,7 +193,7 @@ def test_statuses_leave_room_for_gates(
         assert 0.4 < memory["used_memory"] / memory["maxmemory"] < 0.75
         assert "STATUS_CACHE_MEMORY_PERCENT" in caplog.text
         # A gate loads beside them, and admits.
-        assert not redis.exists(*keys(coupon.id))
+        assert not redis.exists(*GateStore(coupon.id).keys)
         assert [ask(coupon, user_id) for user_id in (1, 101, 102, 103)] == [
             "already_issued", "accepted", "accepted", "sold_out",
         ]  # fmt: skip

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from common.processes.lifecycle import StopFlag
 from common.redis_client import redis_connection
-from coupons.admission.gate import store
+from coupons.admission.gate.store import GateStore
 from coupons.issuance import status_cache
 from coupons.issuance.status_cache import RequestStatus
 from coupons.models import Coupon
@@ -98,7 +98,7 @@ def use_login_counter(make_coupon: Callable[..., Coupon]) -> None:
 def use_reconciler(make_coupon: Callable[..., Coupon]) -> None:
     coupon = make_coupon(admission="gate")
     accept(coupon, 1)
-    store.add(coupon.id, [(2, None, None)])
+    GateStore(coupon.id).add([(2, None, None)])
     reconciled = Reconciler(60.0, once=True, lag=lambda: 0).run(StopFlag(), repair=True)
     assert reconciled.outage is None
     assert (reconciled.found.counts, reconciled.remaining.counts) == ({"gate-extra": 1}, {})

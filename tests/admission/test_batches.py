@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import pytest
 
-from coupons.admission.gate import admission
-from coupons.admission.gate.redis_keys import keys
+from coupons.admission.gate.store import GateStore
 from coupons.issuance.accept_bulk import BulkIssue, bulk_accept
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from kafka_bridge.models import Alert, OutboxMessage
@@ -76,11 +76,11 @@ def test_a_gate_hears_of_a_batch_also_when_it_was_not_there_or_not_told(
 ) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     ask_for(coupon, [1])
-    assert not redis().exists(*keys(coupon.id))
+    assert not redis().exists(*GateStore(coupon.id).keys)
     assert ask(coupon, 2) == "accepted"
     assert gate_of(coupon) == ({1, 2}, {1, 2})
     with monkeypatch.context() as patched:
-        patched.setattr(admission, "_add_to_gate", lambda *_: None)
+        patched.setattr(GateStore, "add", lambda *_: 0)
         ask_for(coupon, [3])
     assert mend() == {"gate-missing": 1}
     assert ask(coupon, 4) == "sold_out"
@@ -93,15 +93,15 @@ def test_a_request_that_is_decided_before_the_gate_hears_of_it_does_not_stay_ope
 ) -> None:
     coupon = make_coupon(admission="gate", total_quantity=3)
     ask(coupon, 1)
-    add_to_gate = admission._add_to_gate
+    add = GateStore.add
 
-    def decide_first(*args: object) -> None:
+    def decide_first(*args: Any) -> int:
         Coupon.objects.update(total_quantity=1)
         issue()
         Coupon.objects.update(total_quantity=3)
-        add_to_gate(*args)  # type: ignore[arg-type]
+        return add(*args)
 
-    monkeypatch.setattr(admission, "_add_to_gate", decide_first)
+    monkeypatch.setattr(GateStore, "add", decide_first)
     ask_for(coupon, [2])
     assert IssueRequest.objects.get(user_id=2).reason == "SOLD_OUT"
     assert 2 not in gate_of(coupon)[0] | gate_of(coupon)[1]

@@ -12,8 +12,8 @@ from django.db import OperationalError
 from django.test import Client
 from django_redis import get_redis_connection
 
-from coupons.admission.gate import admission, load, redis_keys
-from coupons.admission.gate.redis_keys import keys, lock_key
+from coupons.admission.gate import admission, load
+from coupons.admission.gate.store import GateStore
 from coupons.models import Coupon, UserCoupon
 from devstack.processes import wait_until
 
@@ -58,7 +58,7 @@ def test_a_gate_of_which_a_key_is_lost_or_something_else_is_not_loaded(
     issue()
     use_and_refund(UserCoupon.objects.get(user_id=2))
     accept(coupon, 3)
-    redis, name = get_redis_connection("default"), getattr(keys(coupon.id), part)
+    redis, name = get_redis_connection("default"), getattr(GateStore(coupon.id).keys, part)
     redis.delete(name)
     if become == "text":
         redis.set(name, "x")
@@ -74,7 +74,7 @@ def test_a_gate_of_which_a_key_is_lost_or_something_else_is_not_loaded(
 def test_a_gate_without_a_number_to_go_on_from_is_not_loaded(sequence: str, make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=2)
     accept(coupon, 1)
-    get_redis_connection("default").hset(keys(coupon.id).holders, "sequence", sequence)
+    get_redis_connection("default").hset(GateStore(coupon.id).keys.holders, "sequence", sequence)
     assert accept(coupon, 2).sequence == 2
 
 
@@ -85,14 +85,14 @@ def test_a_piece_that_comes_back_while_the_gate_is_loaded_is_not_missed(
     accept(coupon, 1)
     issue()
     flush()
-    store = load._stage
+    stage = GateStore.stage
 
-    def store_and_refund(*args: Any) -> None:
-        store(*args)
+    def stage_and_refund(*args: Any) -> None:
+        stage(*args)
         use_and_refund(UserCoupon.objects.get())
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_stage", store_and_refund)
+        patch.setattr(GateStore, "stage", stage_and_refund)
         assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "accepted"]
 
 
@@ -100,14 +100,14 @@ def test_a_gate_that_nobody_enters_any_more_makes_room(make_gate: MakeGate) -> N
     coupon = make_gate(total_quantity=3)
     accept(coupon, 1)
     redis = get_redis_connection("default")
-    for name in keys(coupon.id):
+    for name in GateStore(coupon.id).keys:
         redis.expire(name, 60)
     assert ask(coupon, 1) == "already_issued"
-    assert {redis.ttl(name) <= 60 for name in keys(coupon.id)} == {True}
+    assert {redis.ttl(name) <= 60 for name in GateStore(coupon.id).keys} == {True}
     accept(coupon, 2)
-    [lifetime] = {redis.pttl(name) // 60_000 for name in keys(coupon.id)}
+    [lifetime] = {redis.pttl(name) // 60_000 for name in GateStore(coupon.id).keys}
     assert 23 * 60 < lifetime <= 24 * 60
-    redis.delete(*keys(coupon.id))  # as they are all at once by then
+    redis.delete(*GateStore(coupon.id).keys)  # as they are all at once by then
     assert [ask(coupon, 2), ask(coupon, 3), ask(coupon, 4)] == ["already_issued", "accepted", "sold_out"]
 
 
@@ -117,7 +117,7 @@ def test_without_a_gate_what_is_revoked_is_forgotten_soon(make_coupon: Callable[
     issue()
     use_and_refund(UserCoupon.objects.get())
     redis = get_redis_connection("default")
-    assert [redis.ttl(name) > 60 or redis.ttl(name) == -1 for name in keys(coupon.id)] == [False] * 3
+    assert [redis.ttl(name) > 60 or redis.ttl(name) == -1 for name in GateStore(coupon.id).keys] == [False] * 3
 
 
 @pytest.mark.usefixtures("every_request_alone")
@@ -133,14 +133,14 @@ def test_while_somebody_else_loads_requests_wait_briefly_and_are_told_to_come_ba
 ) -> None:
     coupon = make_gate()
     redis = get_redis_connection("default")
-    redis.set(lock_key(coupon.id), "somebody", px=60_000)
+    redis.set(GateStore(coupon.id).lock_key, "somebody", px=60_000)
     path = f"/api/v1/coupons/{coupon.id}/issue-async"
     started_at = time.monotonic()
     refused = client.post(path, content_type="application/json", headers=token(1))
     assert time.monotonic() - started_at < 5
     assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
 
-    redis.delete(lock_key(coupon.id))  # as it does by itself when its owner was killed
+    redis.delete(GateStore(coupon.id).lock_key)  # as it does by itself when its owner was killed
     assert ask(coupon, 1) == "accepted"
 
 
@@ -152,14 +152,14 @@ def test_while_its_own_process_loads_a_large_gate_requests_are_told_to_come_back
         accept(coupon, user_id)
     flush()
     before, lock = loads(), threading.Lock()
-    store = load._stage
+    stage = GateStore.stage
 
-    def store_slowly(*args: Any) -> None:
+    def stage_slowly(*args: Any) -> None:
         with lock:
-            store(*args)
+            stage(*args)
 
     monkeypatch.setattr(load, "_CHUNK", 2)
-    monkeypatch.setattr(load, "_stage", store_slowly)
+    monkeypatch.setattr(GateStore, "stage", stage_slowly)
     with monkeypatch.context() as patch, lock:
         patch.setattr(admission, "_WAIT_SECONDS", 0.1)
         assert [ask(coupon, 1), ask(coupon, 4)] == ["unavailable"] * 2
@@ -182,7 +182,7 @@ def test_a_large_gate_is_loaded_again_by_the_next_if_its_loader_fails(
         raise OperationalError("server closed the connection unexpectedly")
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_stage", fail)
+        patch.setattr(GateStore, "stage", fail)
         patch.setattr(admission, "_WAIT_SECONDS", 0.1)
         # More often than there may be loaders at once.
         wait_until(lambda: ask(coupon, 1) == "unavailable" and len(failed) > 4, 60, "nobody tries any more", 0.01)
@@ -196,14 +196,14 @@ def test_a_loader_that_lost_its_lock_leaves_the_gate_to_the_next(
     coupon = make_gate()
     accept(coupon, 1)
     flush()
-    store = load._stage
+    stage = GateStore.stage
 
-    def store_and_lose_the_lock(*args: Any) -> None:
-        store(*args)
-        get_redis_connection("default").delete(lock_key(coupon.id))
+    def stage_and_lose_the_lock(*args: Any) -> None:
+        stage(*args)
+        get_redis_connection("default").delete(GateStore(coupon.id).lock_key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_stage", store_and_lose_the_lock)
+        patch.setattr(GateStore, "stage", stage_and_lose_the_lock)
         assert ask(coupon, 2) == "unavailable"
     assert gate_of(coupon) == (set(), set())
     assert ask(coupon, 2) == "accepted"
@@ -215,17 +215,16 @@ def test_what_ends_while_the_gate_is_loaded_is_not_missed(make_gate: MakeGate, m
     accept(coupon, 1)
     lost = accept(coupon, 2)
     flush()
-    run = redis_keys.run
+    activate = GateStore.activate
     batch = messages_on_their_way()
 
-    def issue_and_run(name: str, *args: Any) -> Any:
-        if name == "activate.lua":
-            UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
-            Coupon.objects.update(issued=1)
-            issue(batch)
-        return run(name, *args)
+    def issue_and_activate(*args: Any) -> Any:
+        UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
+        Coupon.objects.update(issued=1)
+        issue(batch)
+        return activate(*args)
 
-    monkeypatch.setattr(load, "run", issue_and_run)
+    monkeypatch.setattr(GateStore, "activate", issue_and_activate)
     accept(coupon, 3)
     assert answer(lost.request_id) == ("FAILED", "ALREADY_ISSUED")
     assert gate_of(coupon) == ({1, 2, 3}, {3})

@@ -14,8 +14,8 @@ from uuid_utils.compat import uuid7
 
 from common.processes.lifecycle import StopFlag
 from common.processes.outages import ServiceUnavailable
-from coupons.admission.gate.redis_keys import keys
-from coupons.issuance import accept_group
+from coupons.admission.gate.admission import Gate
+from coupons.admission.gate.store import GateStore
 from coupons.issuance.finish import GATE_ADMITTED_REFUSED
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from coupons.reconciliation import gate as gate_check
@@ -105,7 +105,7 @@ def test_who_was_killed_between_end_and_release_is_released_the_next_time(
     leave_in_gate(coupon, 1)
     make_old(coupon)
     with monkeypatch.context() as patched:
-        patched.setattr("coupons.issuance.finish._notify_admissions", lambda rows: None)
+        patched.setattr("coupons.issuance.finish.notify_finished", lambda finished: None)
         compare(repair=True)
     assert gate_of(coupon) == ({1}, {1})
     make_old(coupon)
@@ -132,17 +132,17 @@ def test_an_insert_that_comes_after_the_end_gives_nobody_a_coupon_and_leaves_not
 
 def late_insert(coupon: Coupon, user_id: int) -> Any:
     """A door that hangs between gate and insert until its request was ended."""
-    write = accept_group._write
+    confirm = Gate.confirm
     request_ids: list[Any] = []
 
-    def hang(admission: Any, admitted: Any) -> Any:
+    def hang(gate: Gate, admitted: Any) -> Any:
         request_ids.extend(one.request_id for one in admitted)
         make_old(coupon)
         compare(repair=True)
-        return write(admission, admitted)
+        return confirm(gate, admitted)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(accept_group, "_write", hang)
+        patched.setattr(Gate, "confirm", hang)
         accept(coupon, user_id)
     assert Reservation.objects.filter(user_id=user_id).exists()
     return request_ids[0]
@@ -271,7 +271,7 @@ def test_the_operator_hears_once_that_the_issuer_refused_what_the_gate_let_in(
     coupon = make_coupon(admission="gate", total_quantity=2)
     for user_id in range(1, 3):
         accept(coupon, user_id)
-    redis().hdel(keys(coupon.id).holders, 1, 2)
+    redis().hdel(GateStore(coupon.id).keys.holders, 1, 2)
     for user_id in range(3, 5):
         accept(coupon, user_id)
     issue()

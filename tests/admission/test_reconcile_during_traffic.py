@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from coupons.admission.gate import store
+from coupons.admission.gate.store import GateStore
 from coupons.issuance import fail_orphaned
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.reconciliation import gate as gate_check
@@ -33,39 +33,39 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def slow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the read of the gate and that of PostgreSQL everybody becomes older than the patience."""
-    known = gate_check._known
+    read_known = gate_check.read_known
 
     def slowly(coupon_id: int, members: Any) -> Any:
         users = {str(one.user_id).encode() for one in members}
         wait_until(lambda: users <= open_past_patience(coupon_id), 10, "nobody grows older", 0.02)
-        return known(coupon_id, members)
+        return read_known(coupon_id, members)
 
-    monkeypatch.setattr(gate_check, "_known", slowly)
+    monkeypatch.setattr(gate_check, "read_known", slowly)
 
 
 @pytest.fixture
 def postgresql_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reverse order: what PostgreSQL knows of requests is read before the gate is."""
-    look, known = store.look, gate_check._known
+    read, read_known = GateStore.read, gate_check.read_known
     accepted: set[Any] = set()
 
-    def look_late(coupon_id: int, users: Any) -> Any:
+    def read_late(gate: GateStore, users: Any) -> Any:
         if not users or isinstance(users[0], int):
-            return look(coupon_id, users)
-        before = open_past_patience(coupon_id)
+            return read(gate, users)
+        before = open_past_patience(gate.coupon_id)
         accepted.update(OutboxMessage.objects.values_list("event_id", flat=True))
         # In vain once the crowd is over.
         with suppress(TimeoutError):
-            wait_until(lambda: len(open_past_patience(coupon_id) - before) > 100, 2, "nobody comes", 0.02)
-        return look(coupon_id, list({*users, *(field for some in store.fields(coupon_id) for field in some)}))
+            wait_until(lambda: len(open_past_patience(gate.coupon_id) - before) > 100, 2, "nobody comes", 0.02)
+        return read(gate, list({*users, *(field for some in gate.fields() for field in some)}))
 
     def known_before(coupon_id: int, members: Any) -> Any:
-        now = known(coupon_id, members)
-        unknown = gate_check._Request(False, False, None, None)
+        now = read_known(coupon_id, members)
+        unknown = gate_check.KnownRequest(False, False, None, None)
         return now._replace(requests={id_: one if id_ in accepted else unknown for id_, one in now.requests.items()})
 
-    monkeypatch.setattr(store, "look", look_late)
-    monkeypatch.setattr(gate_check, "_known", known_before)
+    monkeypatch.setattr(GateStore, "read", read_late)
+    monkeypatch.setattr(gate_check, "read_known", known_before)
 
 
 @pytest.fixture

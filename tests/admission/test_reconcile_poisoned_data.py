@@ -9,7 +9,8 @@ import pytest
 from django.db.models import F
 from uuid_utils.compat import uuid7
 
-from coupons.admission.gate.redis_keys import Keys, keys, lock_key
+from coupons.admission.gate.redis_keys import Keys
+from coupons.admission.gate.store import GateStore
 from coupons.models import Coupon, Reservation, UserCoupon
 from coupons.reconciliation.reconciler import NOT_RECONCILED
 from kafka_bridge.models import Alert, OutboxMessage
@@ -38,8 +39,8 @@ def test_whoever_is_missing_in_the_gate_is_added(coupon: Coupon) -> None:
     accept(coupon, 1)
     issue()
     accept(coupon, 2)
-    redis().hdel(keys(coupon.id).holders, 1, 2)
-    redis().zrem(keys(coupon.id).pending, 2)
+    redis().hdel(GateStore(coupon.id).keys.holders, 1, 2)
+    redis().zrem(GateStore(coupon.id).keys.pending, 2)
     assert mend() == {"gate-missing": 2}
     assert gate_of(coupon) == ({1, 2}, {2})
     assert ask(coupon, 1) == ask(coupon, 2) == "already_issued"
@@ -47,8 +48,8 @@ def test_whoever_is_missing_in_the_gate_is_added(coupon: Coupon) -> None:
 
 def test_whoever_is_in_the_gate_for_nothing_is_taken_out(coupon: Coupon) -> None:
     accept(coupon, 1)
-    redis().hset(keys(coupon.id).holders, 7, "-")
-    redis().sadd(keys(coupon.id).revoked, 8, "nobody")
+    redis().hset(GateStore(coupon.id).keys.holders, 7, "-")
+    redis().sadd(GateStore(coupon.id).keys.revoked, 8, "nobody")
     assert mend() == {"gate-extra": 3}
     assert gate_of(coupon) == ({1}, {1})
     assert ask(coupon, 7) == ask(coupon, 8) == "accepted"
@@ -62,7 +63,7 @@ def test_who_gave_a_piece_back_is_barred_and_not_counted(coupon: Coupon) -> None
     Coupon.objects.filter(id=coupon.id).update(issued=1)
     assert mend() == {"gate-extra": 1}
     assert gate_of(coupon) == ({2}, set())
-    redis().srem(keys(coupon.id).revoked, 1)
+    redis().srem(GateStore(coupon.id).keys.revoked, 1)
     assert mend() == {"gate-missing": 1}
     assert ask(coupon, 1) == "already_issued"
 
@@ -76,7 +77,7 @@ def test_decisions_that_the_gate_did_not_hear_of_are_told_to_it(
     UserCoupon.objects.create(coupon=coupon, user_id=2, issued_at="2026-01-01T00:00:00Z")
     Coupon.objects.filter(id=coupon.id).update(issued=1)
     with monkeypatch.context() as patched:
-        patched.setattr("coupons.issuance.finish._notify_admissions", lambda rows: None)
+        patched.setattr("coupons.issuance.finish.notify_finished", lambda finished: None)
         issue()
     assert found() == {}
     make_old(coupon)
@@ -93,15 +94,15 @@ def test_decisions_that_the_gate_did_not_hear_of_are_told_to_it(
 )  # fmt: skip
 def test_fields_that_no_gate_writes_are_removed(coupon: Coupon, field: str, entry: str | bytes) -> None:
     accept(coupon, 1)
-    redis().hset(keys(coupon.id).holders, field, entry)
-    redis().zadd(keys(coupon.id).pending, {field: 1})
+    redis().hset(GateStore(coupon.id).keys.holders, field, entry)
+    redis().zadd(GateStore(coupon.id).keys.pending, {field: 1})
     assert set(mend()) == {"gate-foreign"}
     assert gate_of(coupon) == ({1}, {1})
 
 
 def test_what_is_open_without_being_in_is_forgotten(coupon: Coupon) -> None:
     accept(coupon, 1)
-    redis().zadd(keys(coupon.id).pending, {5: 1, "x": 2})
+    redis().zadd(GateStore(coupon.id).keys.pending, {5: 1, "x": 2})
     assert mend() == {"gate-foreign": 2}
     assert gate_of(coupon) == ({1}, {1})
 
@@ -110,7 +111,7 @@ def test_what_is_open_without_being_in_is_forgotten(coupon: Coupon) -> None:
 def test_a_reservation_of_a_time_to_come_grows_old_all_the_same(coupon: Coupon, hours: float) -> None:
     leave_in_gate(coupon, 1)
     seconds, _ = redis().time()
-    redis().zadd(keys(coupon.id).pending, {1: (seconds + 3600 * hours) * 1000})
+    redis().zadd(GateStore(coupon.id).keys.pending, {1: (seconds + 3600 * hours) * 1000})
     assert mend() == {"gate-foreign": 1}
     make_old(coupon)
     assert mend() == {"gate-leaked": 1}
@@ -119,7 +120,7 @@ def test_a_reservation_of_a_time_to_come_grows_old_all_the_same(coupon: Coupon, 
 @pytest.mark.parametrize("moment", [0, -1e300, float("-inf")])
 def test_a_reservation_from_before_all_time_is_leaked(coupon: Coupon, moment: float) -> None:
     leave_in_gate(coupon, 1)
-    redis().zadd(keys(coupon.id).pending, {1: moment})
+    redis().zadd(GateStore(coupon.id).keys.pending, {1: moment})
     assert mend() == {"gate-leaked": 1}
     assert gate_of(coupon) == (set(), set())
 
@@ -127,7 +128,7 @@ def test_a_reservation_from_before_all_time_is_leaked(coupon: Coupon, moment: fl
 def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) -> None:
     accept(coupon, 1)
     request_id = uuid7()
-    redis().hset(keys(coupon.id).holders, 2, f"{request_id}:1")
+    redis().hset(GateStore(coupon.id).keys.holders, 2, f"{request_id}:1")
     assert mend() == {"gate-leaked": 1}
     assert answer(request_id) == ("FAILED", "ERROR")
     assert gate_of(coupon) == ({1}, {1})
@@ -137,7 +138,7 @@ def test_an_entry_that_was_never_open_is_ended_before_it_goes(coupon: Coupon) ->
 def test_a_wrong_sequence_is_set_behind_the_last_place(coupon: Coupon, sequence: str) -> None:
     accept(coupon, 1)
     accept(coupon, 2)
-    redis().hset(keys(coupon.id).holders, "sequence", sequence)
+    redis().hset(GateStore(coupon.id).keys.holders, "sequence", sequence)
     assert mend() == {"gate-sequence": 1}
     assert accept(coupon, 3).sequence == 3
 
@@ -158,16 +159,16 @@ def test_a_half_loaded_gate_is_dropped_and_loads_itself(
 ) -> None:
     coupon = make_coupon(admission="gate", total_quantity=2)
     accept(coupon, 1)
-    lose(keys(coupon.id))
+    lose(GateStore(coupon.id).keys)
     assert mend() == {"gate-half-loaded": 1}
-    assert not redis().exists(*keys(coupon.id))
+    assert not redis().exists(*GateStore(coupon.id).keys)
     assert ask(coupon, 2) == "accepted"
     assert gate_of(coupon) == ({1, 2}, {1, 2})
 
 
 def test_a_gate_of_other_kinds_of_keys_is_dropped(coupon: Coupon) -> None:
-    redis().set(keys(coupon.id).holders, "x")
-    redis().hset(keys(coupon.id).revoked, "x", "y")
+    redis().set(GateStore(coupon.id).keys.holders, "x")
+    redis().hset(GateStore(coupon.id).keys.revoked, "x", "y")
     assert mend() == {"gate-half-loaded": 1}
     assert ask(coupon, 1) == "accepted"
 
@@ -177,14 +178,14 @@ def test_keys_that_are_no_gates_are_removed_and_those_of_a_loader_are_not(coupon
     redis().set("something:else", "stays")
     redis().set("gate:backup", "x")
     redis().hset("gate:{999999}", "sequence", 3)
-    redis().set(lock_key(coupon.id), "mine")
+    redis().set(GateStore(coupon.id).lock_key, "mine")
     redis().hset(f"gate:{{{coupon.id}}}:loading:gone", 1, "-")
     redis().hset(f"gate:{{{coupon.id}}}:loading:mine", 1, "-")
     # The lock never runs out, so it is nobody's; what it protects is foreign with the next look.
     assert found() == {"gate-foreign": 4}
-    redis().expire(lock_key(coupon.id), 100)
+    redis().expire(GateStore(coupon.id).lock_key, 100)
     assert mend() == {"gate-foreign": 3}
-    assert redis().exists("something:else", lock_key(coupon.id), f"gate:{{{coupon.id}}}:loading:mine") == 3
+    assert redis().exists("something:else", GateStore(coupon.id).lock_key, f"gate:{{{coupon.id}}}:loading:mine") == 3
     assert ask(coupon, 2) == "accepted"
 
 
@@ -287,7 +288,7 @@ def test_who_is_in_the_gate_by_a_request_of_somebody_else_is_taken_out_once_that
 ) -> None:
     theirs, elsewhere = accept(coupon, 1), accept(make_coupon(), 2)
     for user_id, request in ((2, theirs), (3, elsewhere)):
-        redis().hset(keys(coupon.id).holders, user_id, f"{request.request_id}:0")
+        redis().hset(GateStore(coupon.id).keys.holders, user_id, f"{request.request_id}:0")
     make_old(coupon)
     assert found(lag=lambda: 1) == {}
     issue()
@@ -301,7 +302,7 @@ def test_who_is_in_the_gate_by_a_request_of_somebody_else_is_taken_out_once_that
 def test_one_request_in_the_gate_for_several_users_ends_once(coupon: Coupon) -> None:
     accept(coupon, 1)
     request_id = uuid7()
-    redis().hset(keys(coupon.id).holders, mapping={"2": f"{request_id}:0", "3": f"{request_id}:0"})
+    redis().hset(GateStore(coupon.id).keys.holders, mapping={"2": f"{request_id}:0", "3": f"{request_id}:0"})
     assert compare(repair=True).found.counts == {"gate-leaked": 2}
     assert answer(request_id) == ("FAILED", "ERROR")
     make_old(coupon)
@@ -335,10 +336,10 @@ def poison(gate: Coupon, reserve: Coupon) -> None:
     leave_in_gate(gate, 7)
     publish_everything()
     make_old(gate)
-    takers = keys(gate.id).holders
+    takers = GateStore(gate.id).keys.holders
     redis().hdel(takers, 1, 5)
     redis().hset(takers, mapping={"sequence": 1, "8": "-", "x": "y"})
-    redis().sadd(keys(gate.id).revoked, 9)
+    redis().sadd(GateStore(gate.id).keys.revoked, 9)
     redis().set("gate:other", 1)
     Coupon.objects.update(reserved=F("reserved") + 1, issued=F("issued") + 2)
 

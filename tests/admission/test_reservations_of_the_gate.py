@@ -9,8 +9,8 @@ from django.db import OperationalError, connection
 
 from common.processes.lifecycle import StopFlag
 from coupons.admission import ADMISSIONS, FinishedRequest
-from coupons.admission.gate import store
 from coupons.admission.gate.releasing import release
+from coupons.admission.gate.store import GateStore
 from coupons.consumer_groups import RESULTS
 from coupons.coupon_cache import coupon_cache
 from coupons.issuance import accept_group, finish
@@ -57,8 +57,9 @@ def test_a_process_killed_between_gate_and_insert_leaves_what_a_later_release_fi
     assert killed.newly_reserved
     assert ask(coupon, 2) == "sold_out"
 
-    assert store.pending_for(coupon.id, 60, limit=10) == []
-    [[found], _, _] = store.look(coupon.id, store.pending_for(coupon.id, 0, limit=10))
+    gate = GateStore(coupon.id)
+    assert gate.pending_for(60, limit=10) == []
+    [found] = gate.read(gate.pending_for(0, limit=10)).entries
     assert (found.request_id, found.user_id) == (killed.request_id, 1)
     assert found.age_seconds is not None
     assert 0 <= found.age_seconds < 60

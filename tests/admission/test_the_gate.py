@@ -20,7 +20,8 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from coupons.admission import ADMISSIONS, FinishedRequest
-from coupons.admission.gate import admission, load, redis_keys, releasing
+from coupons.admission.gate import redis_keys
+from coupons.admission.gate.admission import Gate
 from coupons.admission.gate.releasing import release
 from coupons.errors import SoldOut
 from coupons.issuance import accept_group
@@ -54,19 +55,26 @@ def test_a_refusal_costs_postgresql_nothing(
         assert [ask(coupon, 1), ask(coupon, 2)] == ["already_issued", "sold_out"]
 
 
+def commands_sent(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list that takes the commands that are sent to Redis from now on."""
+    sent: list[object] = []
+    send: Any = AbstractConnection.send_packed_command
+
+    def note_and_send(self: AbstractConnection, command: object, *args: Any, **kwargs: Any) -> None:
+        sent.append(command)
+        send(self, command, *args, **kwargs)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", note_and_send)
+    return sent
+
+
 def test_a_group_of_requests_is_one_call(make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
     coupon = make_gate(total_quantity=100)
     accept(coupon, 1)
-    calls: list[str] = []
-
-    def run(name: str, *args: Any) -> Any:
-        calls.append(name)
-        return redis_keys.run(name, *args)
-
-    monkeypatch.setattr(admission, "run", run)
     requests = [candidate(coupon, user_id) for user_id in range(1, 201)]
+    sent = commands_sent(monkeypatch)
     ADMISSIONS["gate"].admit(requests)
-    assert calls == ["admit.lua"]
+    assert len(sent) == 1
     assert [one.sequence for one in requests if one.newly_reserved] == list(range(2, 101))
 
 
@@ -87,14 +95,7 @@ def test_refusals_of_one_moment_cost_one_read_if_keys_have_to_be_looked_up(
 def test_a_decision_is_one_call_to_redis(key: str | None, make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
     coupon = make_gate(total_quantity=2)
     accept(coupon, 1, key)
-    sent: list[object] = []
-    send: Any = AbstractConnection.send_packed_command
-
-    def note_and_send(self: AbstractConnection, command: object, *args: Any, **kwargs: Any) -> None:
-        sent.append(command)
-        send(self, command, *args, **kwargs)
-
-    monkeypatch.setattr(AbstractConnection, "send_packed_command", note_and_send)
+    sent = commands_sent(monkeypatch)
     for user_id, told in [(2, "accepted"), (1, "accepted" if key else "already_issued"), (3, "sold_out")]:
         assert ask(coupon, user_id, key) == told
         assert len(sent) == 1
@@ -108,11 +109,11 @@ def test_who_is_overtaken_by_a_repeat_takes_nothing_from_it(
 ) -> None:
     """The gate let in the first under a key, and the second is the one that writes the row."""
     coupon = make_gate(total_quantity=1)
-    write = accept_group._write
+    confirm = Gate.confirm
     overtaking: list[Any] = []
 
     def be_overtaken(*args: Any) -> Any:
-        monkeypatch.setattr(accept_group, "_write", write)
+        monkeypatch.setattr(Gate, "confirm", confirm)
 
         def overtake() -> Any:
             accepted = accept(coupon, 1, "k")
@@ -121,9 +122,9 @@ def test_who_is_overtaken_by_a_repeat_takes_nothing_from_it(
             return accepted
 
         overtaking.append(in_another_session(overtake).result(30))
-        return write(*args)
+        return confirm(*args)
 
-    monkeypatch.setattr(accept_group, "_write", be_overtaken)
+    monkeypatch.setattr(Gate, "confirm", be_overtaken)
     assert [accept(coupon, 1, "k")] == overtaking
     assert gate_of(coupon) == ({1}, set() if decided else {1})
     assert ask(coupon, 2) == "sold_out"
@@ -153,8 +154,7 @@ def test_while_redis_is_away_requests_are_told_to_come_back(
     path = f"/api/v1/coupons/{coupon.id}/issue-async"
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        for module in (redis_keys, load, releasing):
-            patch.setattr(module, "redis", lambda: away)
+        patch.setattr(redis_keys, "redis_connection", lambda: away)
         refused = client.post(path, content_type="application/json", headers=token(1))
     assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
     assert not OutboxMessage.objects.exists()
@@ -168,7 +168,7 @@ def test_what_redis_was_not_told_keeps_nobody_from_their_answer(
     accepted = accept(coupon, 1)
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        patch.setattr(releasing, "redis", lambda: away)
+        patch.setattr(redis_keys, "redis_connection", lambda: away)
         issue()
     assert answer(accepted.request_id) == ("SUCCESS", None)
     assert gate_of(coupon) == ({1}, {1})

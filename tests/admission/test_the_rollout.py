@@ -12,7 +12,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
 
-from coupons.admission.gate.redis_keys import keys
+from coupons.admission.gate.store import GateStore
 from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from coupons.rollout import uses_redis_queue
@@ -175,7 +175,7 @@ def test_both_ways_at_once_give_away_no_more_than_there_is_when_the_gate_lets_in
     set_share(50)
     coupon = make_gate(total_quantity=50)
     crowd(coupon, range(1, 51))
-    get_redis_connection("default").hdel(keys(coupon.id).holders, *range(1, 31))  # the gate forgets thirty
+    get_redis_connection("default").hdel(GateStore(coupon.id).keys.holders, *range(1, 31))  # the gate forgets thirty
     assert crowd(coupon, range(51, 81)) == {"accepted": 30}
     with_everybody_at_work(lambda: None)
     assert stock(coupon) == (0, 50)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
-from typing import Any
 
 import pytest
 
 from coupons.admission.gate import load
+from coupons.admission.gate.store import GateStore
 from coupons.models import IssueRequest
 from coupons.redis_queue import queue
 
@@ -36,18 +35,18 @@ def test_without_counting_what_is_under_way_more_would_be_promised_than_there_is
 def test_without_the_lock_many_would_load_it(make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch) -> None:
     coupon = make_gate(total_quantity=50)
 
-    def own_lock(coupon_id: int) -> str:
-        return f"gate:{{{coupon_id}}}:lock:{threading.get_ident()}"
+    def own_lock(gate: GateStore) -> str:
+        return f"gate:{{{gate.coupon_id}}}:lock:{threading.get_ident()}"
 
     together = threading.Barrier(20)
-    takers = load._read_holders
+    activate = GateStore.activate
 
-    def takers_at_once(coupon_id: int) -> Generator[list[Any]]:
+    def activate_at_once(gate: GateStore, token: str) -> int | None:
         together.wait(10)
-        return takers(coupon_id)
+        return activate(gate, token)
 
-    monkeypatch.setattr(load, "lock_key", own_lock)
-    monkeypatch.setattr(load, "_read_holders", takers_at_once)
+    monkeypatch.setattr(GateStore, "lock_key", property(own_lock))
+    monkeypatch.setattr(GateStore, "activate", activate_at_once)
     before = loads()
     crowd(coupon, range(1, 21))
     assert loads() - before == 20

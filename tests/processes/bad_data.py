@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import connection
 from django_redis import get_redis_connection
 
-from coupons.admission.gate import redis_keys
+from coupons.admission.gate.store import GateStore
 from coupons.redis_queue import queue
 from fuzz.raw_producer import RawProducer
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
@@ -218,8 +218,8 @@ DATA = {
     "an order of more won than can be added up": Bad(order_event_that(4, payAmount=2**63 - 1), EFFECTS),
     "an order paid at the end of the calendar": Bad(order_event_that(4, paidAt="9999-12-31T23:59:59-05:00"), EFFECTS),
     "a cached status": Bad(cached_status),
-    "the holders of a gate": Bad(redis_key(lambda shop: redis_keys.keys(shop.gate.pk).holders)),
-    "the open requests of a gate": Bad(redis_key(lambda shop: redis_keys.keys(shop.gate.pk).pending)),
+    "the holders of a gate": Bad(redis_key(lambda shop: GateStore(shop.gate.pk).keys.holders)),
+    "the open requests of a gate": Bad(redis_key(lambda shop: GateStore(shop.gate.pk).keys.pending)),
     "the Redis queue": Bad(redis_key(lambda shop: queue.QUEUE)),
     "the quantities of the ranking": Bad(ranking_key),
     "a coupon that closes after the calendar": Bad(coupon_row(closes_at="9999-12-31 23:59:59-05")),

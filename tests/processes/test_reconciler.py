@@ -19,7 +19,7 @@ from django.db import connection, transaction
 from django_redis import get_redis_connection
 from pytest_django import Settings
 
-from coupons.admission.gate.redis_keys import keys
+from coupons.admission.gate.store import GateStore
 from coupons.issuance.accept import request_accept
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from devstack import Part, Stack, wait_until
@@ -54,7 +54,7 @@ def when(condition: Callable[[], Any], complaint: str) -> None:
 
 
 def open_in_gate(coupon: Coupon) -> int:
-    return int(redis().zcount(keys(coupon.id).pending, "-inf", "(inf"))
+    return int(redis().zcount(GateStore(coupon.id).keys.pending, "-inf", "(inf"))
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_who_asks_again_while_the_first_process_is_stopped_gets_at_most_one(
 
 def age_gate(coupon: Coupon) -> None:
     """As if the process had been stopped for a minute."""
-    names = keys(coupon.id)
+    names = GateStore(coupon.id).keys
     for user, at in redis().zrange(names.pending, 0, -1, withscores=True):
         redis().zadd(names.pending, {user: at - 60_000})
 

@@ -20,13 +20,12 @@ from redis.exceptions import RedisError
 
 from common.api.errors import Unavailable
 
-from ...errors import AlreadyIssued, SoldOut
 from .. import reservations
 from ..base import Admission, AdmissionRequest, FinishedRequest
-from . import store
 from .load import load, read_finished
-from .redis_keys import LIFETIME_SECONDS, MOST_PER_CALL, keys, run
-from .releasing import release, revoke
+from .redis_keys import MOST_PER_CALL
+from .releasing import release
+from .store import GateStore
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ _WAIT_SECONDS = 1.0
 _POLL_SECONDS = 0.02
 _RETRY_AFTER = 1
 
-_ADMITTED, _REPEAT, _DUPLICATE, _SOLD_OUT = 1, 2, 3, 4
-_REFUSALS = {_DUPLICATE: AlreadyIssued, _SOLD_OUT: SoldOut}
 # Not a reason of the issuer: the gate releases the reservation, and it is no evidence of over-admission.
 _CANCELLED = "WITHDRAWN"
 
@@ -63,11 +60,11 @@ class Gate(Admission):
 
         Not the gate first: if the commit fails and the bulk issue is not repeated, its entries would leak.
         """
-        coupon_id = candidates[0].coupon_id
+        gate = GateStore(candidates[0].coupon_id)
         wanting, free = reservations.preview(candidates)
-        fitting = reservations.fitting(free - reservations.number_uncounted(coupon_id), wanting)
+        fitting = reservations.fitting(free - reservations.number_uncounted(gate.coupon_id), wanting)
         if inserted := reservations.reserve(fitting, reservations.GATE):
-            transaction.on_commit(partial(_add_to_gate, coupon_id, inserted), robust=True)
+            transaction.on_commit(partial(_add_to_gate, gate, inserted), robust=True)
         return inserted
 
     def cancel(self, candidates: Sequence[AdmissionRequest]) -> None:
@@ -82,13 +79,16 @@ class Gate(Admission):
         release(finished)
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
-        revoke(coupon_id, user_ids)
+        try:
+            GateStore(coupon_id).revoke(user_ids)
+        except RedisError as error:
+            logger.warning("the gate was not updated with revoked coupons: %s", error)
 
 
-def _add_to_gate(coupon_id: int, newly_reserved: Sequence[AdmissionRequest]) -> None:
+def _add_to_gate(gate: GateStore, newly_reserved: Sequence[AdmissionRequest]) -> None:
     """Add pending requests that the gate did not admit. Best effort: the reconciler adds missing ones."""
     try:
-        store.add(coupon_id, [(candidate.user_id, candidate.request_id, 0.0) for candidate in newly_reserved])
+        gate.add([(candidate.user_id, candidate.request_id, 0.0) for candidate in newly_reserved])
         # The gate ignored the results of requests that finished before they were added: apply them now.
         release(read_finished([candidate.request_id for candidate in newly_reserved]))
     except RedisError as error:
@@ -96,25 +96,10 @@ def _add_to_gate(coupon_id: int, newly_reserved: Sequence[AdmissionRequest]) -> 
 
 
 def _admit_or_load(candidates: Sequence[AdmissionRequest]) -> None:
+    gate = GateStore(candidates[0].coupon_id)
     deadline = time.monotonic() + _WAIT_SECONDS
-    while not _call_gate(candidates):
+    while not gate.admit(candidates):
         if time.monotonic() > deadline:
             raise Unavailable("The gate is being loaded. Try again in a moment.", retry_after=_RETRY_AFTER)
-        if not load(candidates[0].coupon_id):
+        if not load(gate):
             time.sleep(_POLL_SECONDS)
-
-
-def _call_gate(candidates: Sequence[AdmissionRequest]) -> bool:
-    """Set the outcomes of the candidates; False, without a change, if the gate is not loaded."""
-    # All totals are at most a second old; the last candidate's is the newest.
-    args: list[object] = [candidates[-1].total_quantity, LIFETIME_SECONDS]
-    for candidate in candidates:
-        args += (candidate.user_id, str(candidate.request_id))
-    reply = run("admit.lua", keys(candidates[0].coupon_id), args)
-    if reply is None:
-        return False
-    for candidate, code, sequence in zip(candidates, reply[::2], reply[1::2], strict=True):
-        candidate.refusal = _REFUSALS.get(code)
-        candidate.sequence = sequence or None
-        candidate.newly_reserved = code == _ADMITTED
-    return True

@@ -40,21 +40,6 @@ class Keys(NamedTuple):
     revoked: str
 
 
-def keys(coupon_id: int) -> Keys:
-    """Return the keys of a coupon's gate."""
-    return _keys(coupon_id, "")
-
-
-def staging_keys(coupon_id: int, token: str) -> Keys:
-    """Return the keys under which a loader builds the gate before it is activated."""
-    return _keys(coupon_id, f":loading:{token}")
-
-
-def lock_key(coupon_id: int) -> str:
-    """Return the key of the lock that a loader of the gate holds."""
-    return f"gate:{{{coupon_id}}}:lock"
-
-
 def redis() -> Any:
     return redis_connection()
 
@@ -72,8 +57,3 @@ def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
 @cache
 def _script(name: str) -> Any:
     return redis().register_script(Path(__file__).with_name(name).read_text())
-
-
-def _keys(coupon_id: int, suffix: str) -> Keys:
-    base = f"gate:{{{coupon_id}}}"
-    return Keys(f"{base}{suffix}", f"{base}:open{suffix}", f"{base}:revoked{suffix}")

@@ -1,0 +1,50 @@
+"""Find keys with the prefix of gates that belong to no gate, for the reconciler. Everything here raises RedisError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from .redis_keys import redis
+from .store import GateStore
+
+_GATE_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(:open|:revoked|:lock)?")
+_STAGING_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(?::open|:revoked)?:loading:(.+)")
+_CHUNK = 1000
+
+
+class KeyScan:
+    """A scan of all keys of Redis for those of gates; each step continues where the last one stopped."""
+
+    def __init__(self) -> None:
+        self._cursor = 0
+
+    def step(self, calls: int | None) -> Iterator[list[bytes]]:
+        """Yield keys of gates; makes at most ``calls`` calls, None: until the scan is complete."""
+        client = redis()
+        while calls is None or calls > 0:
+            self._cursor, found = client.scan(self._cursor, match="gate:*", count=_CHUNK)
+            if found:
+                yield found
+            if not self._cursor:
+                return
+            calls = None if calls is None else calls - 1
+
+
+def unexpected_keys(names: Sequence[bytes], coupon_ids: set[int]) -> list[bytes]:
+    """Return those of ``names`` that belong neither to a gate of these coupons nor to a loader."""
+    return [name for name in names if not _is_expected(name, coupon_ids)]
+
+
+def remove_keys(names: Sequence[bytes]) -> None:
+    redis().unlink(*names)
+
+
+def _is_expected(name: bytes, coupon_ids: set[int]) -> bool:
+    if match := _GATE_KEY.fullmatch(name):
+        # A lock without expiry would keep the gate from being loaded for ever.
+        return int(match[1]) in coupon_ids and (match[2] != b":lock" or redis().ttl(name) != -1)
+    if match := _STAGING_KEY.fullmatch(name):
+        # Staging keys of a loader that is gone expire. Those without expiry are expected only while it holds the lock.
+        return redis().ttl(name) != -1 or bool(redis().get(GateStore(int(match[1])).lock_key) == match[2])
+    return False
