@@ -21,9 +21,9 @@ from .conftest import MakeGate, accept, answer, ask, assert_invariants, at_once,
 from .gates import flush
 from .workers import (
     in_list,
-    kill,
     killed_with,
     nobody,
+    take_for_dead,
     with_everybody_at_work,
     work,
 )
@@ -61,7 +61,7 @@ def test_a_worker_that_was_taken_for_dead_gives_nobody_a_second_coupon(make_gate
     with OpenTransaction(lambda: list(Coupon.objects.select_for_update())) as lock:
         held = in_another_session(lambda: hanging.claim_and_handle(StopFlag()))
         wait_until_blocked(beside=held)
-        kill(hanging)
+        take_for_dead()
         other = in_another_session(work)
         wait_until_blocked(2, beside=other)
         lock.commit()
@@ -92,7 +92,7 @@ def test_a_redis_that_is_flushed_loses_nobody(make_gate: MakeGate) -> None:
         accept(coupon, user_id)
     worker = IssueWorker(batch_size=3)
     worker.claim_and_handle(StopFlag())
-    worker._queue.claim(3)
+    assert len(RedisQueue().claim(3)[0]) == 3
     flush()
     work(worker)
     assert stock(coupon) == (0, 10)

@@ -112,11 +112,11 @@ def test_workers_that_never_were_keep_nobody_from_work(make_gate: MakeGate) -> N
     coupon = make_gate()
     redis = get_redis_connection("default")
     redis.sadd(queue.WORKERS, b"\xff\x00")
-    redis.rpush(queue._backup(b"\xff\x00"), "garbage")
+    redis.rpush(b"{issue-worker}:backup:\xff\x00", "garbage")
     accepted = accept(coupon, 1)
     assert queue.all_ids() == {b"garbage", str(accepted.request_id).encode()}
     redis.sadd(queue.WORKERS, "of another kind")
-    redis.set(queue._backup(b"of another kind"), "garbage")
+    redis.set("{issue-worker}:backup:of another kind", "garbage")
     work()
     assert stock(coupon) == (0, 1)
     assert redis.keys("{issue-worker}:backup:*") == []

@@ -16,8 +16,7 @@ from redis.retry import Retry
 from common.processes.lifecycle import StopFlag
 from coupons.issue_worker import IssueWorker
 from coupons.models import IssueRequest, Reservation
-from coupons.redis_queue import queue
-from coupons.redis_queue.queue import QUEUE
+from coupons.redis_queue.queue import QUEUE, RedisQueue
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message
@@ -53,17 +52,17 @@ def nobody() -> Redis:
     return Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
 
 
-def kill(worker: IssueWorker) -> None:
-    """Let the time run out after which a worker that says nothing counts as dead."""
-    get_redis_connection("default").delete(queue._alive(worker._queue._id))
+def take_for_dead() -> None:
+    """Let the time run out after which the only worker, which says nothing, counts as dead."""
+    redis = get_redis_connection("default")
+    [alive] = redis.keys("{issue-worker}:alive:*")
+    redis.delete(alive)
 
 
-def killed_with(batch: int) -> IssueWorker:
-    """A worker that took so many requests and was killed before it decided them."""
-    worker = IssueWorker()
-    assert len(worker._queue.claim(batch)[0]) == batch
-    kill(worker)
-    return worker
+def killed_with(batch: int) -> None:
+    """A worker took so many requests and was killed before it decided them."""
+    assert len(RedisQueue().claim(batch)[0]) == batch
+    take_for_dead()
 
 
 def succeeded() -> int:
