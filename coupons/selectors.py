@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from common.postgres import arrays
 from common.postgres.clock import isoformat_z
-from kafka_bridge.outbox.writing import stored_payload, stored_payloads
+from kafka_bridge.outbox.writing import stored_payloads
 
 from . import policy, schemas
 from .events import IssueRequested
@@ -79,16 +79,16 @@ def user_coupon_view(row: Any) -> schemas.UserCoupon:
 
 
 def request_status(request_id: UUID) -> RequestStatus | None:
-    """The status of a request; None if it does not exist.
+    """The status of a request; None if it does not exist."""
+    return request_statuses([request_id])[0]
+
+
+def request_statuses(request_ids: Sequence[UUID]) -> list[RequestStatus | None]:
+    """The statuses of requests, in order, None for each that does not exist; one call to Redis, at most two queries.
 
     Sources, in this order: the status cache in Redis, the terminal row, the outbox row. A request with only an outbox
     row is PENDING.
     """
-    return status_cache.load(request_id) or ended_request(request_id) or accepted_request(request_id)
-
-
-def request_statuses(request_ids: Sequence[UUID]) -> list[RequestStatus | None]:
-    """The statuses of requests, in order: as ``request_status``, in one call to Redis and at most two queries."""
     found = status_cache.load_several(request_ids)
     if missing := [request_id for request_id in request_ids if request_id not in found]:
         rows = IssueRequest.objects.filter(request_id__in=missing)
@@ -124,12 +124,6 @@ def request_outcomes(request_ids: Collection[UUID]) -> dict[UUID, tuple[str, str
     with connection.cursor() as cursor:
         cursor.execute(_READ_OUTCOMES, [arrays.uuids(request_ids)])
         return {request_id: (status, reason) for request_id, status, reason in cursor.fetchall()}
-
-
-def accepted_request(request_id: UUID) -> RequestStatus | None:
-    """The PENDING status of a request from its outbox row; None if there is none."""
-    payload = stored_payload(ISSUE_REQUESTED, request_id)
-    return None if payload is None else pending_status(request_id, payload)
 
 
 def pending_status(request_id: UUID, payload: bytes) -> RequestStatus:

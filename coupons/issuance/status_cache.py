@@ -165,28 +165,12 @@ def store(statuses: Iterable[RequestStatus]) -> None:
 
 
 def load(request_id: UUID) -> RequestStatus | None:
-    """Return the terminal status; None if it is not cached or unreadable, or Redis is unavailable: read PostgreSQL."""
-    try:
-        # GETRANGE: a value from another writer may be far longer than an entry.
-        raw = _redis().getrange(_key(request_id), 0, _MAX_ENTRY_BYTES)
-    except ResponseError as error:
-        _warn_unreadable(request_id, str(error))
-        return None
-    except RedisError as error:
-        if count := _log_limit.due("away"):
-            logger.warning("status cache not read, %d times since the last line: %s", count, error)
-        return None
-    if not raw:
-        return None
-    found = _decode(request_id, raw)
-    if isinstance(found, Unreadable):
-        _warn_unreadable(request_id, "not a status of that request")
-        return None
-    return found
+    """Return the terminal status of one request as ``load_several``, else None."""
+    return load_several([request_id]).get(request_id)
 
 
 def load_several(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
-    """Return the terminal statuses that are cached, in one call; like ``load`` without those that are unreadable."""
+    """Return the terminal statuses that are cached and readable, in one call; none if Redis is unavailable."""
     try:
         entries = load_many(request_ids)
     except RedisError as error:
@@ -196,7 +180,7 @@ def load_several(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
     found = {}
     for request_id, entry in entries.items():
         if isinstance(entry, Unreadable):
-            _warn_unreadable(request_id, "not a status of that request")
+            _warn_unreadable(request_id)
         else:
             found[request_id] = entry
     return found
@@ -264,13 +248,13 @@ def _decode(request_id: UUID, raw: bytes) -> RequestStatus | Unreadable:
     return found
 
 
-def _warn_unreadable(request_id: UUID, cause: str) -> None:
+def _warn_unreadable(request_id: UUID) -> None:
     # Not removed: a newer version may have written it for its own use. The reconciler compares it with PostgreSQL.
     if count := _log_limit.due("unreadable"):
         logger.warning(
             "%d cached statuses cannot be read, PostgreSQL answers; `reconcile --repair` rewrites them. The last is"
-            " that of request %s: %s",
-            count, request_id, cause,
+            " that of request %s",
+            count, request_id,
         )  # fmt: skip
 
 

@@ -170,13 +170,11 @@ def _require_transaction() -> None:
         raise PublishOutsideTransaction("publish() needs transaction.atomic: call it where the change is made")
 
 
-def stored_payload(event_type: str, event_id: UUID) -> bytes | None:
-    """Return the body of an event in the outbox, published or not, else None; ignores dead letters' copies."""
-    return stored_payloads(event_type, [event_id]).get(event_id)
-
-
 def stored_payloads(event_type: str, event_ids: Collection[UUID]) -> dict[UUID, bytes]:
-    """Return bodies by event id, as ``stored_payload``; ids that are not in the outbox are left out."""
+    """Return the bodies of those events that are in the outbox, published or not, by event id.
+
+    Copies of dead letters are ignored.
+    """
     rows = OutboxMessage.objects.filter(event_id__in=event_ids, event_type=event_type, headers=None)
     return {event_id: bytes(payload or b"") for event_id, payload in rows.values_list("event_id", "payload")}
 

@@ -10,7 +10,7 @@ from common.processes.lifecycle import StopFlag
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox.pruning import prune
-from kafka_bridge.outbox.writing import Message, publish, stored_payload
+from kafka_bridge.outbox.writing import Message, publish, stored_payloads
 from tests.stub_app.consumer_groups import BOOKINGS
 from tests.stub_app.events import answers, message, publish_keys, request_body
 from tests.stub_app.routes import BOOKING_REQUESTED
@@ -68,7 +68,7 @@ def test_the_copy_of_a_dead_letter_is_deleted_without_a_warning(caplog: pytest.L
     headers = (("ce_id", body["requestId"].encode()), ("ce_type", BOOKING_REQUESTED.encode()))
     BatchHandler(BOOKINGS).handle([message(body, headers=headers)], StopFlag())
     (copy,) = OutboxMessage.objects.filter(event_type=BOOKING_REQUESTED).exclude(headers=None)
-    assert stored_payload(BOOKING_REQUESTED, copy.event_id) is None
+    assert stored_payloads(BOOKING_REQUESTED, [copy.event_id]) == {}
     published(hours_ago=2)
     prune(RETENTION, StopFlag())
     assert not OutboxMessage.objects.exists()

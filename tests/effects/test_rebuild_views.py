@@ -76,16 +76,14 @@ def sold() -> list[tuple[int, int]] | None:
 
 
 def statuses() -> dict[str, Any]:
-    return {
-        str(request_id): status_cache.load(request_id)
-        for request_id in IssueRequest.objects.values_list("request_id", flat=True)
-    }
+    ids = list(IssueRequest.objects.values_list("request_id", flat=True))
+    return {str(request_id): status for request_id, status in status_cache.load_several(ids).items()}
 
 
 def assert_views_are_postgresqls() -> None:
     views = statuses()
     assert len(views) == 4
-    assert views == {request_id: selectors.ended_request(view.request_id) for request_id, view in views.items()}
+    assert views == {str(row.request_id): selectors.terminal_status(row) for row in IssueRequest.objects.all()}
 
 
 # From PostgreSQL
@@ -112,7 +110,7 @@ def test_answers_that_are_older_than_redis_keeps_them_stay_out(summer: Coupon) -
     IssueRequest.objects.filter(pk=old.pk).update(processed_at=old.processed_at - timedelta(hours=25))
     redis().flushdb()
     assert report()[1] == "cached statuses: 3 results of the last day"
-    assert status_cache.load(old.request_id) is None
+    assert status_cache.load_several([old.request_id]) == {}
 
 
 def test_many_rows_come_in_batches(summer: Coupon) -> None:

@@ -18,7 +18,7 @@ from coupons.selectors import request_status
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
 from kafka_bridge.outbox.pruning import prune
-from kafka_bridge.outbox.writing import Message, publish, stored_payload
+from kafka_bridge.outbox.writing import Message, publish, stored_payloads
 from kafka_bridge.registry import ReceivedMessage
 from tests.support.kafka import header, read_topic, relay_everything, set_topic_config
 from tests.support.messages import message, request_body
@@ -78,7 +78,7 @@ def test_the_copy_of_a_dead_request_is_no_request(make_coupon: Callable[..., Cou
     (copy,) = OutboxMessage.objects.exclude(headers=None)
     assert request_status(copy.event_id) is None
     assert find_existing_requests([copy.event_id]) == {}
-    assert stored_payload(ISSUE_REQUESTED, copy.event_id) is None
+    assert stored_payloads(ISSUE_REQUESTED, [copy.event_id]) == {}
 
 
 @pytest.mark.usefixtures("topics")
