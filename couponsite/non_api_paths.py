@@ -21,6 +21,7 @@ def _states(*names: str) -> Schema:
     return {"type": "object", "properties": dict.fromkeys(names, state), "required": list(names)}
 
 
+# Also in common.api.schema. The settings import this module, so it must not import rest_framework, which reads them.
 _ALLOW = {"required": True, "description": "The methods of this path.", "schema": {"type": "string"}}
 _GET_ONLY = {"405": {"description": "Only GET and HEAD.", "headers": {"Allow": _ALLOW}}}
 _PAGE_REFUSALS = {

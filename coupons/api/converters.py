@@ -6,7 +6,7 @@ from uuid import UUID
 
 from django.urls import register_converter
 
-from common.bigint import MAX_BIGINT
+from common.bigint import parse_id
 
 
 class Id64Converter:
@@ -15,8 +15,7 @@ class Id64Converter:
     regex = "[0-9]{1,19}"
 
     def to_python(self, value: str) -> int:
-        number = int(value)
-        if not 0 < number <= MAX_BIGINT:
+        if (number := parse_id(value)) is None:
             raise ValueError(value)
         return number
 
