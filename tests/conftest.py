@@ -74,6 +74,12 @@ def make_coupon(db: None) -> Callable[..., Coupon]:
 
 
 @pytest.fixture
+def gate_coupon(make_coupon: Callable[..., Coupon]) -> Coupon:
+    """An open coupon of type SUMMER with the admission ``gate``."""
+    return make_coupon(admission="gate", coupon_type="SUMMER")
+
+
+@pytest.fixture
 def token() -> Callable[..., dict[str, str]]:
     """The header of a user's bearer token: ``client.post(..., headers=token(7))``."""
 

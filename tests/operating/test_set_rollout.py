@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon, RolloutChange
+from tests.support.rollout import share_of
 
 # As the migrations of django-waffle 5.0 leave it on PostgreSQL.
 WAFFLE_FLAG = """
@@ -40,30 +41,18 @@ ADD_FLAG = """
 BEFORE, AFTER = [("coupons", "0011_coupon_times")], [("coupons", "0012_rollout")]
 
 
-def share_of(coupon: Coupon) -> int:
-    coupon_cache.clear()
-    entry = coupon_cache.get(coupon.id)
-    assert entry is not None
-    return entry.rollout_permille
-
-
-@pytest.fixture
-def gate(make_coupon: Callable[..., Coupon]) -> Coupon:
-    return make_coupon(admission="gate", coupon_type="SUMMER")
-
-
-def test_the_command_sets_the_share(gate: Coupon) -> None:
+def test_the_command_sets_the_share(gate_coupon: Coupon) -> None:
     call_command("set_rollout", "issue-worker", "12.5")
-    assert share_of(gate) == 125
+    assert share_of(gate_coupon) == 125
     call_command("set_rollout", "issue-worker-SUMMER", "100")
-    assert share_of(gate) == 1000
+    assert share_of(gate_coupon) == 1000
     call_command("set_rollout", "issue-worker-SUMMER", "0")
-    assert share_of(gate) == 0
+    assert share_of(gate_coupon) == 0
     call_command("set_rollout", "issue-worker-SUMMER", "none")
-    assert share_of(gate) == 125
+    assert share_of(gate_coupon) == 125
 
 
-def test_the_command_records_who_and_why(gate: Coupon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_records_who_and_why(gate_coupon: Coupon, capsys: pytest.CaptureFixture[str]) -> None:
     call_command("set_rollout", "issue-worker-SUMMER", "30", "--reason", "the first users")
     assert capsys.readouterr().out == "issue-worker-SUMMER: 30 %\n"
     row = RolloutChange.objects.get()
@@ -87,7 +76,7 @@ def test_the_command_records_who_and_why(gate: Coupon, capsys: pytest.CaptureFix
         (("issue-worker", "30", "--reason", "\udcff"), "Unicode"),
     ],
 )
-def test_what_is_refused_is_not_written_down(gate: Coupon, arguments: tuple[str, ...], words: str) -> None:
+def test_what_is_refused_is_not_written_down(gate_coupon: Coupon, arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(CommandError, match=words) as caught:
         call_command("set_rollout", *arguments)
     assert len(str(caught.value).splitlines()) == 1
@@ -97,13 +86,13 @@ def test_what_is_refused_is_not_written_down(gate: Coupon, arguments: tuple[str,
 @pytest.mark.parametrize(
     "statement", ["UPDATE coupons_rolloutchange SET percent = 0", "DELETE FROM coupons_rolloutchange"]
 )
-def test_the_database_refuses_to_change_the_history(gate: Coupon, statement: str) -> None:
+def test_the_database_refuses_to_change_the_history(gate_coupon: Coupon, statement: str) -> None:
     call_command("set_rollout", "issue-worker", "30")
     with pytest.raises(DatabaseError, match="append-only"), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(statement)
 
 
-def test_the_share_costs_the_accept_api_no_query_of_its_own(gate: Coupon) -> None:
+def test_the_share_costs_the_accept_api_no_query_of_its_own(gate_coupon: Coupon) -> None:
     call_command("set_rollout", "issue-worker", "30")
     coupon_cache.clear()
     with CaptureQueriesContext(connection) as queries:

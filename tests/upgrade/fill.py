@@ -81,7 +81,7 @@ class Filling:
         return self._old.service(self._logs, {**self._env, **changes})
 
     def command(self, *arguments: str) -> dict[str, Any]:
-        """Run a command, which must end well; returns its line of JSON, if it prints recorded."""
+        """Run a command, which must end well; returns its line of JSON, if it prints any."""
         result = self.service.command(*arguments)
         assert result.returncode == 0, result.stderr
         lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
@@ -151,8 +151,29 @@ def fill(folder: Path) -> None:
 def _fill(old: Filling) -> None:
     old.command("migrate")
     old.command("create_topics")
+    coupons = _create_coupons(old)
+    old.command("shell", "-c", _ADMIN_AT_WORK)
+    products = _create_products(old)
+    for role in ("relay", "issuer", "effects", "worker", "orders"):
+        old.service.start(role)
+    web = old.start_web()
+    _issue(old)
+    _sell(old, products)
+    assert web.stop() == 0
+
+    web = old.start_web_without_provider()
+    paid_late = _leave_undone(old, products)
+    assert web.stop() == 0
+
+    web = old.start_web()
+    old.pay(11, paid_late)
+    _read_everything(old, coupons)
+    assert web.stop() == 0
+
+
+def _create_coupons(old: Filling) -> list[int]:
     always = ("--valid-days", "36500")
-    coupons = [
+    return [
         old.command("create_coupon", *arguments)["couponId"]
         for arguments in [
             ("GATE", "--quantity", "40", "--admission", "gate", "--percent", "10", "--cap", "3000", *always),
@@ -164,15 +185,17 @@ def _fill(old: Filling) -> None:
             ("PAUSED", "--quantity", "5"),
         ]
     ]
-    old.command("shell", "-c", _ADMIN_AT_WORK)
-    products = [
+
+
+def _create_products(old: Filling) -> list[int]:
+    return [
         old.command("create_product", name, "--price", price)["productId"]
         for name, price in [("Keyboard", "89000"), ("머그컵", "12000")]
     ]
-    for role in ("relay", "issuer", "effects", "worker", "orders"):
-        old.service.start(role)
-    first_web = old.start_web()
 
+
+def _issue(old: Filling) -> None:
+    """Issue coupons, refuse some users, leave a dead letter, and pause and restock a coupon."""
     old.ask("GATE", range(1, 13))
     old.ask("GATE_SMALL", (1, 2))
     old.ask("GATE_SMALL", (3,), status=409)
@@ -187,6 +210,9 @@ def _fill(old: Filling) -> None:
     old.command("control_coupon", "PAUSED", "pause", "--reason", "before the sale")
     old.command("control_coupon", "QUEUE_SMALL", "restock", "--quantity", "3", "--id", RESTOCK)
 
+
+def _sell(old: Filling, products: list[int]) -> None:
+    """Pay and cancel orders, with coupons and without, and let an order expire."""
     expiring = old.order(1, products[0], "GATE")
     for user, coupon_type in [(2, "GATE"), (3, ""), (4, "RESERVE"), (5, "QUEUE"), (6, "GATE"), (7, "")]:
         order_id = old.order(user, products[user % 2], coupon_type)
@@ -200,8 +226,9 @@ def _fill(old: Filling) -> None:
     old.stop("orders")
     old.order(10, products[1], "GATE")
 
-    assert first_web.stop() == 0
-    web = old.start_web_without_provider()
+
+def _leave_undone(old: Filling, products: list[int]) -> int:
+    """Stop the processes one by one, with work left for each; returns an order of user 11 that is still to be paid."""
     old.pay(9, old.order(9, products[0], "GATE"), status=503)
     paid_late = old.order(11, products[1], "GATE")
     old.stop("issuer", "worker")
@@ -216,12 +243,7 @@ def _fill(old: Filling) -> None:
     old.ask("GATE", range(31, 41))
     old.ask("RESERVE", (31, 32))
     old.ask("QUEUE", (31, 32))
-    assert web.stop() == 0
-
-    web = old.start_web()
-    old.pay(11, paid_late)
-    _read_everything(old, coupons)
-    assert web.stop() == 0
+    return paid_late
 
 
 def _read_everything(old: Filling, coupons: list[int]) -> None:
