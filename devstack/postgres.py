@@ -12,7 +12,7 @@ from devstack.errors import DevstackError
 from devstack.packages import package_folder
 from devstack.ports import LOOPBACK
 from devstack.processes import wait_until
-from devstack.server import Server
+from devstack.server import Server, run_tool
 
 DATABASE = "coupons"
 USER = "coupons"
@@ -99,16 +99,8 @@ class PostgresServer(Server):
             password_file.write_text(self.password)
             options = ["-U", USER, f"--pwfile={password_file}", "--auth=scram-sha-256"]
             options += ["--encoding=UTF8", "--locale=C", "--no-instructions"]
-            result = subprocess.run(
-                [*self.wrapper(), _program("initdb"), "-D", str(unfinished), *options],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode != 0:
-                reason = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
-                raise DevstackError(f"initdb failed for {self.folder}: {reason}")
+            initdb = [*self.wrapper(), _program("initdb"), "-D", str(unfinished), *options]
+            run_tool(initdb, f"initdb failed for {self.folder}")
 
     def _end_orphans(self) -> None:
         """End the workers of a killed server: while one runs, a new server cannot use the folder."""

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from devstack import procinfo
@@ -14,6 +15,14 @@ from devstack.procinfo import Identity
 
 START_SECONDS = 60.0
 _KILL_SECONDS = 10.0
+
+
+def run_tool(argv: Sequence[str], failure: str) -> None:
+    """Run a program to its end. If it fails, raise DevstackError: ``failure`` and the last line of its output."""
+    result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        reason = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
+        raise DevstackError(f"{failure}: {reason}")
 
 
 class Server(ABC):

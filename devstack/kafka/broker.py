@@ -1,7 +1,6 @@
 """A Kafka broker that is also a controller of its cluster."""
 
 import logging
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from devstack.atomic_folder import atomic_folder
-from devstack.errors import DevstackError
 from devstack.kafka.jars import fetched_jars
 from devstack.kafka.java import find_java
 from devstack.ports import LOOPBACK
-from devstack.server import Server
+from devstack.server import Server, run_tool
 
 _LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
 # A small heap and a fast start without JIT optimisation: brokers here run for minutes.
@@ -103,17 +101,9 @@ class KafkaBroker(Server):
         with atomic_folder(self._log_folder) as unfinished:
             configuration = unfinished.with_name("format.properties")
             self._write_configuration(configuration, unfinished)
-            arguments = ["format", "--config", str(configuration), "--cluster-id", self.cluster_id]
-            result = subprocess.run(
-                [*self._java(), "kafka.tools.StorageTool", *arguments],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode != 0:
-                reason = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
-                raise DevstackError(f"Kafka could not format {self._log_folder}: {reason}")
+            arguments = ["kafka.tools.StorageTool", "format", "--config", str(configuration)]
+            arguments += ["--cluster-id", self.cluster_id]
+            run_tool([*self._java(), *arguments], f"Kafka could not format {self._log_folder}")
 
     def _write_configuration(self, path: Path, log_folder: Path) -> None:
         replicas = min(len(self.ports), _MAX_REPLICAS)
