@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from datetime import timedelta
+from typing import TypeVar
 
+import msgspec
 from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
@@ -14,6 +16,8 @@ from common.processes.lifecycle import StopFlag
 
 from ..errors import InProgress
 from ..models import IdempotencyKey
+
+Response = TypeVar("Response", bound=msgspec.Struct)
 
 # Longer than the 24 hours promised to clients.
 KEPT = timedelta(days=2)
@@ -28,7 +32,9 @@ def fingerprint(parameters: bytes) -> bytes:
     return hashlib.sha256(parameters).digest()
 
 
-def claim_key(*, user_id: int, operation: str, key: str, parameters: bytes) -> bytes | None:
+def claim_key(
+    response_type: type[Response], *, user_id: int, operation: str, key: str, parameters: bytes
+) -> Response | None:
     """Claim a key for a call, within the call's transaction; returns the stored response of an earlier call.
 
     None: execute the call, then ``store_response``. A rolled back transaction leaves no claim. Raises
@@ -47,12 +53,12 @@ def claim_key(*, user_id: int, operation: str, key: str, parameters: bytes) -> b
         return None
     if bytes(row.fingerprint) != digest:
         raise IdempotencyKeyReused("The Idempotency-Key was used for a different call: use a new key for this call.")
-    return None if row.response is None else bytes(row.response)
+    return None if row.response is None else msgspec.json.decode(row.response, type=response_type)
 
 
-def store_response(*, user_id: int, operation: str, parameters: bytes, response: bytes) -> None:
+def store_response(*, user_id: int, operation: str, parameters: bytes, response: msgspec.Struct) -> None:
     """Store ``response`` for all keys of this call, of this user, that have no response yet."""
-    _without_response(user_id, operation, parameters).update(response=response)
+    _without_response(user_id, operation, parameters).update(response=msgspec.json.encode(response))
 
 
 def discard_keys(*, user_id: int, operation: str, parameters: bytes) -> None:

@@ -11,7 +11,6 @@ import logging
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-import msgspec
 from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
@@ -28,7 +27,7 @@ from ..errors import InProgress, InvalidState
 from ..models import Order
 from ..schemas import PaidOrder
 from .idempotency import claim_key, discard_keys, store_response
-from .publish import order_publish_completed
+from .publishing import order_publish_completed
 from .refunding import refund_request, refund_settle
 
 logger = logging.getLogger(__name__)
@@ -52,22 +51,20 @@ def order_pay(*, order_id: int, user_id: int, idempotency_key: str | None = None
     Raises NotFound, InvalidState (cancelled, expired, or the payment was declined), InProgress while another call pays
     it, Unavailable while the provider does not answer, and with an idempotency key the errors of ``claim_key``.
     """
-    parameters = _parameters(order_id)
     with transaction.atomic():
         order = Order.objects.lock(order_id, user_id=user_id)
         if idempotency_key is not None:
-            stored = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, parameters=parameters)
-            if stored is not None:
-                return msgspec.json.decode(stored, type=PaidOrder)
-        if order.status == policy.PAID:
-            response = _response(order)
-            store_response(
+            stored = claim_key(
+                PaidOrder,
                 user_id=user_id,
                 operation=_OPERATION,
-                parameters=parameters,
-                response=msgspec.json.encode(response),
+                key=idempotency_key,
+                parameters=_parameters(order_id),
             )
-            return response
+            if stored is not None:
+                return stored
+        if order.status == policy.PAID:
+            return _store_response(order)
         attempt = _begin(order)
     return payment_settle(attempt, traceparent=traceparent)
 
@@ -139,14 +136,7 @@ def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
 def _finish(order: Order, traceparent: str) -> PaidOrder:
     if order.status != policy.PAID:
         _mark_paid(order, traceparent)
-    response = _response(order)
-    store_response(
-        user_id=order.user_id,
-        operation=_OPERATION,
-        parameters=_parameters(order.id),
-        response=msgspec.json.encode(response),
-    )
-    return response
+    return _store_response(order)
 
 
 def _mark_paid(order: Order, traceparent: str) -> None:
@@ -179,6 +169,9 @@ def _parameters(order_id: int) -> bytes:
     return str(order_id).encode()
 
 
-def _response(order: Order) -> PaidOrder:
+def _store_response(order: Order) -> PaidOrder:
+    """Store the response of a paid order for all calls that pay it, and return it."""
     assert order.paid_at is not None
-    return PaidOrder(order_id=order.id, status="PAID", paid_at=order.paid_at)
+    response = PaidOrder(order_id=order.id, status="PAID", paid_at=order.paid_at)
+    store_response(user_id=order.user_id, operation=_OPERATION, parameters=_parameters(order.id), response=response)
+    return response

@@ -45,17 +45,14 @@ def order_create(
     parameters = msgspec.json.encode([list(items), user_coupon_id])
     with transaction.atomic():
         if idempotency_key is not None:
-            stored = claim_key(user_id=user_id, operation=_OPERATION, key=idempotency_key, parameters=parameters)
+            stored = claim_key(
+                CreatedOrder, user_id=user_id, operation=_OPERATION, key=idempotency_key, parameters=parameters
+            )
             if stored is not None:
-                return msgspec.json.decode(stored, type=CreatedOrder)
+                return stored
         response = _place(user_id, items, user_coupon_id)
         if idempotency_key is not None:
-            store_response(
-                user_id=user_id,
-                operation=_OPERATION,
-                parameters=parameters,
-                response=msgspec.json.encode(response),
-            )
+            store_response(user_id=user_id, operation=_OPERATION, parameters=parameters, response=response)
     return response
 
 

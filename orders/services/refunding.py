@@ -23,7 +23,7 @@ from .. import policy
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InvalidState
 from ..models import Order
-from .publish import order_publish_cancelled
+from .publishing import order_publish_cancelled
 
 logger = logging.getLogger(__name__)
 

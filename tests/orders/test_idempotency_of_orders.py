@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from pytest_django import Settings
 
 from kafka_bridge.models import OutboxMessage
 from orders.models import IdempotencyKey, Order, Product
+from orders.schemas import PaidOrder
 from orders.services import idempotency
 from orders.services.idempotency import KEPT, store_response
 from orders.services.placing import OrderItemInput, order_create
@@ -269,7 +271,8 @@ def test_a_payment_finds_its_keys_among_many_of_its_user() -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE orders_idempotencykey")
     with CaptureQueriesContext(connection) as queries:
-        store_response(user_id=ALICE, operation="pay", parameters=b"4711", response=b"{}")
+        response = PaidOrder(order_id=4711, status="PAID", paid_at=datetime.now(UTC))
+        store_response(user_id=ALICE, operation="pay", parameters=b"4711", response=response)
     (update,) = queries
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN {update['sql']}")
