@@ -66,7 +66,7 @@ _ADMIN_TIMEOUT = 10.0
 _REQUEST_TIMEOUT_MS = 10_000
 # max.poll.interval.ms: how long a consumer may be busy before its partitions go to another. A batch waits at most 60 s
 # for the row lock of a hung session, see the database's options; calls take up to three times ``http_calls.BUDGET``.
-# Not longer than needed: a rebalance waits as long for members that died while a broker was down.
+# Not longer than needed: a rebalance waits this long for members that died while a broker was down.
 _ROW_LOCK_MS = 60_000
 _BUSY_MS = 90_000
 _BUSY_CALLING_MS = 300_000

@@ -27,7 +27,7 @@ _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
 class ReceivedMessage:
     """A message received from Kafka. ``topic`` is without the prefix; ``timestamp`` is in ms since 1970.
 
-    ``unreadable`` says what of the message cannot be read (else empty); ``is_of_types`` treats it as poison.
+    ``unreadable`` names what cannot be read, else it is empty; ``is_of_types`` treats such a message as poison.
     """
 
     topic: str

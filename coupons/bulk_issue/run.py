@@ -50,7 +50,7 @@ class BatchRun:
         self._stop = stop
         self._tick = tick
         # Half of the limit: a batch alone must not close the accept API to users.
-        self._backpressure = OutboxBackpressure(share=0.5, told_as="the batch waits")
+        self._backpressure = OutboxBackpressure(share=0.5, consequence="the batch waits")
         self._sampled_at: float | None = None
         self.lines_done = 0
         self.accepted = 0

@@ -55,8 +55,8 @@ class BatchHandler:
 
     def __init__(self, group: ConsumerGroup) -> None:
         self._group = group
-        # Positions of the messages that failed since the last success. Positions and not a count, and none whose dead
-        # letter exists: a batch may be redelivered.
+        # Positions of the messages that failed since the last success, without those that had a dead letter before.
+        # A count would be wrong: a batch may be redelivered.
         self._handler_failures: set[tuple[str, int, int]] = set()
         self._bad: set[tuple[str, int, int]] = set()
         # Positions of messages on which the decoder fails with an error that does not prove them bad.
@@ -132,7 +132,10 @@ class BatchHandler:
         return [(message, postponed[message.inbox_id]) for message in order if message.inbox_id in postponed]
 
     def _skips_throttled(self, error: CallPostponed) -> bool:
-        """Whether throttling counts as a failure to be logged; a call that only waits for the pace is no failure."""
+        """Whether ``error`` counts as a failed try: in a group with ``log_only``, if the provider throttled the call.
+
+        Otherwise the message is postponed, as after a call that only waits for the configured rate.
+        """
         return self._group.log_only and isinstance(error, CallThrottled)
 
     def _outcomes(self, call: Call, pending: Sequence[Decoded], stop: StopFlag) -> Sequence[Exception | None]:
@@ -143,7 +146,7 @@ class BatchHandler:
                 raise
             if len(pending) == 1 or is_transient(error):
                 return [error] * len(pending)
-        # A fault of the service that one message triggers: the others are called without it.
+        # One message may trigger a fault of the service: call the others without it.
         middle = len(pending) // 2
         return [*self._outcomes(call, pending[:middle], stop), *self._outcomes(call, pending[middle:], stop)]
 
@@ -216,7 +219,7 @@ class BatchHandler:
             self._bisect(decoded[middle:], stop)
 
     def _dead_letter(self, message: ReceivedMessage, error: Exception, failures: set[tuple[str, int, int]]) -> None:
-        """Dead-letter a message; ``failures`` is the streak that it counts in unless it is bad in itself."""
+        """Dead-letter a message and count it in ``failures``; a bad message counts in ``_bad`` instead."""
         with transaction.atomic():
             if not self._write_dead_letters([Rejected(message, error)]):
                 return

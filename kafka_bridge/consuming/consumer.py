@@ -49,11 +49,11 @@ class GroupConsumer:
         self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
-        # Partitions that are read to their end, with their next offset.
+        # The next offset of each partition that is read to its end.
         self._at_end: dict[Partition, int] = {}
         self._joined = False
         self._retrying = RetryingPartitions(group.name)
-        # Where messages are postponed: the offset of the last of them, and the offset after the handled messages.
+        # By partition with postponed messages: the offset of the last of these, and the offset after the handled ones.
         self._postponed: dict[Partition, tuple[int, int]] = {}
         # The next offset to be handled, for the lag; and the offsets that the broker has committed.
         self._next_offsets: dict[Partition, int] = {}

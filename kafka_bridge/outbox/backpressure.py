@@ -27,10 +27,10 @@ _COUNT = "SELECT count(*) FROM (SELECT FROM kafka_bridge_outboxmessage WHERE pub
 class OutboxBackpressure:
     """Age and depth of the unpublished outbox rows, sampled in a thread: ``refusal`` costs a request no query."""
 
-    def __init__(self, *, share: float = 1.0, told_as: str = "requests are refused") -> None:
-        """``share`` is the fraction of ``OUTBOX_MAX_DEPTH`` that is too deep; ``told_as`` begins the log line."""
+    def __init__(self, *, share: float = 1.0, consequence: str = "requests are refused") -> None:
+        """``share`` is the fraction of ``OUTBOX_MAX_DEPTH`` that is too deep; ``consequence`` begins the log line."""
         self._share = share
-        self._told_as = told_as
+        self._consequence = consequence
         self._refusal: str | None = None
         self._thread: threading.Thread | None = None
 
@@ -52,7 +52,7 @@ class OutboxBackpressure:
                 (depth,) = cursor.fetchone() or (0,)
         before, self._refusal = self._refusal, _refusal(age, depth, max_depth)
         if self._refusal and not before:
-            logger.error("%s: %s Is the relay running, and Kafka up?", self._told_as, self._refusal)
+            logger.error("%s: %s Is the relay running, and Kafka up?", self._consequence, self._refusal)
 
     def start(self) -> None:
         """Sample once a second in a daemon thread. Call it after any fork: threads do not survive one."""

@@ -27,15 +27,15 @@ _READ = """
 
 
 def row_for_transport(row: OutboxRow, transport: str) -> OutboxRow:
-    """Return ``row`` changed to travel by ``transport`` (a name that is not a topic) instead of Kafka."""
+    """Return ``row`` for ``transport`` (a name that is not a topic) instead of Kafka."""
     return row._replace(topic=transport, by_transport=True)
 
 
 def messages_of_transport(transport: str, event_ids: Collection[UUID]) -> dict[UUID, ReceivedMessage]:
     """Return messages by event id, built from the outbox rows as if read from the topic of their route.
 
-    Ids without a row of ``transport`` are left out. The partition is -1, which no Kafka message has, the offset the row
-    id.
+    Ids without a row of ``transport`` are left out. A message's partition is -1, which no Kafka message has; its offset
+    is the id of its row.
     """
     with connection.cursor() as cursor:
         cursor.execute(_READ, [arrays.uuids(event_ids), transport])

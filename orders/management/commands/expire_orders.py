@@ -60,7 +60,7 @@ class Command(WorkerCommand):
 
 
 class SweepIncomplete(Exception):
-    """Some tasks of a sweep failed by an error that no service is the cause of; the others were done."""
+    """Some tasks of a sweep failed, and no service was down; the others were done."""
 
 
 def sweep(stop: StopFlag) -> dict[str, int]:
@@ -79,7 +79,7 @@ def sweep(stop: StopFlag) -> dict[str, int]:
         except Exception as error:
             if is_transient(error):
                 raise
-            logger.error("sweep: %s: failed, the other tasks go on", name, exc_info=error)
+            logger.error("sweep: %s failed, the other tasks continue", name, exc_info=error)
             drop_connection()
             failed.append(name)
     if failed:
