@@ -20,13 +20,13 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One coupon request of one user. ``door`` is a number that selects one of the equivalent endpoints."""
+    """One coupon request of one user. ``endpoint`` is a number that selects one of the equivalent endpoints."""
 
     key: str
     user_id: int
     coupon_id: int
     coupon_type: str
-    door: int
+    endpoint: int
 
     def target(self) -> tuple[str, dict[str, str]]:
         """Return path and JSON body: one of the contract's three endpoints, or of the two older ones from the seeds."""
@@ -38,7 +38,7 @@ class Ask:
             ("/coupons/issue-async", by_type),
             (f"/coupons/{self.coupon_id}/issue-async", {}),
         )
-        return endpoints[self.door % len(endpoints)]
+        return endpoints[self.endpoint % len(endpoints)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ def make_asks(requests: int, users: int, coupons: Sequence[Coupon]) -> list[Ask]
     for number in range(requests):
         user_id = number % users + 1
         coupon = coupons[user_id % len(coupons)]
-        asks.append(Ask(secrets.token_hex(16), user_id, coupon.id, coupon.coupon_type, door=number))
+        asks.append(Ask(secrets.token_hex(16), user_id, coupon.id, coupon.coupon_type, endpoint=number))
     random.shuffle(asks)
     return asks
 

@@ -92,10 +92,10 @@ class Load:
     def _next_ask(self) -> Ask:
         number = len(self.asks)
         user_id, coupon = number + 1, self._coupons[0 if number % 2 else number // 2 % len(self._coupons)]
-        ask = Ask(secrets.token_hex(16), user_id, coupon.id, coupon.coupon_type, door=number)
+        ask = Ask(secrets.token_hex(16), user_id, coupon.id, coupon.coupon_type, endpoint=number)
         if number % 5 == 4:
             first = self.asks[-1]
-            ask = Ask(secrets.token_hex(16), first.user_id, first.coupon_id, first.coupon_type, door=number)
+            ask = Ask(secrets.token_hex(16), first.user_id, first.coupon_id, first.coupon_type, endpoint=number)
         self.asks.append(ask)
         return ask
 

@@ -100,7 +100,7 @@ class Visitors:
 
     async def _visit(self, user: int, webs: Sequence[Web]) -> None:
         coupon = self._coupons[user // 6 % len(self._coupons)]
-        path, wanted = Ask("", user, coupon.id, coupon.coupon_type, door=user).target()
+        path, wanted = Ask("", user, coupon.id, coupon.coupon_type, endpoint=user).target()
         asked = next(self._clock)
         status, body = await self._call_both(user, webs, path, wanted)
         if status != 202:

@@ -1,4 +1,4 @@
-"""The doors: what they answer, what it costs, and what is written."""
+"""The issue endpoints: what they answer, what it costs, and what is written."""
 
 import json
 from collections.abc import Callable

@@ -24,7 +24,7 @@ Token = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def ask(client: Client, token: Token) -> Callable[..., Any]:
-    """Posts to a coupon's door under a key."""
+    """Posts to a coupon's issue endpoint under a key."""
 
     def post(coupon: Coupon, key: str, *, user_id: int = 7, scope: str = "", **body: Any) -> Any:
         headers = token(user_id, scope) | {"Idempotency-Key": key}

@@ -1,4 +1,4 @@
-"""When the outbox is too old or too deep, the door says so instead of promising."""
+"""When the outbox is too old or too deep, the accept API refuses requests instead of promising."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
