@@ -9,7 +9,7 @@ from couponsite.admin.viewers import VIEWERS
 
 @pytest.fixture
 def superuser(db: None) -> Client:
-    """The browser of somebody with every permission."""
+    """The browser of a user with every permission."""
     return _logged_in(User.objects.create_superuser("olga"))
 
 

@@ -196,7 +196,7 @@ def test_a_row_opens_quickly(browser: Client, path: str, row: Any) -> None:
         (OUTBOX, {"published": "no"}, [ROWS - 1000 * n for n in range(25)]),
         (DEAD_LETTERS, {"group": "ranking"}, [ROWS - 10_000 * n for n in range(20)]),
         (DEAD_LETTERS, {"group": "issue"}, None),
-        (DEAD_LETTERS, {"group": "nobody"}, []),
+        (DEAD_LETTERS, {"group": "no-such-group"}, []),
         (ALERTS, {"state": "open"}, [UUID(int=ROWS - 10_000 * n) for n in range(20)]),
         (ALERTS, {"state": "ended"}, [UUID(int=ROWS - n) for n in range(1, 26)]),
     ],

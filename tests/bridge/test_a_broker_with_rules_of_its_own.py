@@ -33,7 +33,7 @@ log.cleanup.policy=compact
 log.retention.ms=1000
 log.retention.bytes=1000000
 """
-EVERYBODY = "User:*"
+ANY_USER = "User:*"
 _ANY: Any = None
 _EVERY_RULE = AclBindingFilter(
     ResourceType.ANY, _ANY, ResourcePatternType.ANY, _ANY, _ANY, AclOperation.ANY, AclPermissionType.ANY
@@ -69,11 +69,11 @@ class Rules:
         self._admin = AdminClient({"bootstrap.servers": servers})
 
     def forbid(self, topic: str, operation: AclOperation) -> None:
-        """Forbid everybody that operation on a topic (named without prefix), and no other one."""
+        """Forbid all users that operation on a topic (named without prefix), and no other operation."""
         # With its first rule a topic is closed to what no rule allows.
         rules = [
             AclBinding(
-                ResourceType.TOPIC, prefixed(topic), ResourcePatternType.LITERAL, EVERYBODY, "*", what, permission
+                ResourceType.TOPIC, prefixed(topic), ResourcePatternType.LITERAL, ANY_USER, "*", what, permission
             )
             for what, permission in ((AclOperation.ALL, AclPermissionType.ALLOW), (operation, AclPermissionType.DENY))
         ]

@@ -38,9 +38,9 @@ def test_those_who_come_meanwhile_share_rounds(limit: int, sizes: list[int]) -> 
     group = GroupCommit(work, limit=limit)
     with ThreadPoolExecutor(10) as pool:
         first = pool.submit(group.submit, 0)
-        wait_until(lambda: work.rounds, 10, "nobody works")
+        wait_until(lambda: work.rounds, 10, "no round began")
         others = [pool.submit(group.submit, number) for number in range(1, 10)]
-        wait_until(lambda: len(group._waiting) == 9, 10, "not everybody waits")
+        wait_until(lambda: len(group._waiting) == 9, 10, "not all calls wait")
         work.go_on.set()
         assert [future.result(10) for future in [first, *others]] == [number * 2 for number in range(10)]
     assert [len(round_) for round_ in work.rounds] == sizes
@@ -51,9 +51,9 @@ def test_an_error_is_everybodys_of_that_round_and_nobody_elses() -> None:
     group = GroupCommit(work)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(group.submit, 1)
-        wait_until(lambda: work.rounds, 10, "nobody works")
+        wait_until(lambda: work.rounds, 10, "no round began")
         others = [pool.submit(group.submit, number) for number in (2, -3)]
-        wait_until(lambda: len(group._waiting) == 2, 10, "not everybody waits")
+        wait_until(lambda: len(group._waiting) == 2, 10, "not all calls wait")
         work.go_on.set()
         assert first.result(10) == 2
         for future in others:
@@ -67,7 +67,7 @@ def test_who_waits_too_long_in_line_is_out_of_it_and_no_work_is_done_for_it() ->
     group = GroupCommit(work, patience=0.05)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(group.submit, 0)
-        wait_until(lambda: work.rounds, 10, "nobody works")
+        wait_until(lambda: work.rounds, 10, "no round began")
         for future in [pool.submit(group.submit, number) for number in (1, 2)]:
             with pytest.raises(WaitedTooLong):
                 future.result(10)
@@ -84,7 +84,7 @@ def test_who_is_in_a_round_waits_for_its_result_however_long_it_takes() -> None:
     def work(items: Sequence[int]) -> list[int]:
         rounds.append(list(items))
         if not go_on.wait(10 if len(rounds) == 1 else 0):
-            raise AssertionError("nobody let it go on")
+            raise AssertionError("it was not let go on")
         if len(rounds) == 2:
             threading.Event().wait(patience * 1.2)
         return [item * 2 for item in items]
@@ -92,9 +92,9 @@ def test_who_is_in_a_round_waits_for_its_result_however_long_it_takes() -> None:
     group = GroupCommit(work, patience=patience)
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(group.submit, 0)
-        wait_until(lambda: rounds, 10, "nobody works")
+        wait_until(lambda: rounds, 10, "no round began")
         others = [pool.submit(group.submit, number) for number in (1, 2)]
-        wait_until(lambda: len(group._waiting) == 2, 10, "not everybody waits")
+        wait_until(lambda: len(group._waiting) == 2, 10, "not all calls wait")
         go_on.set()
         assert first.result(10) == 0
         assert sorted(future.result(10) for future in others) == [2, 4]

@@ -85,7 +85,7 @@ def test_a_partition_that_waits_does_not_hold_up_the_others() -> None:
     def handle(requests: Sequence[BookingRequest]) -> None:
         if any(request.room == "stuck" for request in requests):
             tries.append(len(requests))
-            raise OperationalError("a lock that nobody gives up")
+            raise OperationalError("a lock that is not released")
         book(requests)
 
     for room, partition_key in (("stuck", b"A"), ("other", b"B")):

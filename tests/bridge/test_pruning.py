@@ -1,4 +1,4 @@
-"""Published rows go when their time is over; what somebody waits for stays."""
+"""Published rows are deleted past their retention; rows of undecided requests stay."""
 
 from datetime import timedelta
 from uuid import UUID

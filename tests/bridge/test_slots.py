@@ -122,7 +122,7 @@ def test_who_waits_in_line_for_a_group_commit_holds_no_slot(one: Slots) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         leader = pool.submit(leads_without_a_slot)
-        wait_until(lambda: rounds, 10, "nobody works")
+        wait_until(lambda: rounds, 10, "no round began")
         others = [pool.submit(waits, item) for item in (1, 2, 3)]
         # All three are in line, though there is one slot.
         wait_until(lambda: len(group._waiting) == 3, 10, "a thread keeps its slot while it waits")

@@ -1,4 +1,4 @@
-"""Three brokers for these tests alone; PostgreSQL and Redis are everybody's."""
+"""Three brokers for these tests alone; PostgreSQL and Redis are shared with all tests."""
 
 from __future__ import annotations
 

@@ -49,10 +49,10 @@ def first_copies(records: Sequence[Record]) -> dict[bytes, list[UUID]]:
 
 
 def lost_events(records: Sequence[Record], written: Sequence[UUID]) -> list[str]:
-    """Events of the outbox that are not on their topic, and messages that nobody wrote."""
+    """Events of the outbox that are not on their topic, and messages that were never written."""
     published = {record.event_id for record in records}
     lost = [f"I1 event {event_id} is not on its topic" for event_id in written if event_id not in published]
-    return lost + [f"I1 nobody wrote message {event_id}" for event_id in published - set(written)]
+    return lost + [f"I1 message {event_id} was never written" for event_id in published - set(written)]
 
 
 def scattered_keys(records: Sequence[Record]) -> list[str]:
@@ -82,7 +82,7 @@ def overtaken_requests(published: Sequence[UUID], spans: Mapping[UUID, Span]) ->
 def displaced_results(published: Sequence[UUID], written: Sequence[UUID]) -> list[str]:
     """The first result of one coupon that stands on the topic before another that was written earlier.
 
-    Whoever decides holds the coupon's lock, so no two of them ran at once: the outbox's ids are in their order.
+    An issuer that decides holds the coupon's lock, so no two of them ran at once: the outbox's ids are in their order.
     ``published`` are the first copies, ``written`` the results of all coupons as the outbox has them.
     """
     concerned = set(published)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 # Longer than a broker's session (3 s), a client's request (3 s) and a consumer's membership (6 s).
 OUTAGE_SECONDS = float(os.environ.get("CLUSTER_OUTAGE_SECONDS", "8"))
-# A topic that nobody uses in these tests, on the same brokers.
+# A topic that these tests do not use, on the same brokers.
 PROBE = "order-cancelled"
 
 

@@ -219,7 +219,7 @@ def test_a_worker_is_healthy_while_it_is_connected(name: str, port: int) -> None
     assert re.search(pattern, line.format(port=port, state="01"))
     assert not re.search(pattern, line.format(port=port, state="02"))
     assert not re.search(pattern, line.format(port=port + 1, state="01"))
-    # Whoever listens on the port, or is connected from it, is no client of it.
+    # A process that listens on the port, or is connected from it, is no client of it.
     assert not re.search(pattern, f"   1: 0500A8C0:{port:04X} 0200A8C0:A1B2 01 00000000:00000000")
 
 
@@ -258,7 +258,7 @@ def test_redis_keeps_nothing_and_evicts_nothing() -> None:
     command = SERVICES["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert (options["--save"], options["--appendonly"], options["--maxmemory-policy"]) == ("", "no", "noeviction")
-    # Refusing a write is survived, being killed for memory is noticed by everybody.
+    # Refusing a write is survived, being killed for memory fails every request.
     assert megabytes(options["--maxmemory"].removesuffix("b")) < megabytes(SERVICES["redis"]["mem_limit"])
     assert "volumes" not in SERVICES["redis"]
 

@@ -132,7 +132,7 @@ def test_no_secret_is_left_in_a_layer() -> None:
             assert not re.search(r"SECRET|PASSWORD|TOKEN|KEY|_URL", one.arguments)
     assert len(DUMMY.findall(collecting())) == 4
     for name, value in DUMMY.findall(collecting()):
-        # The discard port of this machine, where nobody listens.
+        # The discard port of this machine, where no process listens.
         assert "127.0.0.1:9" in value or (name == "SECRET_KEY" and value.endswith("which-signs-nothing"))
 
 
@@ -144,7 +144,7 @@ def test_it_runs_as_an_ordinary_user_named_by_number() -> None:
     uid, _, gid = user.partition(":")
     assert int(uid) >= 10000
     assert int(gid) >= 10000
-    # The files are root's: whoever takes the service over cannot change it.
+    # The files are root's: an intruder in the service cannot change it.
     assert not any("--chown" in arguments for arguments in final_stage("COPY"))
     assert not any("chmod" in shell for shell in runs())
 

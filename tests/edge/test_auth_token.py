@@ -61,7 +61,7 @@ def test_a_stale_token_in_the_header_does_not_keep_anyone_out(carol: User, call:
     assert login(call, HTTP_AUTHORIZATION=f"Bearer {stale}").status_code == 200
 
 
-@pytest.mark.parametrize(("username", "password"), [("carol", "wrong"), ("nobody", PASSWORD), ("CAROL", PASSWORD)])
+@pytest.mark.parametrize(("username", "password"), [("carol", "wrong"), ("unknown", PASSWORD), ("CAROL", PASSWORD)])
 def test_a_wrong_name_or_password_is_401(carol: User, call: Call, username: str, password: str) -> None:
     assert_problem(login(call, username, password), 401, "unauthenticated")
 
@@ -136,7 +136,7 @@ def test_guesses_at_one_account_are_throttled_from_every_address(carol: User, ca
 def test_guesses_from_one_address_are_throttled_for_every_account(carol: User, call: Call, settings: Settings) -> None:
     settings.AUTH_TOKEN_THROTTLE = Rate(3, 86_400)
     for n in range(3):
-        # Without a trusted proxy anyone can write this header, so it moves nobody to another address.
+        # Without a trusted proxy anyone can write this header, so it does not change the address that is counted.
         assert login(call, f"user{n}", HTTP_X_FORWARDED_FOR=f"192.0.2.{n}").status_code == 401
     assert_problem(login(call), 429, "throttled")
     assert login(call, REMOTE_ADDR="192.0.2.9").status_code == 200
@@ -152,7 +152,7 @@ def test_nothing_else_is_throttled(carol: User, call: Call, settings: Settings) 
 
 @pytest.fixture
 def no_redis(settings: Settings) -> Iterator[None]:
-    """The cache points at a port where nobody listens."""
+    """The cache points at a port where no process listens."""
     pools, ConnectionFactory._pools = ConnectionFactory._pools, {}
     location = {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1/0"}
     settings.CACHES = {**settings.CACHES, "default": location}

@@ -32,7 +32,7 @@ def summer(transactional_db: None) -> Coupon:
 
 @pytest.fixture
 def no_database(summer: Coupon) -> Iterator[None]:
-    """The next connection goes to a port where nobody listens."""
+    """The next connection goes to a port where no process listens."""
     port = connection.settings_dict["PORT"]
     connection.close()
     connection.settings_dict["PORT"] = "1"

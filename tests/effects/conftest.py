@@ -27,7 +27,7 @@ def closed_provider() -> Iterator[Provider]:
     provider = Provider()
     yield provider
     provider.release()
-    # Its connections end with the test, not when somebody collects them; and the next one may get the same port.
+    # Its connections end with the test, not when they are garbage-collected; and the next one may get the same port.
     asyncio.run_coroutine_threadsafe(http_calls._client().aclose(), http_calls._loop()).result(10)
     for cached in (http_calls._client, http_calls._create_endpoint):
         cached.cache_clear()

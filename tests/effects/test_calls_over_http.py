@@ -127,7 +127,7 @@ def test_a_service_that_takes_no_connection_is_away(closed_provider: Provider) -
     assert endpoint.post_all(some_calls(5), StopFlag()) == [None] * 5
 
 
-@pytest.mark.parametrize("address", ["https://127.0.0.1:{port}/", "http://nobody.invalid/"], ids=["no TLS", "no name"])
+@pytest.mark.parametrize("address", ["https://127.0.0.1:{port}/", "http://unknown.invalid/"], ids=["no TLS", "no name"])
 def test_an_address_that_cannot_be_spoken_to_is_a_service_that_is_away(address: str, provider: Provider) -> None:
     url = address.format(port=urlsplit(provider.url).port)
     endpoint = Endpoint("the service", url, fix_hint="look at SERVICE_URL")
@@ -180,13 +180,13 @@ def test_a_call_of_another_thread_that_gets_through_shows_that_the_service_is_th
         if call.key != str(bad.idempotency_key):
             return 200
         if provider.tries(bad.idempotency_key) == 3:
-            wait_until(lambda: bool(provider.effects), 5, "nobody else calls")
+            wait_until(lambda: bool(provider.effects), 5, "no other call is made")
         return 500
 
     provider.answer = answer
     with ThreadPoolExecutor(1) as pool:
         failing = pool.submit(endpoint.post_all, [bad], StopFlag())
-        wait_until(lambda: bool(provider.calls), 5, "nobody calls")
+        wait_until(lambda: bool(provider.calls), 5, "no call is made")
         assert endpoint.post_all(some_calls(1), StopFlag()) == [None]
         (outcome,) = failing.result(10)
     assert isinstance(outcome, CallFailed)
@@ -200,7 +200,7 @@ def test_a_stop_while_the_service_hangs_is_over_after_one_timeout(
     stop = StopFlag()
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(endpoint.post_all, some_calls(100), stop)
-        wait_until(lambda: len(provider.calls) >= PARALLEL, 5, "nobody calls")
+        wait_until(lambda: len(provider.calls) >= PARALLEL, 5, "no call is made")
         stop.request()
         stopped_at = time.monotonic()
         outcomes = calling.result(10)
@@ -216,7 +216,7 @@ def test_a_stop_during_a_pause_ends_it(provider: Provider, endpoint: Endpoint, m
     stop = StopFlag()
     with ThreadPoolExecutor(1) as pool:
         calling = pool.submit(endpoint.post_all, some_calls(1), stop)
-        wait_until(lambda: len(provider.calls) == 1, 5, "nobody calls")
+        wait_until(lambda: len(provider.calls) == 1, 5, "no call is made")
         stop.request()
         (outcome,) = calling.result(5)
     assert isinstance(outcome, CallFailed)

@@ -99,7 +99,7 @@ def test_two_consumers_that_store_the_same_orders_lose_nothing() -> None:
 def test_consumers_that_store_the_same_orders_in_opposite_order_do_not_deadlock() -> None:
     paid = [completed(order_id) for order_id in range(1, 21)]
     refunded = [cancelled(order_id) for order_id in range(20, 0, -1)]
-    # Whoever goes by the order of its batch has one half when it gets here, and wants the other's.
+    # A consumer that locks in the order of its batch holds one half here, and waits for the other's.
     with OpenTransaction(lambda: handle(cancelled(10))) as other:
         forth = in_another_session(lambda: handle(*paid))
         back = in_another_session(lambda: handle(*refunded))

@@ -158,7 +158,7 @@ def test_a_stop_while_alimtalk_hangs_leaves_the_batch_to_the_next_consumer(
     alimtalk.answer = lambda call: HANG
     stop, batch = StopFlag(), many_completed(range(1, 51))
     handling = in_another_session(lambda: BatchHandler(notification.group()).handle(batch, stop))
-    wait_until(lambda: bool(alimtalk.calls), 10, "nobody calls")
+    wait_until(lambda: bool(alimtalk.calls), 10, "no call is made")
     stop.request()
     stopped_at = time.monotonic()
     with pytest.raises(BatchInterrupted):

@@ -106,7 +106,7 @@ def test_an_operator_is_told_of_a_wait_that_is_long_and_of_its_end(
     consuming()
     wait_until(lambda: len(alimtalk.calls) >= 3, 30, "nothing is called")
     assert not Alert.objects.exists()
-    wait_until(Alert.objects.exists, 30, "nobody is told")
+    wait_until(Alert.objects.exists, 30, "no alert was opened")
     alert = Alert.objects.get()
     assert (alert.rule, alert.severity, alert.ended_at) == ("waiting-notification", "critical", None)
     assert "order-completed[" in alert.summary

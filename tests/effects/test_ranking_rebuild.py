@@ -113,7 +113,7 @@ def test_the_flag_of_a_killed_rebuild_expires(tea: Product) -> None:
     redis: Any = get_redis_connection("default")
     with ranking_view.rebuilding():
         assert 0 < redis.ttl("ranking:rebuilding") <= 60
-    # Nobody is left to take it away.
+    # No process is left to delete it.
     redis.set("ranking:rebuilding", "killed", px=500)
     consume(completed(make_paid_order({tea: 1})))
     assert in_redis() == [("Tea", 1)]

@@ -86,14 +86,14 @@ def test_a_user_is_told_in_order(alimtalk: Provider) -> None:
     first = batch[0].event_id
 
     def answer(call: Call) -> Answer:
-        # Whoever does not wait for it overtakes it.
+        # A consumer that does not wait for it overtakes it.
         return 503 if call.key == str(first) and alimtalk.tries(first) == 1 else 200
 
     alimtalk.answer = answer
     handle(*batch)
     said = [key for key in alimtalk.effects if key != str(batch[3].event_id)]
     assert said == [str(item.event_id) for item in batch[:3]]
-    # And nobody else waits for that.
+    # And no other partition waits for that.
     assert next(iter(alimtalk.effects)) == str(batch[3].event_id)
 
 
@@ -123,7 +123,7 @@ def test_whoever_asked_for_a_coupon_is_told_how_that_ended(make_coupon: MakeCoup
 
 @pytest.fixture
 def analytics(settings: Any) -> Iterator[Counter[str | None]]:
-    """One more consumer of results, as somebody would add it: an id, a function and a registration."""
+    """One more consumer of results, as a developer would add it: an id, a function and a registration."""
     settings.KAFKA_GROUPS = overlay_groups({**settings.KAFKA_GROUPS, "analytics": "coupon-analytics-group"}, {})
     reasons: Counter[str | None] = Counter()
 

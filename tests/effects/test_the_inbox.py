@@ -120,7 +120,7 @@ def test_two_consumers_at_once_without_the_inbox_would_double_it() -> None:
 
 def test_consumers_with_the_same_events_in_opposite_order_do_not_deadlock() -> None:
     batch = many_completed(range(1, 21))
-    # Whoever goes by the order of its batch has one half when it gets here, and wants the other's.
+    # A consumer that locks in the order of its batch holds one half here, and waits for the other's.
     with OpenTransaction(lambda: handle(group_with(), batch[10:11])) as other:
         forth = in_another_session(lambda: handle(group_with(), batch))
         back = in_another_session(lambda: handle(group_with(), batch[::-1]))

@@ -1,4 +1,4 @@
-"""Poison becomes a dead letter, its request ends with ERROR, and nobody else in the batch notices."""
+"""Poison becomes a dead letter, its request ends with ERROR, and the others of the batch are handled."""
 
 import json
 from collections.abc import Callable, Sequence

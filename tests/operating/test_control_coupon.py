@@ -371,7 +371,7 @@ def test_a_control_whose_connection_is_lost_is_carried_out_once(make_coupon: Mak
 
 
 def test_an_unreachable_database_is_one_line() -> None:
-    env = environment(DATABASE_URL="postgres://nobody@127.0.0.1:9/none")
+    env = environment(DATABASE_URL="postgres://unused@127.0.0.1:9/none")
     ended = run_command("control_coupon", "SUMMER", "pause", "--wait", "1", env=env)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr

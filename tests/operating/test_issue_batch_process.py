@@ -66,7 +66,7 @@ class HeldAt(OpenTransaction):
 
 
 def assert_everybody_has_one(users: Users, coupon: Coupon, user_ids: Sequence[int]) -> None:
-    """Everybody was asked for once, has one coupon, and stands in the results with it."""
+    """Each user was requested once, has one coupon, and is in the results with it."""
     assert requested_users() == list(user_ids)
     assert sorted(UserCoupon.objects.values_list("user_id", flat=True)) == list(user_ids)
     assert IssueRequest.objects.count() == len(user_ids)
@@ -116,7 +116,7 @@ def test_a_batch_that_is_asked_to_end_does_so_with_0_and_goes_on_when_it_is_run_
     assert "stopped at line 5000 of 8000: run the same again" in process.log_tail(5)
 
     waiting = start(coupon, users.path, "--id", BATCH_ID)
-    wait_until(lambda: len(requested()) == len(USER_IDS), 30, "not everybody was accepted")
+    wait_until(lambda: len(requested()) == len(USER_IDS), 30, "not all were accepted")
     wait_until(lambda: "accepted: 8000 of 8000" in waiting.log_tail(5), 30, "it does not wait for results")
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(20) == 0
@@ -183,7 +183,7 @@ def test_on_a_terminal_there_is_a_bar(users: Users, make_coupon: MakeCoupon) -> 
 
 def test_an_unreachable_database_is_one_line(users: Users) -> None:
     users.write(1)
-    env = environment(DATABASE_URL="postgres://nobody@127.0.0.1:9/none")
+    env = environment(DATABASE_URL="postgres://unused@127.0.0.1:9/none")
     ended = run_command("issue_batch", "SPRING", str(users.path), "--wait", "1", env=env)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr

@@ -145,7 +145,7 @@ class Shop(RuleBasedStateMachine):
         quantity=st.integers(1, 2),
     )
     def place_with_a_coupon(self, coupon: tuple[str, int], user_id: int | None, quantity: int) -> Any:
-        """The coupon's user, or somebody, wants it for an order; of one piece nothing is left to pay."""
+        """Its user, or another user, puts the coupon on an order; with one unit nothing is left to pay."""
         user_id, coupon_id = user_id or coupon[1], self.coupon_id(coupon)
         usable = UserCoupon.objects.filter(Q(expires_at=None), id=coupon_id, user_id=user_id, status="ISSUED").exists()
         order = self.try_to(
@@ -206,7 +206,7 @@ class Shop(RuleBasedStateMachine):
 
     @rule(target=orders, user_id=st.sampled_from([*USERS, LATECOMER]), answer=ANSWERS)
     def return_to_the_pool_and_claim(self, user_id: int, answer: Answer) -> Any:
-        """A user's piece goes back, perhaps, and everybody wants it."""
+        """A user's unit may return to the pool, and all users ask for it."""
         order_id = self.place_with_a_coupon(("RETURN_TO_POOL", user_id), user_id=None, quantity=2)
         if isinstance(order_id, int):
             self.pay_and_cancel(order_id, key=None, answer=answer)
@@ -215,7 +215,7 @@ class Shop(RuleBasedStateMachine):
         return order_id
 
     def claim(self, user_id: int) -> None:
-        """Whoever had a piece of the pool once gets no other; of the others those for whom there is one."""
+        """A user who had a unit gets no other; another user gets one as long as units are left."""
         coupon = Coupon.objects.get(refund_policy="RETURN_TO_POOL")
         had_one = UserCoupon.objects.filter(coupon=coupon, user_id=user_id).exists()
         expected = "ALREADY_ISSUED" if had_one else "SOLD_OUT" if coupon.issued == coupon.total_quantity else None

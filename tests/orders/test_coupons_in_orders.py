@@ -84,7 +84,7 @@ def test_the_least_amount_of_a_coupon_is_that_of_all_lines_together(
 
 
 NOT_USABLE: dict[str, dict[str, Any]] = {
-    "somebody else's": {"user_id": BOB},
+    "another user's": {"user_id": BOB},
     "held by another order": {"status": "HELD"},
     "used": {"status": "USED"},
     "taken back": {"status": "REVOKED"},

@@ -97,7 +97,7 @@ def steps_of(user_coupon: UserCoupon) -> list[str]:
 
 
 def outcome(future: Future[Any]) -> str:
-    """How somebody's attempt ended: OK, or the name of what it raised."""
+    """How an attempt ended: OK, or the name of the error."""
     error = future.exception(SECONDS)
     return type(error).__name__ if error else "OK"
 
@@ -109,7 +109,7 @@ def provider_on_the_line(calls: int = 1) -> Iterator[Callable[[], None]]:
 
     def answer(call: Call, move: Move) -> None:
         if len(memory.books.calls) <= calls:
-            wait_until(lambda: held, SECONDS, "nobody let the provider answer")
+            wait_until(lambda: held, SECONDS, "the provider was not let answer")
         move()
 
     memory.answer = answer

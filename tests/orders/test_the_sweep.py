@@ -1,4 +1,4 @@
-"""What a sweep does with orders that nobody comes back for, and what keeps it from the others."""
+"""What a sweep does with abandoned orders, and what keeps it from the others."""
 
 from __future__ import annotations
 

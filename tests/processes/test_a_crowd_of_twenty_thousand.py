@@ -91,7 +91,7 @@ def test_exactly_the_stock_is_issued_and_every_promise_kept(
         answers = crowd.finish(SECONDS)
     print(f"sent again: {dict(crowd.retries)}")
     when_decided(answers, SECONDS)
-    # What a killed process took is given back by the reconciler: then whoever comes gets it.
+    # The reconciler releases what a killed process had reserved: the next user gets it.
     wait_until(lambda: service.run("reconcile", "--patience", "5") == 0, SECONDS, "the reconciler finds something", 1)
     late = burst(300, 300).finish()
     when_decided(late, SECONDS)

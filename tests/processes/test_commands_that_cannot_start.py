@@ -16,7 +16,7 @@ from tests.support.service import environment, run_command
 pytestmark = pytest.mark.django_db
 
 # The discard port: nothing listens there.
-NOBODY = "127.0.0.1:9"
+NO_SERVER = "127.0.0.1:9"
 RELAY = ("relay_outbox",)
 ISSUER = ("consume_coupons", "--group", "issue")
 WORKER = ("issue_worker",)
@@ -46,19 +46,19 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> Non
 
 @pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT, REPUBLISH])
 def test_an_unreachable_database_is_named(command: tuple[str, ...]) -> None:
-    env = environment(DATABASE_URL=f"postgres://nobody@{NOBODY}/none")
+    env = environment(DATABASE_URL=f"postgres://unused@{NO_SERVER}/none")
     assert_one_line(run_command(*command, "--wait", "1", env=env), "PostgreSQL", "port 9")
 
 
 @pytest.mark.parametrize("command", [("create_topics",), ISSUER, REPUBLISH])
 def test_an_unreachable_kafka_is_named(command: tuple[str, ...]) -> None:
-    env = environment(KAFKA_BOOTSTRAP_SERVERS=NOBODY)
-    assert_one_line(run_command(*command, "--wait", "1", env=env), "Kafka", NOBODY)
+    env = environment(KAFKA_BOOTSTRAP_SERVERS=NO_SERVER)
+    assert_one_line(run_command(*command, "--wait", "1", env=env), "Kafka", NO_SERVER)
 
 
 def test_an_unreachable_redis_is_named_by_who_lives_on_it() -> None:
-    env = environment(REDIS_URL=f"redis://{NOBODY}/0")
-    assert_one_line(run_command(*WORKER, "--wait", "1", env=env), "Redis", NOBODY)
+    env = environment(REDIS_URL=f"redis://{NO_SERVER}/0")
+    assert_one_line(run_command(*WORKER, "--wait", "1", env=env), "Redis", NO_SERVER)
 
 
 @pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER])

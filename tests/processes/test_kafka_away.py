@@ -22,7 +22,7 @@ Begin = Callable[..., Burst]
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A Kafka that only these tests use; PostgreSQL and Redis are everybody's."""
+    """A Kafka that only these tests use; PostgreSQL and Redis are shared with all tests."""
     environ = {"DATABASE_URL": "postgres://given", "REDIS_URL": project.REDIS_URL}
     own = Stack("kafka-away", root=tmp_path_factory.mktemp("stack"), environ=environ, report=print)
     with own.used():

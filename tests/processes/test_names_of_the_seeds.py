@@ -66,7 +66,7 @@ def test_requests_results_and_dead_letters_go_by_the_seeds_names(
     users = tmp_path / "users.csv"
     users.write_text("userId\n1\n2\n3\n")
     assert service.run("issue_batch", coupon.coupon_type, str(users)) == 0
-    wait_until(lambda: Notification.objects.count() == 3, SECONDS, "not everybody is told")
+    wait_until(lambda: Notification.objects.count() == 3, SECONDS, "not all users were notified")
     # Of orders there are four groups, but nothing to cancel.
     wait_until(lambda: DeadLetter.objects.count() == 5, SECONDS, "not everything bad is buried")
     wait_until(lambda: not OutboxMessage.objects.filter(published_at=None).exists(), SECONDS, "not all is published")

@@ -1,4 +1,4 @@
-"""What is paid is told: to everyone, once, whoever dies or is unwell meanwhile."""
+"""A paid order reaches every effect once, whatever process dies or service fails meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paying waits for the payment provider and for PostgreSQL, and for nobody else."""
+"""Paying waits for the payment provider and for PostgreSQL, and for no other service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 MINJI = 7
 ORDERS = 10
-# Whoever waits for one of them waits for its timeout: half a second to connect to Redis, more for all others.
+# A call to one of them waits for its timeout: half a second to connect to Redis, more for all others.
 LONGEST_SECONDS = 0.4
 
 
@@ -40,7 +40,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def no_provider() -> Iterator[str]:
     """The address of a service that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/"
@@ -55,15 +55,15 @@ def services(stack: Stack, settings: Settings) -> list[Part]:
 
 
 @pytest.fixture
-def web(transactional_db: None, services: list[Part], nobody: str, tmp_path: Path) -> Iterator[Web]:
+def web(transactional_db: None, services: list[Part], no_provider: str, tmp_path: Path) -> Iterator[Web]:
     """A web process of the test's own, on those services."""
     port = free_port()
     env = environment(
         PORT=str(port),
         HOST="127.0.0.1",
-        ALIMTALK_URL=nobody,
+        ALIMTALK_URL=no_provider,
         ALIMTALK_KEY="for-tests-only",
-        DATA_PLATFORM_URL=nobody,
+        DATA_PLATFORM_URL=no_provider,
     )
     process = WebProcess(env, tmp_path / "web.log")
     with process:

@@ -211,10 +211,10 @@ def post_and_be_cut_off(port: int, path: str, token: Callable[..., dict[str, str
 
 
 class Door:
-    """The database's door: everybody but this test can be shut out."""
+    """Access to the database: all sessions but this test's can be shut out."""
 
     def __init__(self) -> None:
-        # Nobody can shut the database that they are in.
+        # A session cannot close the database that it is in.
         self._admin = DatabaseWrapper({**connection.settings_dict, "NAME": "postgres"})
 
     def shut(self) -> None:
@@ -263,7 +263,7 @@ def test_the_sweeper_waits_for_a_database_that_is_away_and_goes_on(sweeper: Mana
 @pytest.mark.parametrize(
     ("gateway", "complaint"),
     [
-        ("nobody.Gateway", "No module named 'nobody'"),
+        ("no_module.Gateway", "No module named 'no_module'"),
         ("orders.clients.payment.NoGateway", "NoGateway"),
         ("orders.models.Product", "no charge and no refund"),
     ],
@@ -274,7 +274,7 @@ def test_a_payment_gateway_that_is_none_stops_the_start(gateway: str, complaint:
 
 
 def test_a_web_process_does_not_start_without_a_payment_gateway(tmp_path: Path) -> None:
-    env = environment(PAYMENT_GATEWAY="nobody.Gateway", PORT="0")
+    env = environment(PAYMENT_GATEWAY="no_module.Gateway", PORT="0")
     with WebProcess(env, tmp_path / "web.log") as web:
         assert web.wait(SECONDS) == 1
     (line,) = plain_lines(web.log_path.read_text())
@@ -282,5 +282,5 @@ def test_a_web_process_does_not_start_without_a_payment_gateway(tmp_path: Path) 
 
 
 def test_the_sweeper_names_a_database_that_it_cannot_reach() -> None:
-    env = environment(DATABASE_URL="postgres://nobody@127.0.0.1:9/none")
+    env = environment(DATABASE_URL="postgres://unused@127.0.0.1:9/none")
     assert_one_line(run_command("expire_orders", "--wait", "1", env=env), "PostgreSQL", "port 9")

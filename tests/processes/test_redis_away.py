@@ -82,12 +82,12 @@ def test_a_gate_whose_redis_dies_refuses_for_the_moment_and_loses_neither_piece_
     # Not by what is issued: an issuer that is slow to start finds the whole burst answered, most of it refused.
     when_accepted(crowd, 50)
     redis.kill()
-    wait_until(lambda: crowd.retries["503"] > 20, 30, "nobody is told to come back")
+    wait_until(lambda: crowd.retries["503"] > 20, 30, "no request is answered 503")
     redis.start()
     answers = crowd.finish()
     assert {answer.status for answer in answers} <= {202, 409}
     when_decided(answers)
-    # What was taken for answers that never came is given back by the reconciler: whoever comes then gets it.
+    # The reconciler releases what was reserved for answers that never came: the next users get it.
     wait_until(lambda: service.run("reconcile", "--patience", "5") == 0, 60, "the reconciler finds something", 1)
     when_decided(burst(400, 400).finish())
     assert [Coupon.objects.get(id=coupon.id).issued for coupon in coupons] == [STOCK, STOCK]

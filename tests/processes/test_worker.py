@@ -34,7 +34,7 @@ Begin = Callable[[], Burst]
 
 @pytest.fixture
 def coupons(transactional_db: None) -> list[Coupon]:
-    """Two coupons behind gates, with enough for everybody: so everybody must get one in the end."""
+    """Two coupons behind gates, with enough for all: so every user must get one in the end."""
     return CouponFactory.create_batch(2, admission="gate", total_quantity=USERS)
 
 

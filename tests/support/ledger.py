@@ -19,7 +19,7 @@ RESULT_SECONDS = 120.0
 
 
 class Asked(Protocol):
-    """Whoever asked: a burst, or a load without end."""
+    """The clients that asked: a burst, or a load without end."""
 
     asks: list[Ask]
 
@@ -28,7 +28,7 @@ class Asked(Protocol):
 
 
 def assert_guarantees_hold(burst: Asked, coupons: Sequence[Coupon]) -> None:
-    """Everything was accepted and decided once, the stock went out to the last piece, nobody has two.
+    """Everything was accepted and decided once, the stock went out to the last unit, no user has two.
 
     And nothing became a dead letter: no fault of a service is a message's. ``coupons`` must have been new before
     ``burst``. Waits for answers and results, and until relay and issuer have nothing left to do: repeats come last.

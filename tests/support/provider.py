@@ -101,7 +101,7 @@ class Provider:
         length = int(handler.headers["content-length"])
         body = handler.rfile.read(length)
         if len(body) < length:
-            # Whoever called was killed in mid-sentence.
+            # The caller was killed in the middle of a request.
             return HANG_UP
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._lock:
@@ -121,7 +121,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever was killed in the middle of a call is part of the test."""
+        """A caller killed in the middle of a call is part of the test."""
 
     # The default is five: more that come at once would have to knock again after a second.
     request_queue_size = 128

@@ -54,7 +54,7 @@ def die_between_redis_and_postgresql(batch: Sequence[ReceivedMessage]) -> None:
 
 @contextmanager
 def redis_away(settings: Settings) -> Iterator[None]:
-    """Within, Redis is at a port where nobody listens."""
+    """Within, Redis is at a port where no process listens."""
     there = settings.CACHES
     settings.CACHES = there | {"default": there["default"] | {"LOCATION": "redis://127.0.0.1:1/0"}}
     yield

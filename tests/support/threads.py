@@ -77,7 +77,7 @@ def in_another_session(work: Callable[[], Any]) -> Future[Any]:
 
 
 def wait_until_blocked(sessions: int = 1, *, beside: Future[Any] | None = None) -> None:
-    """Waits until that many sessions of this database wait for somebody's lock, or the one ``beside`` has ended."""
+    """Waits until that many sessions of this database wait for a lock, or the one ``beside`` has ended."""
 
     def blocked() -> bool:
         if beside is not None and beside.done():
