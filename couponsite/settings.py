@@ -14,13 +14,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from common.bigint import MAX_BIGINT
-from couponsite import kafka_limits
+from couponsite import api_document, kafka_limits
 from couponsite.database import Connection, Cursor
 from couponsite.environment.reader import Environment
 from couponsite.environment.values import Limits
 from couponsite.logging import logging_config
-from couponsite.non_api_paths import NON_API_PATHS
 from couponsite.process_name import is_server, process_name
 from kafka_bridge.routes import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
 
@@ -237,37 +235,7 @@ REST_FRAMEWORK: dict[str, Any] = {
 }
 API_MAX_BODY_BYTES = 16 * 1024
 
-SPECTACULAR_SETTINGS: dict[str, Any] = {
-    "TITLE": "Flash coupons",
-    "DESCRIPTION": (
-        "First come, first served coupons. A request for a coupon is accepted at once (202) and decided soon after: "
-        "`GET /api/v1/issue-requests/{requestId}` returns its result. Orders are placed with or without a coupon, paid "
-        "before they expire, and paid once however often the payment is requested.\n\n"
-        "Bodies are one JSON object of at most 16 KiB without unknown fields; an empty body counts as `{}`. Times are "
-        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Integers are written without "
-        "a fraction: 5, not 5.0. Errors are RFC 9457 problems with a `code`. Lists are "
-        "paginated: `next` is the URL of the next page, or null."
-    ),
-    "VERSION": "1",
-    "OAS_VERSION": "3.1.1",
-    "SERVERS": [{"url": "/", "description": "The server that this document comes from."}],
-    "LICENSE": {"name": "MIT", "identifier": "MIT"},
-    "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
-    "SERVE_AUTHENTICATION": [],
-    "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    # Without this the page sends the document to a public validator.
-    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
-    "CAMELIZE_NAMES": True,
-    "SCHEMA_PATH_PREFIX": r"/api/v1",
-    "PATH_CONVERTER_OVERRIDES": {
-        "id64": {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_BIGINT},
-        "anyuuid": {"type": "string", "format": "uuid"},
-    },
-    "APPEND_PATHS": NON_API_PATHS,
-    "POSTPROCESSING_HOOKS": [],
-}
+SPECTACULAR_SETTINGS = api_document.SETTINGS
 
 # Kafka
 

@@ -1,8 +1,10 @@
-"""The paths outside the API in the OpenAPI document: not API views, so drf-spectacular does not see them."""
+"""drf-spectacular's settings: the title page of the OpenAPI document, and the paths that are not API views."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from common.bigint import MAX_BIGINT
 
 Schema = dict[str, Any]
 
@@ -30,7 +32,7 @@ _PAGE_REFUSALS = {
 }
 _READINESS = _states("status", "postgresql", "redis")
 
-NON_API_PATHS: Schema = {
+_NON_API_PATHS: Schema = {
     "/livez": _non_api(
         "probes",
         "livez",
@@ -65,4 +67,37 @@ NON_API_PATHS: Schema = {
         "This document as an interactive page",
         {"200": _answer("Swagger UI.", "text/html", {"type": "string"}), **_PAGE_REFUSALS},
     ),
+}
+
+SETTINGS: Schema = {
+    "TITLE": "Flash coupons",
+    "DESCRIPTION": (
+        "First come, first served coupons. A request for a coupon is accepted at once (202) and decided soon after: "
+        "`GET /api/v1/issue-requests/{requestId}` returns its result. Orders are placed with or without a coupon, paid "
+        "before they expire, and paid once however often the payment is requested.\n\n"
+        "Bodies are one JSON object of at most 16 KiB without unknown fields; an empty body counts as `{}`. Times are "
+        "ISO 8601 in UTC, money is in won, ids are positive 64-bit integers. Integers are written without "
+        "a fraction: 5, not 5.0. Errors are RFC 9457 problems with a `code`. Lists are "
+        "paginated: `next` is the URL of the next page, or null."
+    ),
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.1",
+    "SERVERS": [{"url": "/", "description": "The server that this document comes from."}],
+    "LICENSE": {"name": "MIT", "identifier": "MIT"},
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # Without this the page sends the document to a public validator.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True, "validatorUrl": None},
+    "CAMELIZE_NAMES": True,
+    "SCHEMA_PATH_PREFIX": r"/api/v1",
+    "PATH_CONVERTER_OVERRIDES": {
+        "id64": {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_BIGINT},
+        "anyuuid": {"type": "string", "format": "uuid"},
+    },
+    # Not API views, so drf-spectacular does not see them.
+    "APPEND_PATHS": _NON_API_PATHS,
+    "POSTPROCESSING_HOOKS": [],
 }
