@@ -35,7 +35,7 @@ _TIMES = new_array_type((_TIMESTAMPTZ_ARRAY,), "NEAREST_TIMESTAMPTZ_ARRAY", _TIM
 
 
 def read_nearest_times(connection: BaseDatabaseWrapper, **_signal: Any) -> None:
-    """Receiver of ``connection_created``: prevent that one row with an out-of-range time fails a whole query.
+    """Receiver of ``connection_created``: keep a row with an out-of-range time from failing its whole query.
 
     PostgreSQL stores times from 4713 BC to 294276, and infinity; for most times outside Python's range the driver
     raises, which fails the query that read the row.

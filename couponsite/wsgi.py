@@ -52,9 +52,9 @@ def buffer_body(application: Application) -> Application:
 
     A response sent before the body is read (401, 404, 405, 415) makes the server close the connection, and a client
     with keep-alive loses its next request. Django also treats a body without Content-Length (chunked, HTTP/2) as empty.
-    Reading is bounded: nothing of a body that announces too large a size, and of a body of unknown size one byte past
-    the limit, which is enough to refuse it. This works only if the server ends the input at the end of the body, which
-    it declares by ``wsgi.input_terminated``; with other servers couponsite.middleware refuses a body of unknown size.
+    Reading is bounded: a body that announces too large a size is not read, and a body of unknown size is read up to one
+    byte past the limit, which is enough to refuse it. Nothing is read unless the server declares by
+    ``wsgi.input_terminated`` that its input ends with the body; couponsite.middleware then refuses unknown sizes.
     """
     from django.conf import settings
 

@@ -70,7 +70,7 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
                     order_id=refund.order_id, amount=refund.amount, idempotency_key=f"{refund.order_id}-refund"
                 )
     except PaymentDeclined as error:
-        # An order that ended unpaid is still owed its money: its refund stays requested, and the sweep repeats it.
+        # Not for an order that ended unpaid: its money must go back, so its refund stays requested for the sweep.
         Order.objects.filter(id=refund.order_id, status=policy.PAID).update(refund_requested_at=None)
         logger.error("refund of order %d declined: %s", refund.order_id, first_line(error))
         raise InvalidState(f"The refund was declined: {error}") from error
