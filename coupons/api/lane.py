@@ -18,7 +18,7 @@ from common.api.lane import JSON, Endpoint, LaneRequest, LaneResponse
 from common.api.pagination import USUAL_ROWS
 from common.api.renderers import encode
 from common.async_group_commit import AsyncGroupCommit
-from common.bigint import MAX_BIGINT
+from common.bigint import MAX_BIGINT, parse_id
 from common.group_commit import WaitedTooLong
 from common.processes.worker_threads import on_live_connections
 
@@ -87,16 +87,16 @@ class CouponLane:
         if method == "POST":
             if kind == "by_type":
                 return self._issue_by_type
-            if kind == "by_id" and (coupon_id := _id(argument)):
+            if kind == "by_id" and (coupon_id := parse_id(argument)):
                 return partial(self._issue_by_id, coupon_id)
-            if kind == "for_user" and (coupon_id := _id(argument)) and (user_id := _id(match["user"])):
+            if kind == "for_user" and (coupon_id := parse_id(argument)) and (user_id := parse_id(match["user"])):
                 return partial(self._issue_for_user, user_id, coupon_id)
         elif method == "GET":
             if kind == "request":
                 return partial(self._issue_request, UUID(argument))
             if kind == "coupons":
                 return self._coupon_list
-            if kind == "coupon" and (coupon_id := _id(argument)):
+            if kind == "coupon" and (coupon_id := parse_id(argument)):
                 return partial(self._coupon, coupon_id)
         return None
 
@@ -202,11 +202,6 @@ async def _in_time(future: asyncio.Future[Result]) -> Result:
 
 def _ok(body: object) -> LaneResponse:
     return LaneResponse(200, [JSON], encode(body))
-
-
-def _id(text: str) -> int | None:
-    number = int(text)
-    return number if 0 < number <= MAX_BIGINT else None
 
 
 def _read_coupons(ids: Sequence[int]) -> list[Coupon | None]:
