@@ -177,7 +177,7 @@ class GateCheck:
         with connection.cursor() as cursor:
             cursor.execute(_COUPONS)
             coupons = [_Coupon(*row) for row in cursor.fetchall()]
-        with_gate = set(existing([coupon.id for coupon in coupons]))
+        with_gate = {gate.coupon_id for gate in existing([coupon.id for coupon in coupons])}
         return [coupon for coupon in coupons if coupon.id in with_gate]
 
     def _is_due(self, coupon: _Coupon) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from redis.lock import Lock
@@ -120,8 +120,7 @@ class GateStore:
 
     def lock(self) -> Lock:
         """Return the lock of the gate's loader, not acquired."""
-        lock: Lock = redis().lock(self.lock_key, timeout=_LOCK_SECONDS, thread_local=False)
-        return lock
+        return Lock(redis(), self.lock_key, timeout=_LOCK_SECONDS, thread_local=False)
 
     def is_loaded(self) -> bool:
         return bool(run("check.lua", self.keys, [0]) == COMPLETE)
@@ -170,24 +169,15 @@ class GateStore:
 
     def fields(self) -> Iterator[list[bytes]]:
         """Yield the user fields of ``holders``, in chunks; a field that is present throughout comes at least once."""
-        client, cursor = redis(), 0
-        while True:
-            cursor, found = client.hscan(self.keys.holders, cursor, count=_CHUNK)
-            found.pop(b"sequence", None)
-            if found:
-                yield list(found)
-            if not cursor:
-                return
+        for found in _chunks(redis().hscan, self.keys.holders):
+            if fields := [field for field in found if field != b"sequence"]:
+                yield fields
 
     def pending_members(self) -> Iterator[list[bytes]]:
         """Yield the members of ``pending``, in chunks."""
-        client, cursor = redis(), 0
-        while True:
-            cursor, found = client.zscan(self.keys.pending, cursor, count=_CHUNK)
+        for found in _chunks(redis().zscan, self.keys.pending):
             if members := [member for member, _ in found if member != SENTINEL]:
                 yield members
-            if not cursor:
-                return
 
     def pending_for(self, seconds: float, *, limit: int) -> list[bytes]:
         """Return the members that have been pending for more than ``seconds``, the oldest ``limit`` of them."""
@@ -204,13 +194,9 @@ class GateStore:
 
     def revoked(self) -> Iterator[list[bytes]]:
         """Yield the members of ``revoked``, in chunks."""
-        client, cursor = redis(), 0
-        while True:
-            cursor, found = client.sscan(self.keys.revoked, cursor, count=_CHUNK)
+        for found in _chunks(redis().sscan, self.keys.revoked):
             if members := [member for member in found if member != SENTINEL]:
                 yield members
-            if not cursor:
-                return
 
     def not_revoked(self, user_ids: Sequence[int]) -> list[int]:
         """Return the users who are not in ``revoked``."""
@@ -277,13 +263,15 @@ class GateStore:
         return self._keys(f":loading:{token}")
 
 
-def existing(coupon_ids: Sequence[int]) -> list[int]:
-    """Return the coupons that have at least part of a gate."""
+def existing(coupon_ids: Collection[int]) -> list[GateStore]:
+    """Return the gates of the coupons, those without one left out, and those with a part of one included."""
+    if not coupon_ids:
+        return []
+    gates = [GateStore(coupon_id) for coupon_id in coupon_ids]
     with redis().pipeline(transaction=False) as pipeline:
-        for coupon_id in coupon_ids:
-            names = GateStore(coupon_id).keys
-            pipeline.exists(names.holders, names.pending)
-        return [coupon_id for coupon_id, exists in zip(coupon_ids, pipeline.execute(), strict=True) if exists]
+        for gate in gates:
+            pipeline.exists(gate.keys.holders, gate.keys.pending)
+        return [gate for gate, exists in zip(gates, pipeline.execute(), strict=True) if exists]
 
 
 def is_user(text: bytes) -> bool:
@@ -300,6 +288,15 @@ def _entry(user: bytes, entry: bytes, pending_since: bytes | None, now: int) -> 
         return GateEntry(int(user), entry, None, 0, age)
     match = _ENTRY.fullmatch(entry)
     return match and GateEntry(int(user), entry, UUID(match[1].decode()), int(match[2]), age)
+
+
+def _chunks(scan: Callable[..., Any], name: str) -> Iterator[Any]:
+    cursor = 0
+    while True:
+        cursor, found = scan(name, cursor, count=_CHUNK)
+        yield found
+        if not cursor:
+            return
 
 
 def _now_ms() -> int:
