@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from common.bigint import MAX_BIGINT
@@ -18,9 +19,9 @@ def _answer(description: str, media_type: str, schema: Schema) -> Schema:
     return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
-def _states(*names: str) -> Schema:
-    state = {"type": "string", "enum": ["ok", "unavailable"]}
-    return {"type": "object", "properties": dict.fromkeys(names, state), "required": list(names)}
+def _states(**states: Sequence[str]) -> Schema:
+    properties = {name: {"type": "string", "enum": list(values)} for name, values in states.items()}
+    return {"type": "object", "properties": properties, "required": list(states)}
 
 
 # Also in common.api.schema. The settings import this module, so it must not import rest_framework, which reads them.
@@ -30,14 +31,15 @@ _PAGE_REFUSALS = {
     status: {"$ref": f"#/components/responses/{code}"}
     for status, code in (("400", "invalid"), ("405", "method_not_allowed"), ("413", "too_large"))
 }
-_READINESS = _states("status", "postgresql", "redis")
+_UP_OR_NOT = ("ok", "unavailable")
+_READINESS = _states(status=_UP_OR_NOT, postgresql=_UP_OR_NOT, redis=("ok", "read_only", "unavailable"))
 
 _NON_API_PATHS: Schema = {
     "/livez": _non_api(
         "probes",
         "livez",
         "Whether the process answers",
-        {"200": _answer("The process answers.", "application/json", _states("status")), **_GET_ONLY},
+        {"200": _answer("The process answers.", "application/json", _states(status=["ok"])), **_GET_ONLY},
     ),
     "/readyz": _non_api(
         "probes",

@@ -17,7 +17,7 @@ from common.api.problems import KINDS, Kind
 from coupons.api.views import IssueRequestView
 from couponsite.health import PROBES
 
-from .document import Document, assert_fits, calls, codes, resolved
+from .document import Call, Document, assert_fits, calls, codes, resolved
 
 
 def test_it_is_valid_and_made_without_warnings() -> None:
@@ -39,6 +39,13 @@ def test_every_call_says_what_it_does(document: Document) -> None:
     for call in calls(document):
         assert call.operation["summary"]
         assert call.responses[call.success]["description"]
+
+
+@pytest.mark.parametrize("redis", ["ok", "read_only", "unavailable"])
+def test_readiness_may_report_every_state_of_redis(document: Document, redis: str) -> None:
+    readiness = Call(document, "/readyz", "get")
+    schema = readiness.responses[200]["content"]["application/json"]["schema"]
+    assert_fits(schema, {"status": "ok", "postgresql": "ok", "redis": redis})
 
 
 def test_a_view_without_description_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

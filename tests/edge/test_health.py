@@ -11,7 +11,7 @@ def test_a_probe_may_call_us_by_any_name(db: None, client: Client, path: str) ->
     assert response.json()["status"] == "ok"
 
 
-def test_liveness_asks_nobody(client: Client) -> None:
+def test_liveness_asks_no_service(client: Client) -> None:
     # Without the db fixture a query is an error.
     assert client.get("/livez").status_code == 200
 
