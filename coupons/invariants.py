@@ -157,7 +157,7 @@ def wrong_views() -> list[str]:
     """
     requests = list(IssueRequest.objects.order_by("-processed_at")[:_MAX_COMPARED])
     try:
-        cached = status_cache.load_many([request.request_id for request in requests])
+        cached = status_cache.read_entries([request.request_id for request in requests])
     except RedisError:
         return []
     wrong = []

@@ -172,7 +172,7 @@ def load(request_id: UUID) -> RequestStatus | None:
 def load_several(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
     """Return the terminal statuses that are cached and readable, in one call; none if Redis is unavailable."""
     try:
-        entries = load_many(request_ids)
+        entries = read_entries(request_ids)
     except RedisError as error:
         if count := _log_limit.due("away", len(request_ids)):
             logger.warning("status cache not read, %d times since the last line: %s", count, error)
@@ -186,7 +186,7 @@ def load_several(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
     return found
 
 
-def load_many(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unreadable]:
+def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unreadable]:
     """Return the entries of ``request_ids`` by id, without those that have none. Raises RedisError."""
     if not request_ids:
         return {}

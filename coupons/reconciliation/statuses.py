@@ -50,7 +50,7 @@ class StatusCheck:
 
 def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID], dict[UUID, RequestStatus]]:
     """(requests whose entries are wrong, the terminal statuses of all that have one)."""
-    entries = status_cache.load_many(request_ids)
+    entries = status_cache.read_entries(request_ids)
     rows = {row.request_id: terminal_status(row) for row in IssueRequest.objects.filter(request_id__in=list(entries))}
     wrong = []
     for request_id, entry in entries.items():
