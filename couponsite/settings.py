@@ -257,6 +257,9 @@ EVENT_KEY_FIELDS = {"couponType": "coupon_type", "couponId": "coupon_id", "order
 INTERCHANGEABLE_EVENT_KEYS = (frozenset({"couponType", "couponId"}),)
 # The `type` of a problem (RFC 9457) is this prefix and the problem's code.
 PROBLEM_TYPE_PREFIX = "urn:coupon-service:problem:"
+# Field and path in the examples of problems in the OpenAPI document.
+PROBLEM_EXAMPLE_FIELD = "couponType"
+PROBLEM_EXAMPLE_PATH = "/api/v1/coupons/issue-async"
 
 KAFKA_ROUTES: dict[str, Route] = env.json_overlay(
     "KAFKA_ROUTES",

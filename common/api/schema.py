@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
+from django.conf import settings
 from drf_spectacular import openapi
 from drf_spectacular.drainage import warn
 from drf_spectacular.extensions import OpenApiSerializerExtension
@@ -250,8 +251,8 @@ def _problem_example(code: str, kind: Kind) -> Any:
     body = problem_body(
         code,
         kind,
-        f"couponType: {message}" if is_invalid else f"{kind.title}.",
-        "/api/v1/coupons/issue-async",
-        [FieldError(field="couponType", message=message)] if is_invalid else None,
+        f"{settings.PROBLEM_EXAMPLE_FIELD}: {message}" if is_invalid else f"{kind.title}.",
+        settings.PROBLEM_EXAMPLE_PATH,
+        [FieldError(field=settings.PROBLEM_EXAMPLE_FIELD, message=message)] if is_invalid else None,
     )
     return msgspec.to_builtins(body)
