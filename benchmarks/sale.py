@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -14,17 +14,28 @@ from django.conf import settings
 
 from coupons.controls import coupon_create
 from coupons.models import Coupon
+from coupons.redis_queue import queue
 from devstack import ManagedProcess, wait_until
 
-from .cpu import cpu_seconds, listener
+from . import load_clients
 from .load import Plan
-from .load_clients import CONNECTIONS, Client, requests_for
-from .servers import Server, folder, web, workers
+from .load_clients import Client, requests_for
+from .servers import Server, bare_web, folder, web, workers
 from .temporary import mark_outbox_published
+from .usage import cpu_seconds, listener
 
 USERS = 20_000
+CONNECTIONS = (64, 256)
+# What a request passes until its coupon is issued; the other processes follow it or wait for other work.
+STACK = ("web", "site", "relay", "issuer", "postgres", "redis", "kafka")
+OTHERS = ("effects", "orders", "worker", "reconciler")
+_EMPTY_REQUESTS = 20_000
+_WARM_UP = 4_000
 _RESULT_SECONDS = 120.0
 _POLL_SECONDS = 0.02
+_IDLE_SHARE = 0.25
+_IDLE_WINDOW = 1.0
+_IDLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +45,25 @@ class Sale:
     answered: float
     issued: float
     cpu: Mapping[str, float]
+    client_cpu: float
 
 
 @dataclass(frozen=True, slots=True)
 class Sales:
-    """Medians: ``fresh`` of sales on processes that just started, the others of second sales on the same processes."""
+    """Sales over one number of connections; medians of rounds.
+
+    ``fresh`` and ``warm``: seconds to the last coupon, of the first sale of processes that just started and of their
+    second. The others are of warm sales: ``accepted`` and ``empty`` requests per second of the service and of an empty
+    view, ``ratio`` between them per round, ``cpu`` seconds by process kind, the load client's own in ``client_cpu``.
+    """
 
     fresh: float
     warm: float
     accepted: float
+    empty: float
+    ratio: float
     cpu: Mapping[str, float]
+    client_cpu: float
 
 
 class Service:
@@ -55,20 +75,32 @@ class Service:
         self.client = client
         self._roots = roots
 
-    def sell(self, users: int = USERS) -> Sale:
+    def sell(self, users: int = USERS, *, connections: int = load_clients.CONNECTIONS) -> Sale:
         """Sell ``users`` coupons to as many users at full load."""
-        return self.sell_out(new_coupon(users))
+        return self.sell_out(new_coupon(users), connections=connections)
 
-    def sell_out(self, coupon: Coupon) -> Sale:
+    def sell_out(self, coupon: Coupon, *, connections: int = load_clients.CONNECTIONS) -> Sale:
         """Sell every unit of ``coupon``, each to another user, at full load."""
         users = coupon.total_quantity
-        plan = Plan(self.server.port, CONNECTIONS, requests_for(coupon, users, self.server.port))
+        plan = Plan(self.server.port, connections, requests_for(coupon, users, self.server.port))
         before = self.used()
         with self.client.start(plan) as sending:
             ended = await_issued(coupon, sending)
+            used = self.used()
             outcome = self.client.outcome(sending)
-        used = self.used()
-        return Sale(outcome.seconds, ended - outcome.started, {kind: used[kind] - before[kind] for kind in used})
+        cpu = {kind: used[kind] - before[kind] for kind in used}
+        return Sale(outcome.seconds, ended - outcome.started, cpu, outcome.cpu)
+
+    def settle(self) -> None:
+        """Wait until all processes together use at most a quarter of a core: effects follow a sale for a while."""
+
+        def is_idle() -> bool:
+            before, started = self.used(), time.perf_counter()
+            time.sleep(_IDLE_WINDOW)
+            used = sum(self.used().values()) - sum(before.values())
+            return used <= _IDLE_SHARE * (time.perf_counter() - started)
+
+        wait_until(is_idle, _IDLE_SECONDS, f"the processes are still busy after {_IDLE_SECONDS:.0f} s")
 
     def used(self) -> dict[str, float]:
         """Return CPU seconds so far by process kind."""
@@ -78,6 +110,8 @@ class Service:
 @contextmanager
 def service(*others: str) -> Iterator[Service]:
     """Start web, relay, issuer and ``others`` of the Procfile; only web is certain to be ready."""
+    if "worker" in others:
+        _require_no_other_workers()
     with folder() as directory, workers(directory, "relay", "issuer", *others) as started, web(directory) as server:
         roots = {
             "web": [server.process.pid],
@@ -87,19 +121,39 @@ def service(*others: str) -> Iterator[Service]:
         yield Service(server, Client(directory), {**roots, **_servers()})
 
 
-def measure(*, rounds: int) -> Sales:
-    """Sell twice on the same processes in every round: just started, then warm."""
-    mark_outbox_published()
-    fresh, warm = [], []
+def measure(*, rounds: int) -> dict[int, Sales]:
+    """Sell twice on the same processes in every round, just started and then warm; return the sales by connections."""
+    sold: dict[int, list[tuple[Sale, Sale, float]]] = {connections: [] for connections in CONNECTIONS}
     for _ in range(rounds):
-        with service() as running:
-            fresh.append(running.sell())
-            warm.append(running.sell())
+        for connections, turns in sold.items():
+            mark_outbox_published()
+            with folder() as directory, bare_web(directory, middleware=False) as bare, service(*OTHERS) as running:
+                running.settle()
+                fresh = running.sell(connections=connections)
+                running.settle()
+                warm = running.sell(connections=connections)
+                running.settle()
+                turns.append((fresh, warm, _empty_rate(bare, Client(directory), connections)))
+    return {connections: _medians(turns) for connections, turns in sold.items()}
+
+
+def _empty_rate(bare: Server, client: Client, connections: int) -> float:
+    coupon = new_coupon(1)
+    for quantity in (_WARM_UP, _EMPTY_REQUESTS):
+        seconds = client.send(Plan(bare.port, connections, requests_for(coupon, quantity, bare.port))).seconds
+    return _EMPTY_REQUESTS / seconds
+
+
+def _medians(turns: Sequence[tuple[Sale, Sale, float]]) -> Sales:
+    warm_sales = [warm for _, warm, _ in turns]
     return Sales(
-        fresh=median(sale.issued for sale in fresh),
-        warm=median(sale.issued for sale in warm),
-        accepted=median(sale.answered for sale in warm),
-        cpu={kind: median(sale.cpu[kind] for sale in warm) for kind in warm[0].cpu},
+        fresh=median(fresh.issued for fresh, _, _ in turns),
+        warm=median(warm.issued for warm in warm_sales),
+        accepted=median(USERS / warm.answered for warm in warm_sales),
+        empty=median(empty for _, _, empty in turns),
+        ratio=median(USERS / warm.answered / empty for _, warm, empty in turns),
+        cpu={kind: median(warm.cpu[kind] for warm in warm_sales) for kind in warm_sales[0].cpu},
+        client_cpu=median(warm.client_cpu for warm in warm_sales),
     )
 
 
@@ -136,3 +190,9 @@ def _servers() -> dict[str, list[int]]:
     }
     found = {kind: [pid for port in numbers if (pid := listener(port))] for kind, numbers in ports.items()}
     return {kind: pids for kind, pids in found.items() if pids}
+
+
+def _require_no_other_workers() -> None:
+    """Raise AssertionError if other issue workers use this Redis: each would drop the other's entries."""
+    if queue.redis().exists(queue.QUEUE, queue.WORKERS):
+        raise AssertionError("other issue workers use this Redis: give REDIS_URL an index of its own, such as .../9")

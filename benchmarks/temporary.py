@@ -88,6 +88,12 @@ def mark_outbox_published() -> None:
         cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
 
 
+def require_empty_redis() -> None:
+    """Raise AssertionError if Redis has keys: the reconciler removes gates and statuses that its database lacks."""
+    if get_redis_connection("default").dbsize():
+        raise AssertionError("the Redis is in use: give REDIS_URL an index of its own, such as .../9")
+
+
 def delete_redis_keys() -> None:
     """Delete from Redis the cached statuses of this database's requests and the gates of its coupons."""
     redis = get_redis_connection("default")

@@ -1,4 +1,4 @@
-"""CPU seconds of processes with all their descendants, from /proc."""
+"""CPU seconds and memory of processes with all their descendants, from /proc."""
 
 from __future__ import annotations
 
@@ -9,18 +9,36 @@ from pathlib import Path
 from devstack.procinfo import all_stats
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
 _LISTENING = "0A"
 
 
 def cpu_seconds(roots: Iterable[int]) -> float:
     """Return CPU seconds of these processes and all their descendants, reaped children included."""
+    return sum(map(_used, _with_descendants(roots)))
+
+
+def resident_megabytes(roots: Iterable[int]) -> float:
+    """Return the resident memory of these processes and all their descendants; pages they share count for each."""
+    return sum(map(_resident_bytes, _with_descendants(roots))) / 1e6
+
+
+def _with_descendants(roots: Iterable[int]) -> set[int]:
     parents = {stat.pid: stat.parent for stat in all_stats()}
     wanted = set(roots)
     # Repeated until nothing is added: after pids wrap round, a child can be listed before its parent.
     while more := {pid for pid, parent in parents.items() if parent in wanted and pid not in wanted}:
         wanted |= more
-    return sum(map(_used, wanted))
+    return wanted
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        text = (_PROC / str(pid) / "statm").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(text.split()[1]) * _PAGE
 
 
 def _used(pid: int) -> float:
