@@ -12,7 +12,10 @@ import django
 
 _ROUNDS = 5
 _OLD_ROWS = 300_000
-_PARTS = ("issue", "relay", "door", "sale", "latency", "admissions")
+_REQUESTS = 1_000_000
+_DEFAULT_PARTS = ("issue", "relay", "door", "sale", "latency", "overload", "disturbed", "admissions")
+# Takes minutes, so only when named.
+_PARTS = (*_DEFAULT_PARTS, "memory")
 
 
 def main() -> int:
@@ -26,7 +29,7 @@ def main() -> int:
         # Imported after setup(): its modules read the settings.
         from .report import report
 
-        report(options.only, rounds=options.rounds, old_rows=options.rows)
+        report(options.only, rounds=options.rounds, old_rows=options.rows, requests=options.requests)
     except KeyboardInterrupt:
         print("interrupted; temporary databases and topics are deleted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -36,7 +39,11 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", type=_parts, default=_PARTS, metavar="PARTS", help=f"parts to measure, of {','.join(_PARTS)}"
+        "--only",
+        type=_parts,
+        default=_DEFAULT_PARTS,
+        metavar="PARTS",
+        help=f"parts to measure, of {','.join(_PARTS)} (default: all but memory)",
     )
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"rounds per comparison (default {_ROUNDS})")
     parser.add_argument(
@@ -44,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=_OLD_ROWS,
         help=f"old rows in the tables for a second measurement of issue and relay (default {_OLD_ROWS:,}, 0: none)",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=_REQUESTS, help=f"requests of the part memory (default {_REQUESTS:,})"
     )
     return parser
 

@@ -12,18 +12,35 @@ from django.conf import settings
 from rich.console import Console
 from rich.table import Table
 
-from . import admissions, admissions_tables, gate_cost, sale, sale_table
+from . import (
+    admissions,
+    admissions_tables,
+    computing_site,
+    gate_cost,
+    locked_row,
+    memory,
+    overload,
+    sale,
+    sale_table,
+    stress_tables,
+)
 from .machine import machine
 from .ratios import PARTS, Ratios
-from .temporary import require_empty_redis, temporary_database, temporary_topics
+from .sale import service
+from .temporary import mark_outbox_published, require_empty_redis, temporary_database, temporary_topics
 
 # At most so many rounds of sales: each starts every process again.
 _SALES = 2
+# Each round of the locked row takes ten seconds per admission, twice.
+_DISTURBANCES = 2
 _WIDTH = 120
 
 
-def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
-    """Measure ``parts`` in a temporary database and topics and print the tables."""
+def report(parts: Collection[str], *, rounds: int, old_rows: int, requests: int) -> None:
+    """Measure ``parts`` in a temporary database and topics and print the tables.
+
+    ``requests``: how many of them the part memory sends.
+    """
     # With DEBUG Django keeps the text of every query, which costs more than many queries do.
     settings.DEBUG = False
     _silence_request_log()
@@ -33,7 +50,7 @@ def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
     with ExitStack() as stack:
         database = stack.enter_context(temporary_database())
         stack.enter_context(temporary_topics())
-        tables = _measure(parts, database, rounds=rounds, old_rows=old_rows)
+        tables = _measure(parts, database, rounds=rounds, old_rows=old_rows, requests=requests)
         measured_on = f"{machine()}; load {busy:.1f} before"
     # Without a terminal rich assumes 80 columns and would wrap every row.
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -42,12 +59,22 @@ def report(parts: Collection[str], *, rounds: int, old_rows: int) -> None:
     console.print(measured_on)
 
 
-def _measure(parts: Collection[str], database: str, *, rounds: int, old_rows: int) -> list[Table]:
+def _measure(parts: Collection[str], database: str, *, rounds: int, old_rows: int, requests: int) -> list[Table]:
     tables = []
     if PARTS & set(parts):
         tables.append(Ratios(database, rounds=rounds, old_rows=old_rows).measure(parts))
     if "sale" in parts:
         tables.append(sale_table.table(sale.measure(rounds=min(rounds, _SALES))))
+    if "overload" in parts:
+        tables.append(stress_tables.of_overload(overload.measure()))
+    if "disturbed" in parts:
+        mark_outbox_published()
+        with service() as running:
+            locks = locked_row.measure(running, rounds=min(rounds, _DISTURBANCES))
+            burdens = computing_site.measure(running, rounds=min(rounds, _DISTURBANCES))
+        tables.append(stress_tables.of_disturbances(locks, burdens))
+    if "memory" in parts:
+        tables.append(stress_tables.of_memory(memory.measure(requests=requests)))
     if "admissions" in parts:
         tables.append(admissions_tables.of_admissions(admissions.measure(rounds=rounds)))
         tables.append(admissions_tables.of_decisions(gate_cost.measure(rounds=rounds)))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from .load import Plan
 from .load_clients import Client, requests_for
 from .servers import Server, bare_web, folder, web, workers
 from .temporary import mark_outbox_published
-from .usage import cpu_seconds, listener
+from .usage import cpu_seconds, listener, resident_megabytes
 
 USERS = 20_000
 CONNECTIONS = (64, 256)
@@ -69,11 +70,16 @@ class Sales:
 class Service:
     """The running processes of a sale."""
 
-    def __init__(self, server: Server, client: Client, roots: Mapping[str, list[int]]) -> None:
-        """``roots``: pids by process kind; their descendants count as well."""
+    def __init__(self, server: Server, folder: Path, roots: Mapping[str, list[int]]) -> None:
+        """``folder`` is for logs and plans; ``roots``: pids by process kind; their descendants count as well."""
         self.server = server
-        self.client = client
+        self.folder = folder
+        self.client = Client(folder)
         self._roots = roots
+
+    def new_client(self, name: str) -> Client:
+        """Return a client to be used beside ``client``."""
+        return Client(self.folder, name)
 
     def sell(self, users: int = USERS, *, connections: int = load_clients.CONNECTIONS) -> Sale:
         """Sell ``users`` coupons to as many users at full load."""
@@ -102,6 +108,10 @@ class Service:
 
         wait_until(is_idle, _IDLE_SECONDS, f"the processes are still busy after {_IDLE_SECONDS:.0f} s")
 
+    def web_megabytes(self) -> float:
+        """Return the resident memory of the web processes."""
+        return resident_megabytes(self._roots["web"])
+
     def used(self) -> dict[str, float]:
         """Return CPU seconds so far by process kind."""
         return {kind: cpu_seconds(roots) for kind, roots in self._roots.items()}
@@ -118,7 +128,7 @@ def service(*others: str) -> Iterator[Service]:
             **({"site": [server.site.pid]} if server.site else {}),
             **{role: [process.pid] for role, process in started.items()},
         }
-        yield Service(server, Client(directory), {**roots, **_servers()})
+        yield Service(server, directory, {**roots, **_servers()})
 
 
 def measure(*, rounds: int) -> dict[int, Sales]:
