@@ -63,7 +63,7 @@ def _page(running: Service) -> bytes:
 
 
 def _require_page(running: Service, client: Client) -> None:
-    with client.start(Plan(running.server.port, CONNECTIONS, [_page(running)] * CONNECTIONS)) as sending:
+    with client.start(Plan(running.server.port, 1, [_page(running)])) as sending:
         client.outcome(sending, 200)
 
 

@@ -35,7 +35,7 @@ def of_overload(measured: Overload) -> Table:
     table.add_row("web's memory, growth", f"{measured.grown:,.0f} MB")
     table.add_row("load client against the service", times(measured.client_share), "< 0.2x")
     table.caption = "\n".join((
-        f"{overload.CONNECTIONS:,} connections; requests are due at a constant rate, whether or not earlier ones are answered",
+        f"{overload.CONNECTIONS:,} connections; requests are due at a constant rate, answered or not",
         "waited in the client: between a request's due time and its sending; goodput: until the last answer",
     ))  # fmt: skip
     return table
