@@ -16,8 +16,8 @@ def of_admissions(measured: Admissions) -> Table:
     """Return the table with a row per admission."""
     table = new_table(
         "Admissions; in brackets relative to the queue, alternately in one run", "", "accepted/s", "refused/s",
-        "refused against accepted", *(f"p{percent} to result, ms" for percent in measured.result[admissions.QUEUE]),
-        "CPU s per 1,000 refused",
+        "refused / accepted", *(f"result p{percent}, ms" for percent in measured.result[admissions.QUEUE]),
+        "CPU s",
     )  # fmt: skip
     whole = {name: sum(used.values()) for name, used in measured.cpu.items()}
     for name, result in measured.result.items():
@@ -39,7 +39,7 @@ def of_admissions(measured: Admissions) -> Table:
         " the queue refuses them after a 202; aim at a sold-out gate: 4x as many refused as accepted",
         f"result: from acceptance to decision, at {measured.rate:,.0f} requests a second,"
         f" {admissions.RATE_SHARE:.0%} of what the slowest accepts",
-        f"CPU seconds per 1,000 refused: {parts}",
+        f"CPU s: seconds per 1,000 refused; {parts}",
     ))  # fmt: skip
     return table
 
