@@ -50,12 +50,21 @@ class Sale:
 
 
 @dataclass(frozen=True, slots=True)
+class Empty:
+    """Answers per second of the empty view, and the client's CPU seconds against the view's."""
+
+    rate: float
+    client_share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sales:
     """Sales over one number of connections; medians of rounds.
 
     ``fresh`` and ``warm``: seconds to the last coupon, of the first sale of processes that just started and of their
     second. The others are of warm sales: ``accepted`` and ``empty`` requests per second of the service and of an empty
-    view, ``ratio`` between them per round, ``cpu`` seconds by process kind, the load client's own in ``client_cpu``.
+    view, ``ratio`` between them per round, ``cpu`` seconds by process kind, the load client's own in ``client_cpu``;
+    ``empty_client_share``: the client's CPU against the empty view's.
     """
 
     fresh: float
@@ -65,6 +74,7 @@ class Sales:
     ratio: float
     cpu: Mapping[str, float]
     client_cpu: float
+    empty_client_share: float
 
 
 class Service:
@@ -133,7 +143,7 @@ def service(*others: str) -> Iterator[Service]:
 
 def measure(*, rounds: int) -> dict[int, Sales]:
     """Sell twice on the same processes in every round, just started and then warm; return the sales by connections."""
-    sold: dict[int, list[tuple[Sale, Sale, float]]] = {connections: [] for connections in CONNECTIONS}
+    sold: dict[int, list[tuple[Sale, Sale, Empty]]] = {connections: [] for connections in CONNECTIONS}
     for _ in range(rounds):
         for connections, turns in sold.items():
             mark_outbox_published()
@@ -147,23 +157,26 @@ def measure(*, rounds: int) -> dict[int, Sales]:
     return {connections: _medians(turns) for connections, turns in sold.items()}
 
 
-def _empty_rate(bare: Server, client: Client, connections: int) -> float:
+def _empty_rate(bare: Server, client: Client, connections: int) -> Empty:
     coupon = new_coupon(1)
-    for quantity in (_WARM_UP, _EMPTY_REQUESTS):
-        seconds = client.send(Plan(bare.port, connections, requests_for(coupon, quantity, bare.port))).seconds
-    return _EMPTY_REQUESTS / seconds
+    client.send(Plan(bare.port, connections, requests_for(coupon, _WARM_UP, bare.port)))
+    plan = Plan(bare.port, connections, requests_for(coupon, _EMPTY_REQUESTS, bare.port))
+    before = cpu_seconds([bare.process.pid])
+    outcome = client.send(plan)
+    return Empty(_EMPTY_REQUESTS / outcome.seconds, outcome.cpu / (cpu_seconds([bare.process.pid]) - before))
 
 
-def _medians(turns: Sequence[tuple[Sale, Sale, float]]) -> Sales:
+def _medians(turns: Sequence[tuple[Sale, Sale, Empty]]) -> Sales:
     warm_sales = [warm for _, warm, _ in turns]
     return Sales(
         fresh=median(fresh.issued for fresh, _, _ in turns),
         warm=median(warm.issued for warm in warm_sales),
         accepted=median(USERS / warm.answered for warm in warm_sales),
-        empty=median(empty for _, _, empty in turns),
-        ratio=median(USERS / warm.answered / empty for _, warm, empty in turns),
+        empty=median(empty.rate for _, _, empty in turns),
+        ratio=median(USERS / warm.answered / empty.rate for _, warm, empty in turns),
         cpu={kind: median(warm.cpu[kind] for warm in warm_sales) for kind in warm_sales[0].cpu},
         client_cpu=median(warm.client_cpu for warm in warm_sales),
+        empty_client_share=median(empty.client_share for _, _, empty in turns),
     )
 
 

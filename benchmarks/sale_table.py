@@ -47,6 +47,7 @@ def table(measured: dict[int, Sales]) -> Table:
     add("CPU per 1,000 issued: whole stack", lambda sold: _per_thousand(_stack(sold)), "0.20 s / 0.17 s")
     add("CPU per 1,000 issued: in all", lambda sold: _per_thousand(sum(sold.cpu.values())))
     add("load client against in all", lambda sold: times(sold.client_cpu / sum(sold.cpu.values())), _CLIENT_AIM)
+    add("load client against empty view", lambda sold: times(sold.empty_client_share), _CLIENT_AIM)
     rows.caption = _CAPTION
     return rows
 
