@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from coupons.models import Coupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from demo.load_client import encode_request
 from devstack import ManagedProcess
 

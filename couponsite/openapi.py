@@ -12,7 +12,7 @@ Schema = dict[str, Any]
 
 
 class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    target_class = "couponsite.authentication.BearerAuthentication"
+    target_class = "couponsite.auth.authentication.BearerAuthentication"
     name = "bearer"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> Schema:
@@ -28,7 +28,7 @@ class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
 
 
 class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    target_class = "couponsite.authentication.SessionAuthentication"
+    target_class = "couponsite.auth.authentication.SessionAuthentication"
     name = "session"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> Schema:

@@ -220,8 +220,8 @@ UNFOLD: dict[str, Any] = {
 
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "couponsite.authentication.BearerAuthentication",
-        "couponsite.authentication.SessionAuthentication",
+        "couponsite.auth.authentication.BearerAuthentication",
+        "couponsite.auth.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["common.api.renderers.JSONRenderer"],

@@ -4,7 +4,7 @@ from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
 from common.api.requests import APIView
-from couponsite.auth_api import TokenRefreshView, TokenView
+from couponsite.auth.api import TokenRefreshView, TokenView
 from couponsite.error_pages import no_such_endpoint
 from couponsite.pages import start
 

@@ -17,7 +17,7 @@ import msgspec
 
 from coupons.controls import coupon_create
 from coupons.models import Coupon, IssueRequest
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from demo.load_client import Answer, Ask, Connection, Crowd, encode_request
 from demo.verification import Undecided, violations
 

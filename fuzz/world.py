@@ -14,7 +14,7 @@ from uuid import UUID
 from common.processes.outages import ServiceUnavailable
 from coupons.admission import ADMISSIONS
 from coupons.models import Coupon, RolloutChange
-from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from orders.models import Product
 
 # Hostile input uses the users 1 to 200, valid input those from 5,000,000,000 on, so that the two do not interfere.

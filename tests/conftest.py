@@ -20,7 +20,7 @@ from redis import Redis
 
 from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from kafka_bridge.client import ensure_topics
 from tests.support.factories import CouponFactory
 from tests.support.tables import empty_tables

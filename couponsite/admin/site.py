@@ -9,7 +9,7 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
-from couponsite.login_brake import TooManyLogins, check_password
+from couponsite.auth.login_brake import TooManyLogins, check_password
 
 if TYPE_CHECKING:
     from django.contrib.admin import AdminSite

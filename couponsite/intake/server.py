@@ -24,10 +24,10 @@ from common.processes.log_limit import LogLimit
 from common.processes.worker_threads import on_live_connections
 from common.trace_context import read_traceparent
 from coupons.api.lane import CouponLane
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS
 from couponsite.error_pages import refusal
 from couponsite.health import PROBES, answer_probes, live
 from couponsite.middleware import LOOPBACK, body_limit, content_length
-from couponsite.tokens import ISSUE_FOR_OTHERS
 
 from .bodies import Bodies, BodyError
 from .client_address import HEADER

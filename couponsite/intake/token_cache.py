@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from couponsite.tokens import AccessClaims, read_plain_access_token
+from couponsite.auth.tokens import AccessClaims, read_plain_access_token
 
 _MOST = 10_000
 

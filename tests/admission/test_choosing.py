@@ -10,7 +10,7 @@ from django.core.management import call_command
 from django.test import Client
 
 from coupons.admission import ADMISSIONS
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 
 pytestmark = pytest.mark.django_db
 

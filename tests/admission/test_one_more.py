@@ -13,7 +13,7 @@ from django.test import Client
 from coupons.admission import ADMISSIONS, Admission, AdmissionRequest
 from coupons.errors import SoldOut
 from coupons.models import Coupon, UserCoupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from kafka_bridge.models import DeadLetter, OutboxMessage
 from tests.support.messages import message, request_body
 

@@ -13,7 +13,7 @@ from itertools import count
 from uuid import UUID
 
 from coupons.models import Coupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from demo.load_client import Answer, Ask, Connection, encode_request
 
 _CLIENTS = 4

@@ -12,7 +12,7 @@ from django.test import Client
 
 from coupons.api import examples
 from coupons.models import Coupon, IssueRequest
-from couponsite.auth_api import EXAMPLE_LOGIN
+from couponsite.auth.api import EXAMPLE_LOGIN
 from orders import examples as order_examples
 from orders.models import Order, Product
 from tests.support.factories import CouponFactory

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 
 from .document import Document, calls
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from coupons.api import examples
-from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
 from tests.support.service import environment

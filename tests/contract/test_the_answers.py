@@ -11,8 +11,8 @@ from django.test import Client
 
 from coupons.api import examples
 from coupons.models import Coupon
-from couponsite.auth_api import EXAMPLE_LOGIN
-from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from couponsite.auth.api import EXAMPLE_LOGIN
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from kafka_bridge.outbox.backpressure import outbox_backpressure
 from orders import examples as order_examples
 from orders.models import Order

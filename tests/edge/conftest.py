@@ -10,7 +10,7 @@ from django.test import Client
 
 from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 
 ALICE = 1001
 BOB = 1002

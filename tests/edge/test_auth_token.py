@@ -13,8 +13,8 @@ from django.core.cache import caches
 from django_redis.pool import ConnectionFactory
 from pytest_django.fixtures import Settings
 
+from couponsite.auth.tokens import issue_access_token, issue_refresh_token, read_access_token
 from couponsite.environment.values import Rate
-from couponsite.tokens import issue_access_token, issue_refresh_token, read_access_token
 
 from .conftest import ALICE, Call, assert_problem
 

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from coupons.models import Coupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from kafka_bridge.models import OutboxMessage
 
 from .conftest import ALICE, BOB, Call, assert_problem

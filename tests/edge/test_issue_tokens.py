@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from couponsite.tokens import AccessClaims, read_access_token
+from couponsite.auth.tokens import AccessClaims, read_access_token
 
 
 def tokens(*arguments: str) -> list[str]:

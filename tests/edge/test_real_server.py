@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from couponsite.tokens import (
+from couponsite.auth.tokens import (
     AccessClaims,
     InvalidToken,
     RefreshClaims,

@@ -15,8 +15,8 @@ from django.test import Client
 
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon
+from couponsite.auth.tokens import issue_access_token
 from couponsite.intake.bodies import BODY_SECONDS
-from couponsite.tokens import issue_access_token
 from devstack import wait_until
 from kafka_bridge.models import OutboxMessage
 from tests.support.calls import ask, assert_prompt, call, probed

@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from coupons.models import Coupon
-from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from devstack import wait_until
 from tests.support.factories import CouponFactory
 

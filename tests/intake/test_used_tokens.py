@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from demo.load_client import encode_request
 from devstack import wait_until
 from tests.support.factories import CouponFactory

@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 
 from coupons.models import Coupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from tests.support.names import REFUSED_NAMES, TAKEN_NAMES
 
 pytestmark = pytest.mark.django_db

@@ -12,7 +12,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from coupons.models import Coupon, UserCoupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from kafka_bridge.models import OutboxMessage
 from orders.models import Product
 from tests.support.gateway import Call as ProviderCall

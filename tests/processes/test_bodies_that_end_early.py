@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from coupons.models import Coupon
-from couponsite.tokens import ISSUE_FOR_OTHERS, issue_access_token
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS, issue_access_token
 from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage

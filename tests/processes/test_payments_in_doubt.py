@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper
 
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from demo.load_client import encode_request
 from demo.processes import WebProcess, procfile_process, wait_until_ready
 from devstack import ManagedProcess, wait_until

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from email.message import Message
 from typing import Any, NamedTuple
 
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 
 _LONGEST_SECONDS = 60.0
 # Well above what an answer takes on a busy machine, and below the web's shortest limit.

@@ -16,7 +16,7 @@ from pytest_django import DjangoDbBlocker, Settings
 
 from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 from devstack import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import DeadLetter, OutboxMessage

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from common.bigint import MAX_BIGINT
-from couponsite.tokens import issue_access_token
+from couponsite.auth.tokens import issue_access_token
 
 _MAX_HOURS = 24 * 366
 

@@ -16,9 +16,9 @@ from rest_framework.response import Response
 
 from common.api.requests import APIView, body_of
 from common.api.schema import Operation
-from couponsite import tokens
-from couponsite.authentication import may_issue_for_others
-from couponsite.login_brake import check_password
+from couponsite.auth import tokens
+from couponsite.auth.authentication import may_issue_for_others
+from couponsite.auth.login_brake import check_password
 
 # Characters. Any valid body stays below the limit of 16 KiB, even with each character escaped.
 _MAX_LENGTH = 1024

@@ -10,7 +10,7 @@ from rest_framework import authentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from couponsite.tokens import ISSUE_FOR_OTHERS, InvalidToken, read_access_token
+from couponsite.auth.tokens import ISSUE_FOR_OTHERS, InvalidToken, read_access_token
 
 ISSUE_FOR_OTHERS_PERMISSION = "coupons.issue_for_others"
 

@@ -17,7 +17,7 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 from rest_framework.exceptions import Throttled
 
-from couponsite.client_network import client_network
+from couponsite.auth.client_network import client_network
 
 logger = structlog.get_logger(__name__)
 
