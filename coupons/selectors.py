@@ -89,7 +89,7 @@ def request_statuses(request_ids: Sequence[UUID]) -> list[RequestStatus | None]:
     Sources, in this order: the status cache in Redis, the terminal row, the outbox row. A request with only an outbox
     row is PENDING.
     """
-    found = status_cache.load_several(request_ids)
+    found = status_cache.load(request_ids)
     if missing := [request_id for request_id in request_ids if request_id not in found]:
         rows = IssueRequest.objects.filter(request_id__in=missing)
         found |= {row.request_id: terminal_status(row) for row in rows}
@@ -97,12 +97,6 @@ def request_statuses(request_ids: Sequence[UUID]) -> list[RequestStatus | None]:
             payloads = stored_payloads(ISSUE_REQUESTED, missing)
             found |= {request_id: pending_status(request_id, payload) for request_id, payload in payloads.items()}
     return [found.get(request_id) for request_id in request_ids]
-
-
-def ended_request(request_id: UUID) -> RequestStatus | None:
-    """The terminal status of a request from PostgreSQL; None while it is undecided or if it does not exist."""
-    row = IssueRequest.objects.filter(request_id=request_id).first()
-    return None if row is None else terminal_status(row)
 
 
 def terminal_status(row: IssueRequest) -> RequestStatus:

@@ -6,6 +6,7 @@ from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 from common.api.requests import APIView
 from couponsite.auth.api import TokenRefreshView, TokenView
 from couponsite.error_pages import no_such_endpoint
+from couponsite.openapi import OneDocument
 from couponsite.pages import start
 
 urlpatterns = [
@@ -15,7 +16,11 @@ urlpatterns = [
     path("api/v1/", include("coupons.api.urls")),
     path("api/v1/", include("orders.api_urls")),
     path("", include("coupons.api.seed_urls")),
-    path("api/schema", SpectacularJSONAPIView.as_view(http_method_names=APIView.http_method_names), name="schema"),
+    path(
+        "api/schema",
+        SpectacularJSONAPIView.as_view(generator_class=OneDocument, http_method_names=APIView.http_method_names),
+        name="schema",
+    ),
     path(
         "api/docs",
         SpectacularSwaggerView.as_view(url_name="schema", http_method_names=APIView.http_method_names),

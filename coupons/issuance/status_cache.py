@@ -164,12 +164,7 @@ def store(statuses: Iterable[RequestStatus]) -> None:
         logger.warning("statuses not cached, PostgreSQL answers: %s", error)
 
 
-def load(request_id: UUID) -> RequestStatus | None:
-    """Return the terminal status of one request as ``load_several``, else None."""
-    return load_several([request_id]).get(request_id)
-
-
-def load_several(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
+def load(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
     """Return the terminal statuses that are cached and readable, in one call; none if Redis is unavailable."""
     try:
         entries = read_entries(request_ids)

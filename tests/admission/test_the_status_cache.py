@@ -18,7 +18,7 @@ from coupons import invariants
 from coupons.issuance import status_cache
 from coupons.models import Coupon, IssueRequest
 from coupons.reconciliation.reconciler import Reconciled, Reconciler
-from coupons.selectors import ended_request
+from coupons.selectors import terminal_status
 
 from .conftest import accept, issue
 
@@ -93,8 +93,7 @@ def test_what_cannot_be_read_is_answered_by_postgresql_found_and_repaired(
     token: Callable[..., dict[str, str]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    right = ended_request(request_id)
-    assert right is not None
+    right = terminal_status(IssueRequest.objects.get(request_id=request_id))
     spoil(key(request_id))
     started_at = time.monotonic()
     with caplog.at_level(logging.WARNING, "coupons.issuance.status_cache"):
@@ -107,14 +106,15 @@ def test_what_cannot_be_read_is_answered_by_postgresql_found_and_repaired(
     assert compare().found.counts == {"status-unreadable": 1}
     repaired = compare(repair=True)
     assert (repaired.outage, repaired.remaining.counts) == (None, {})
-    assert status_cache.load(request_id) == right
+    assert status_cache.load([request_id]) == {request_id: right}
     assert invariants.wrong_views() == []
     assert compare().found.counts == {}
 
 
 def test_an_entry_with_fields_that_a_newer_version_added_is_read(request_id: UUID) -> None:
     change(shard=3)(key(request_id))
-    assert status_cache.load(request_id) == ended_request(request_id)
+    right = terminal_status(IssueRequest.objects.get(request_id=request_id))
+    assert status_cache.load([request_id]) == {request_id: right}
     assert compare().found.counts == {}
 
 
@@ -122,7 +122,8 @@ def test_an_entry_with_fields_that_a_newer_version_added_is_read(request_id: UUI
 def test_an_entry_that_is_not_what_postgresql_says_is_written_anew(request_id: UUID, field: dict[str, Any]) -> None:
     change(**field)(key(request_id))
     assert compare(repair=True).found.counts == {"status-wrong": 1}
-    assert status_cache.load(request_id) == ended_request(request_id)
+    right = terminal_status(IssueRequest.objects.get(request_id=request_id))
+    assert status_cache.load([request_id]) == {request_id: right}
 
 
 def test_entries_of_no_request_are_removed(request_id: UUID) -> None:
@@ -142,7 +143,7 @@ def test_one_warning_tells_of_it_and_of_how_many(request_id: UUID, caplog: pytes
     time_of_next_line = time.monotonic() + 10
     with caplog.at_level(logging.WARNING, "coupons.issuance.status_cache"):
         while not caplog.records and time.monotonic() < time_of_next_line:
-            status_cache.load(request_id)
+            status_cache.load([request_id])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(request_id) in caplog.text
     assert "reconcile --repair" in caplog.text

@@ -77,7 +77,7 @@ def sold() -> list[tuple[int, int]] | None:
 
 def statuses() -> dict[str, Any]:
     ids = list(IssueRequest.objects.values_list("request_id", flat=True))
-    return {str(request_id): status for request_id, status in status_cache.load_several(ids).items()}
+    return {str(request_id): status for request_id, status in status_cache.load(ids).items()}
 
 
 def assert_views_are_postgresqls() -> None:
@@ -110,7 +110,7 @@ def test_answers_that_are_older_than_redis_keeps_them_stay_out(summer: Coupon) -
     IssueRequest.objects.filter(pk=old.pk).update(processed_at=old.processed_at - timedelta(hours=25))
     redis().flushdb()
     assert report()[1] == "cached statuses: 3 results of the last day"
-    assert status_cache.load_several([old.request_id]) == {}
+    assert status_cache.load([old.request_id]) == {}
 
 
 def test_many_rows_come_in_batches(summer: Coupon) -> None:
