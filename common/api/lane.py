@@ -8,6 +8,9 @@ from typing import NamedTuple
 import msgspec
 from django.http import HttpResponse
 
+from common.api.errors import DomainError
+from common.api.problems import refusal_body
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -32,6 +35,18 @@ class LaneResponse(NamedTuple):
 Endpoint = Callable[[LaneRequest], Awaitable[LaneResponse | None]]
 
 JSON = (b"content-type", b"application/json")
+_PROBLEM = (b"content-type", b"application/problem+json")
+
+
+def lane_refusal(path: str, error: DomainError) -> LaneResponse:
+    """Return the problem response of a refusal of ``path``, as ``refusal_response`` does for Django.
+
+    Not by a response of Django: refusals are most of the answers of a sold-out sale, and it would double their cost.
+    """
+    headers = [_PROBLEM]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    return LaneResponse(error.status, headers, msgspec.json.encode(refusal_body(path, error)))
 
 
 def lane_response(response: HttpResponse) -> LaneResponse:

@@ -80,12 +80,14 @@ def problem(
     code: str,
     detail: str,
     *,
-    kind: Kind | None = None,
     errors: list[FieldError] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> HttpResponse:
-    """Build an ``application/problem+json`` response; ``kind`` is required for codes that are not in KINDS."""
-    body = problem_body(code, kind or KINDS[code], detail, request.path, errors)
+    """Build an ``application/problem+json`` response; ``code`` is one of KINDS."""
+    return _response(problem_body(code, KINDS[code], detail, request.path, errors), headers)
+
+
+def _response(body: Problem, headers: Mapping[str, str] | None) -> HttpResponse:
     response = HttpResponse(
         msgspec.json.encode(body), status=body.status, content_type="application/problem+json", headers=headers
     )
@@ -127,11 +129,15 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
     return failure_response(request, error)
 
 
+def refusal_body(path: str, error: DomainError) -> Problem:
+    """Build the body of the problem response of a refusal."""
+    return problem_body(error.code, Kind(error.status, error.title), error.detail, path, error.errors)
+
+
 def refusal_response(request: Addressed, error: DomainError) -> HttpResponse:
     """Return the problem response of a refusal."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    kind = Kind(error.status, error.title)
-    return problem(request, error.code, error.detail, kind=kind, errors=error.errors, headers=headers)
+    return _response(refusal_body(request.path, error), headers)
 
 
 def failure_response(request: Addressed, error: BaseException | None) -> HttpResponse:

@@ -16,9 +16,9 @@ from django.http.request import split_domain_port, validate_host
 from django.http.response import HttpResponseBase
 from django.middleware.security import SecurityMiddleware
 
-from common.api.errors import DomainError
-from common.api.lane import Endpoint, Headers, LaneRequest, LaneResponse, lane_response
-from common.api.problems import failure_response, refusal_response, unavailable
+from common.api.errors import DomainError, Unavailable
+from common.api.lane import Endpoint, Headers, LaneRequest, LaneResponse, lane_refusal, lane_response
+from common.api.problems import failure_response
 from common.api.requests import is_idempotency_key
 from common.processes.log_limit import LogLimit
 from common.processes.worker_threads import on_live_connections
@@ -148,7 +148,7 @@ class Intake:
         if endpoint is None or not self._is_plain(scope, read, body, secure):
             return None
         if not self._in_progress.begin():
-            return lane_response(unavailable(django_request(scope), _TOO_MANY))
+            return lane_refusal(scope["path"], Unavailable(_TOO_MANY, retry_after=1))
         try:
             request = self._lane_request(scope, read, body)
             response = None if request is None else await _call(endpoint, request)
@@ -249,7 +249,7 @@ async def _call(endpoint: Endpoint, request: LaneRequest) -> LaneResponse | None
     try:
         return await endpoint(request)
     except DomainError as error:
-        return lane_response(refusal_response(request, error))
+        return lane_refusal(request.path, error)
     except Exception as error:
         return lane_response(failure_response(request, error))
 
