@@ -28,7 +28,7 @@ test: $(INSTALLED) ## run the tests on real services; ARGS="tests/edge -k token"
 	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name test -- python -m pytest $(LANES) $(ARGS)
 
-bench: $(INSTALLED) ## measure ratios on real services in about ten minutes; ARGS="--only door --rows 5000000"
+bench: $(INSTALLED) ## measure ratios on real services in about ten minutes; ARGS="--only accept --rows 5000000"
 	@export $(WITH_VENV) SECRET_KEY=for-benchmarks-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \
 	exec python -m devstack run --name bench --fresh -- python -m benchmarks $(ARGS)
 

@@ -13,7 +13,7 @@ import django
 _ROUNDS = 5
 _OLD_ROWS = 300_000
 _REQUESTS = 1_000_000
-_DEFAULT_PARTS = ("issue", "relay", "door", "sale", "latency", "overload", "disturbed", "admissions")
+_DEFAULT_PARTS = ("issue", "relay", "accept", "sale", "latency", "overload", "disturbed", "admissions")
 # Takes minutes, so only when named.
 _PARTS = (*_DEFAULT_PARTS, "memory")
 

@@ -13,7 +13,7 @@ from .load_clients import CONNECTIONS
 from .sale import new_coupon
 from .tables import RatioTable, milliseconds
 
-PARTS = frozenset(("issue", "relay", "door", "latency"))
+PARTS = frozenset(("issue", "relay", "accept", "latency"))
 _CAPTION = "\n".join((
     "empty view: granian's WSGI with two processes around a Django view that answers a constant, no database;"
     f" plain Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
@@ -39,7 +39,7 @@ class Ratios:
                     self._issue(opened)
                 if "relay" in parts:
                     self._relay(opened)
-        if "door" in parts:
+        if "accept" in parts:
             self._accept_api()
         if "latency" in parts:
             self._latency()

@@ -23,7 +23,7 @@ def post(client: Client, path: str, body: object, headers: dict[str, str]) -> An
     return client.post(path, json.dumps(body), content_type="application/json", headers=headers)
 
 
-DOORS: dict[str, Callable[[Coupon], tuple[str, dict[str, Any]]]] = {
+ENDPOINTS: dict[str, Callable[[Coupon], tuple[str, dict[str, Any]]]] = {
     "by type": lambda c: ("/api/v1/coupons/issue-async", {"couponType": c.coupon_type}),
     "by id": lambda c: (f"/api/v1/coupons/{c.id}/issue-async", {}),
     "for a user": lambda c: (f"/api/v1/users/7/coupons/{c.id}/issue", {}),
@@ -32,10 +32,12 @@ DOORS: dict[str, Callable[[Coupon], tuple[str, dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_request_is_accepted_at_every_door(door: str, client: Client, make_coupon: MakeCoupon, token: Token) -> None:
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_request_is_accepted_at_every_endpoint(
+    endpoint: str, client: Client, make_coupon: MakeCoupon, token: Token
+) -> None:
     coupon = make_coupon()
-    path, body = DOORS[door](coupon)
+    path, body = ENDPOINTS[endpoint](coupon)
     response = post(client, path, body, token(7))
     assert response.status_code == 202
     answer = response.json()
@@ -80,7 +82,7 @@ def test_an_accepted_request_costs_one_insert_and_nothing_for_authentication(
     client: Client, make_coupon: MakeCoupon, token: Token, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     coupon = make_coupon()
-    path, body = DOORS["by type"](coupon)
+    path, body = ENDPOINTS["by type"](coupon)
     coupon_cache.get(coupon.coupon_type)
     with django_assert_num_queries(3) as captured:
         assert post(client, path, body, token(7)).status_code == 202

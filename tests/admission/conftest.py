@@ -1,4 +1,4 @@
-"""A door and an issuer in one process: what was accepted is decided when a test says so."""
+"""An accept API and an issuer in one process: what was accepted is decided when a test says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for gate and reserve alike: the answers at the door, and what becomes of them."""
+"""What holds for gate and reserve alike: the answers at the accept API, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def test_an_insert_that_is_refused_gives_back_what_was_taken(
     assert_invariants()
 
 
-def test_the_door_tells_refusals_as_problems(
+def test_the_accept_api_tells_refusals_as_problems(
     admission: str, make_coupon: MakeCoupon, client: Client, token: Callable[..., dict[str, str]]
 ) -> None:
     coupon = make_coupon(admission=admission, total_quantity=1)

@@ -131,7 +131,7 @@ def test_an_insert_that_comes_after_the_end_gives_nobody_a_coupon_and_leaves_not
 
 
 def late_insert(coupon: Coupon, user_id: int) -> Any:
-    """A door that hangs between gate and insert until its request was ended."""
+    """An accept API that hangs between gate and insert until its request was ended."""
     confirm = Gate.confirm
     request_ids: list[Any] = []
 

@@ -82,8 +82,8 @@ def test_an_order_is_as_described_from_its_beginning_to_its_end(cast: None, send
     placed = send("orderCreate", {"items": [{"productId": order_examples.PRODUCT_ID, "quantity": 1}]})
     address = placed["Location"]
     stages = [send("order", address=address)]
-    for operation_id, door in (("orderPay", "pay"), ("orderCancel", "cancel")):
-        assert send(operation_id, {}, address=f"{address}/{door}").status_code == 200
+    for operation_id, endpoint in (("orderPay", "pay"), ("orderCancel", "cancel")):
+        assert send(operation_id, {}, address=f"{address}/{endpoint}").status_code == 200
         stages.append(send("order", address=address))
     assert [stage.json()["status"] for stage in stages] == ["PENDING", "PAID", "CANCELLED"]
 

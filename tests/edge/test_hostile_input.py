@@ -1,4 +1,4 @@
-"""What a hostile client can send to a coupon door: always a problem, never a 500 and never a coupon."""
+"""What a hostile client can send to a coupon endpoint: always a problem, never a 500 and never a coupon."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from kafka_bridge.models import OutboxMessage
 
 from .conftest import ALICE, BOB, Call, assert_problem
 
-DOORS = ["/api/v1/coupons/issue-async", "/coupons/issue-async"]
-DOOR = DOORS[0]
+ENDPOINTS = ["/api/v1/coupons/issue-async", "/coupons/issue-async"]
+ENDPOINT = ENDPOINTS[0]
 TOKEN = "/api/v1/auth/token"
 FORM = "application/x-www-form-urlencoded"
 
@@ -89,36 +89,36 @@ BAD_BODIES = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES.keys())
-def test_a_bad_body_is_refused(coupon: Coupon, call: Call, door: str, body: bytes) -> None:
-    assert_problem(call("POST", door, body), 400, "invalid")
+def test_a_bad_body_is_refused(coupon: Coupon, call: Call, endpoint: str, body: bytes) -> None:
+    assert_problem(call("POST", endpoint, body), 400, "invalid")
     assert not OutboxMessage.objects.exists()
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_the_same_door_lets_a_good_body_in(coupon: Coupon, call: Call, door: str) -> None:
-    response = call("POST", door, {"couponType": "SUMMER", "userId": ALICE})
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_the_same_endpoint_lets_a_good_body_in(coupon: Coupon, call: Call, endpoint: str) -> None:
+    response = call("POST", endpoint, {"couponType": "SUMMER", "userId": ALICE})
     assert (response.status_code, response["Content-Type"]) == (202, "application/json")
     assert OutboxMessage.objects.count() == 1
 
 
 def test_a_refusal_names_the_field(coupon: Coupon, call: Call) -> None:
-    wrong_type = assert_problem(call("POST", DOOR, {"couponType": 5}), 400, "invalid")
+    wrong_type = assert_problem(call("POST", ENDPOINT, {"couponType": 5}), 400, "invalid")
     assert [error["field"] for error in wrong_type["errors"]] == ["couponType"]
-    unknown = assert_problem(call("POST", DOOR, {"couponType": "SUMMER", "x": 1}), 400, "invalid")
+    unknown = assert_problem(call("POST", ENDPOINT, {"couponType": "SUMMER", "x": 1}), 400, "invalid")
     assert unknown["errors"] == [{"field": "x", "message": "unknown field"}]
-    missing = assert_problem(call("POST", DOOR, {}), 400, "invalid")
+    missing = assert_problem(call("POST", ENDPOINT, {}), 400, "invalid")
     assert missing["errors"] == [{"field": "couponType", "message": "missing"}]
 
 
 def test_nesting_of_32_is_not_too_deep(coupon: Coupon, call: Call) -> None:
-    body = assert_problem(call("POST", DOOR, nested(31)), 400, "invalid")
+    body = assert_problem(call("POST", ENDPOINT, nested(31)), 400, "invalid")
     assert "couponType" in body["detail"]
 
 
 def test_brackets_in_a_text_do_not_nest(coupon: Coupon, call: Call) -> None:
-    body = assert_problem(call("POST", DOOR, {"couponType": '"[{' * 20}), 400, "invalid")
+    body = assert_problem(call("POST", ENDPOINT, {"couponType": '"[{' * 20}), 400, "invalid")
     assert "couponType" in body["detail"]
 
 
@@ -135,13 +135,13 @@ def test_brackets_in_a_text_do_not_nest(coupon: Coupon, call: Call) -> None:
     ],
 )
 def test_another_content_type_is_415(coupon: Coupon, call: Call, content_type: str) -> None:
-    response = call("POST", DOOR, {"couponType": "SUMMER"}, content_type=content_type)
+    response = call("POST", ENDPOINT, {"couponType": "SUMMER"}, content_type=content_type)
     assert_problem(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
 def test_json_may_be_spelled_differently(coupon: Coupon, call: Call, content_type: str) -> None:
-    assert call("POST", DOOR, {"couponType": "SUMMER"}, content_type=content_type).status_code == 202
+    assert call("POST", ENDPOINT, {"couponType": "SUMMER"}, content_type=content_type).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -154,19 +154,19 @@ def test_an_empty_body_counts_as_an_empty_object(coupon: Coupon, call: Call, con
 
 def test_a_body_of_16_kib_is_read_and_one_byte_more_is_413(coupon: Coupon, call: Call) -> None:
     body = b'{"couponType":"SUMMER"}'
-    assert call("POST", DOOR, body + b" " * (16 * 1024 - len(body))).status_code == 202
-    assert_problem(call("POST", DOOR, body + b" " * (16 * 1024 - len(body) + 1)), 413, "too_large")
+    assert call("POST", ENDPOINT, body + b" " * (16 * 1024 - len(body))).status_code == 202
+    assert_problem(call("POST", ENDPOINT, body + b" " * (16 * 1024 - len(body) + 1)), 413, "too_large")
 
 
 @pytest.mark.parametrize("length", [str(10**30), "9" * 5000])
 def test_a_body_that_says_it_is_too_large_is_not_read(coupon: Coupon, call: Call, length: str) -> None:
-    assert_problem(call("POST", DOOR, b"{}", CONTENT_LENGTH=length), 413, "too_large")
+    assert_problem(call("POST", ENDPOINT, b"{}", CONTENT_LENGTH=length), 413, "too_large")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "identity, gzip", "utf-8", "x"])
 def test_a_coded_body_is_415(coupon: Coupon, call: Call, coding: str) -> None:
     body = gzip.compress(b'{"couponType":"SUMMER"}')
-    refused = call("POST", DOOR, body, HTTP_CONTENT_ENCODING=coding)
+    refused = call("POST", ENDPOINT, body, HTTP_CONTENT_ENCODING=coding)
     assert "Content-Encoding" in assert_problem(refused, 415, "unsupported_media_type")["detail"]
     assert refused["Accept-Encoding"] == "identity"
     assert_problem(call("POST", TOKEN, body, user=None, HTTP_CONTENT_ENCODING=coding), 415, "unsupported_media_type")
@@ -174,7 +174,7 @@ def test_a_coded_body_is_415(coupon: Coupon, call: Call, coding: str) -> None:
 
 @pytest.mark.parametrize("coding", ["", "identity", "Identity"])
 def test_a_body_as_it_is_may_say_so(coupon: Coupon, call: Call, coding: str) -> None:
-    response = call("POST", DOOR, {"couponType": "SUMMER"}, HTTP_CONTENT_ENCODING=coding)
+    response = call("POST", ENDPOINT, {"couponType": "SUMMER"}, HTTP_CONTENT_ENCODING=coding)
     assert response.status_code == 202
 
 
@@ -191,7 +191,7 @@ def test_a_body_without_length_is_not_taken_for_empty(coupon: Coupon, call: Call
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
 def test_another_method_is_405_and_names_the_right_one(coupon: Coupon, call: Call, method: str) -> None:
-    response = call(method, DOOR)
+    response = call(method, ENDPOINT)
     assert_problem(response, 405, "method_not_allowed")
     assert response["Allow"] == "POST"
 
@@ -236,7 +236,7 @@ def test_a_bad_page_is_no_error_of_ours(db: None, call: Call, path: str, name: s
 
 
 def test_a_host_that_is_not_ours_is_400(db: None, call: Call) -> None:
-    assert_problem(call("POST", DOOR, {"couponType": "SUMMER"}, HTTP_HOST="evil.example"), 400, "invalid")
+    assert_problem(call("POST", ENDPOINT, {"couponType": "SUMMER"}, HTTP_HOST="evil.example"), 400, "invalid")
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml", "nonsense", ""])
@@ -288,7 +288,7 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
 
 
 def assert_unauthenticated(client: Client, authorization: str) -> None:
-    response = client.post(DOOR, b'{"couponType":"SUMMER"}', "application/json", HTTP_AUTHORIZATION=authorization)
+    response = client.post(ENDPOINT, b'{"couponType":"SUMMER"}', "application/json", HTTP_AUTHORIZATION=authorization)
     assert_problem(response, 401, "unauthenticated")
     assert response["WWW-Authenticate"] == "Bearer"
     assert not OutboxMessage.objects.exists()
@@ -342,7 +342,7 @@ def test_a_malformed_authorization_header_is_refused(coupon: Coupon, client: Cli
 
 
 def test_no_authorization_at_all_is_refused(coupon: Coupon, call: Call) -> None:
-    response = call("POST", DOOR, {"couponType": "SUMMER"}, user=None)
+    response = call("POST", ENDPOINT, {"couponType": "SUMMER"}, user=None)
     assert_problem(response, 401, "unauthenticated")
     assert response["WWW-Authenticate"] == "Bearer"
 
@@ -360,7 +360,7 @@ def test_an_outsiders_token_with_the_three_claims_is_good(
     coupon: Coupon, client: Client, claims: dict[str, Any]
 ) -> None:
     response = client.post(
-        DOOR, b'{"couponType":"SUMMER"}', "application/json", HTTP_AUTHORIZATION=f"bearer  {forged(claims)}"
+        ENDPOINT, b'{"couponType":"SUMMER"}', "application/json", HTTP_AUTHORIZATION=f"bearer  {forged(claims)}"
     )
     assert response.status_code == 202
     assert response.json()["userId"] == ALICE
@@ -368,9 +368,9 @@ def test_an_outsiders_token_with_the_three_claims_is_good(
 
 def test_acting_for_another_user_needs_the_scope(coupon: Coupon, call: Call) -> None:
     body = {"couponType": "SUMMER", "userId": BOB}
-    assert_problem(call("POST", DOOR, body), 403, "forbidden")
-    assert_problem(call("POST", DOOR, body, scope="coupons:issue-for-others-not"), 403, "forbidden")
-    assert call("POST", DOOR, body, scope="x coupons:issue-for-others").status_code == 202
+    assert_problem(call("POST", ENDPOINT, body), 403, "forbidden")
+    assert_problem(call("POST", ENDPOINT, body, scope="coupons:issue-for-others-not"), 403, "forbidden")
+    assert call("POST", ENDPOINT, body, scope="x coupons:issue-for-others").status_code == 202
 
 
 def test_a_token_costs_no_query(coupon: Coupon, call: Call, django_assert_num_queries: Any) -> None:

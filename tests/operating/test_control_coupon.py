@@ -1,4 +1,4 @@
-"""``control_coupon``: every control counts once under its id, and is in effect at the door within a second."""
+"""``control_coupon``: every control counts once under its id, and is in effect at the accept API within a second."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_what_is_written_down_stays(make_coupon: MakeCoupon, statement: str) -> 
         cursor.execute(statement)
 
 
-# At the door, and behind it.
+# At the accept API, and behind it.
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def ask(client: Client, token: Callable[..., dict[str, str]]) -> Callable[[Coupo
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_control_is_in_effect_at_the_door_within_a_second(
+def test_a_control_is_in_effect_at_the_accept_api_within_a_second(
     make_coupon: MakeCoupon, ask: Callable[[Coupon, int], Any]
 ) -> None:
     coupon = make_coupon()

@@ -164,7 +164,7 @@ def test_a_batch_that_is_shut_out_midway_says_where_and_goes_on_when_the_coupon_
 
 
 @committed
-def test_a_batch_waits_while_the_outbox_is_half_full_and_leaves_the_door_open(
+def test_a_batch_waits_while_the_outbox_is_half_full_and_leaves_the_accept_api_open(
     users: Users, make_coupon: MakeCoupon, settings: Any, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -31,7 +31,7 @@ def grown(client: Client) -> Callable[[], dict[str, float]]:
     }
 
 
-def test_the_door_counts_what_it_took_and_what_it_refused(
+def test_the_accept_api_counts_what_it_took_and_what_it_refused(
     client: Client, make_coupon: Callable[..., Coupon], token: Callable[..., dict[str, str]], grown: Any
 ) -> None:
     for coupon in (make_coupon(), make_coupon(paused=True)):

@@ -45,7 +45,7 @@ def test_every_process_goes_on_with_new_connections(
     web: Web, service: Service, burst: Callable[..., Burst], coupons: Sequence[Coupon]
 ) -> None:
     processes = [service.start("relay"), service.start("issuer", "--batch-size", "50"), web.process]
-    # Many enough that the door is still asked, and so connected, when the others have come back.
+    # Many enough that the accept API is still asked, and so connected, when the others have come back.
     crowd = burst(9000, 600)
     when_issued(1)
     for accepted in (300, 600, 900):
