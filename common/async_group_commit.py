@@ -7,12 +7,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Generic, TypeVar
 
-from common.group_commit import WaitedTooLong
+from common.group_commit import TooManyInProgress, WaitedTooLong
+from common.in_progress import LEAST, InProgress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Since when it waits (monotonic), the item, and the future of its result.
+_Entry = tuple[float, Item, asyncio.Future[Result]]
 
 
 class AsyncGroupCommit(Generic[Item, Result]):
@@ -37,71 +42,82 @@ class AsyncGroupCommit(Generic[Item, Result]):
         self._executor = executor
         self._limit = limit
         self._patience = patience
-        self._waiting: deque[tuple[float, Item, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[_Entry[Item, Result]] = deque()
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
+        self._in_progress = InProgress()
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """Return the future of the item's result; it raises what ``work`` raises.
 
-        It raises WaitedTooLong if no round took the item within ``patience``: no work was done for it.
+        It raises WaitedTooLong if no round took the item within ``patience``: no work was done for it. Raises
+        TooManyInProgress at once while more items are in progress than are finished in half a second.
         """
+        if not self._in_progress.begin():
+            raise TooManyInProgress(f"more than {LEAST} items are in progress")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((time.monotonic(), item, future))
         if not self._running:
             self._running = True
             loop.call_soon(self._begin)
-        elif self._timer is None:
+        if self._timer is None:
             self._timer = loop.call_later(self._patience, self._expire)
         return future
 
     def _begin(self) -> None:
-        count = min(len(self._waiting), self._limit)
-        if not count:
-            self._running = False
-            return
-        entries = [self._waiting.popleft() for _ in range(count)]
-        loop = asyncio.get_running_loop()
+        self._running = bool(self._waiting)
+        if self._running:
+            self._executor.submit(self._round, asyncio.get_running_loop())
 
-        def run() -> None:
-            results: Sequence[Result] = ()
-            error: BaseException | None = None
-            try:
+    def _round(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do the work, in a thread of the executor.
+
+        The items are taken only now: while the executor has no free thread they still wait, and may wait too long.
+        """
+        entries: list[_Entry[Item, Result]] = []
+        with suppress(IndexError):
+            while len(entries) < self._limit:
+                entries.append(self._waiting.popleft())
+        results: Sequence[Result] = ()
+        error: BaseException | None = None
+        try:
+            if entries:
                 results = self._work([item for _, item, _ in entries])
-                if len(results) != len(entries):
-                    raise RuntimeError(f"{len(results)} results for {len(entries)} items")
-            except BaseException as raised:
-                error = raised
-            loop.call_soon_threadsafe(self._finish, entries, results, error)
-
-        self._executor.submit(run)
+            if len(results) != len(entries):
+                raise RuntimeError(f"{len(results)} results for {len(entries)} items")
+        except BaseException as raised:
+            error = raised
+        loop.call_soon_threadsafe(self._finish, entries, results, error)
 
     def _finish(
-        self,
-        entries: Sequence[tuple[float, Item, asyncio.Future[Result]]],
-        results: Sequence[Result],
-        error: BaseException | None,
+        self, entries: Sequence[_Entry[Item, Result]], results: Sequence[Result], error: BaseException | None
     ) -> None:
-        if error is not None:
-            for _, _, future in entries:
-                if not future.done():
-                    future.set_exception(error)
-        else:
-            for (_, _, future), result in zip(entries, results, strict=True):
-                # A caller that was cancelled has left; its work was done all the same.
-                if not future.done():
-                    future.set_result(result)
+        for index, (_, _, future) in enumerate(entries):
+            self._in_progress.end(is_answered=error is None)
+            # A caller that was cancelled has left; its work was done all the same.
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(results[index])
         self._begin()
 
     def _expire(self) -> None:
         """Take out the items that have waited too long, and look again when the next one is due."""
         self._timer = None
         now = time.monotonic()
-        while self._waiting and now - self._waiting[0][0] >= self._patience:
-            _, _, future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(WaitedTooLong(f"no group commit within {self._patience:g} s"))
-        if self._waiting:
-            delay = self._patience - (now - self._waiting[0][0])
-            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+        # A round may take items at the same time, in its thread.
+        with suppress(IndexError):
+            while True:
+                entry = self._waiting.popleft()
+                since, _, future = entry
+                if now - since < self._patience:
+                    self._waiting.appendleft(entry)
+                    delay = self._patience - (now - since)
+                    self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+                    return
+                self._in_progress.end(is_answered=False)
+                if not future.done():
+                    future.set_exception(WaitedTooLong(f"no group commit within {self._patience:g} s"))

@@ -104,3 +104,7 @@ class GroupCommit(Generic[Item, Result]):
 
 class WaitedTooLong(Exception):
     """No round took the item within ``patience``: no work was done for it."""
+
+
+class TooManyInProgress(Exception):
+    """More items are in progress than are finished in a reasonable time: the item was not taken."""

@@ -16,9 +16,11 @@ try:
     django.setup(set_prefix=False)
     from couponsite.database import limit_statements
     from couponsite.intake.server import Intake
+    from couponsite.parent_death import end_with_parent
     from kafka_bridge.operating.heartbeat import Heartbeat
     from kafka_bridge.outbox.backpressure import outbox_backpressure
 
+    end_with_parent()
     limit_statements()
     application = Intake()
     outbox_backpressure.start()

@@ -17,6 +17,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.core.wsgi import get_wsgi_application
 
 from couponsite.database import limit_statements
+from couponsite.parent_death import end_with_parent
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
 
@@ -131,6 +132,7 @@ def limit_concurrency(application: WSGIHandler) -> Application:
 
 
 try:
+    end_with_parent()
     limit_statements()
     from couponsite.intake.client_address import with_client_address
 

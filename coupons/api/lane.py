@@ -9,17 +9,18 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from common.api.errors import DomainError, NotFound
+from common.api.errors import DomainError, NotFound, Unavailable
 from common.api.lane import JSON, Endpoint, LaneRequest, LaneResponse
 from common.api.pagination import USUAL_ROWS
 from common.api.renderers import encode
 from common.async_group_commit import AsyncGroupCommit
 from common.bigint import MAX_BIGINT, parse_id
-from common.group_commit import WaitedTooLong
+from common.group_commit import TooManyInProgress, WaitedTooLong
 from common.processes.worker_threads import on_live_connections
 
 from .. import metrics, selectors
@@ -128,7 +129,7 @@ class CouponLane:
             refuse_under_backpressure()
             coupon = coupon_cache.fresh(id_or_type)
             if coupon is None:
-                coupon = await self._cached_coupons.submit(id_or_type)
+                coupon = await _result(self._cached_coupons, id_or_type)
             elif coupon.is_half_old():
                 self._refresh(id_or_type)
             if coupon is None:
@@ -140,12 +141,8 @@ class CouponLane:
                 idempotency_key=request.idempotency_key,
                 traceparent=request.traceparent,
             )
-            await self._committers.for_coupon(coupon).submit(incoming)
+            await _result(self._committers.for_coupon(coupon), incoming)
             result = accepted(incoming)
-        except WaitedTooLong as error:
-            refusal = not_executed()
-            metrics.REFUSED.labels(refusal.code).inc()
-            raise refusal from error
         except DomainError as error:
             metrics.REFUSED.labels(error.code).inc()
             raise
@@ -156,9 +153,10 @@ class CouponLane:
     def _refresh(self, id_or_type: int | str) -> None:
         """Read a coupon before its entry is too old to use: the crowd does not wait for the query."""
         if id_or_type not in self._refreshing:
-            self._refreshing.add(id_or_type)
-            task = self._cached_coupons.submit(id_or_type)
-            task.add_done_callback(partial(self._refreshed, id_or_type))
+            with suppress(TooManyInProgress):
+                task = self._cached_coupons.submit(id_or_type)
+                self._refreshing.add(id_or_type)
+                task.add_done_callback(partial(self._refreshed, id_or_type))
 
     def _refreshed(self, id_or_type: int | str, task: asyncio.Future[CachedCoupon | None]) -> None:
         self._refreshing.discard(id_or_type)
@@ -169,19 +167,19 @@ class CouponLane:
         return _grouped(partial(accept_group, admission), self._selective if admission.may_refuse else self._queue)
 
     async def _issue_request(self, request_id: UUID, request: LaneRequest) -> LaneResponse:
-        status = await _in_time(self._statuses.submit(request_id))
+        status = await _result(self._statuses, request_id)
         if status is None or (status.user_id != request.user_id and not request.may_issue_for_others):
             raise NotFound("There is no such request.")
         return _ok(status)
 
     async def _coupon(self, coupon_id: int, request: LaneRequest) -> LaneResponse:
-        coupon = await _in_time(self._coupons.submit(coupon_id))
+        coupon = await _result(self._coupons, coupon_id)
         if coupon is None:
             raise NotFound(f"There is no coupon {coupon_id}.")
         return _ok(selectors.coupon_view(coupon))
 
     async def _coupon_list(self, request: LaneRequest) -> LaneResponse | None:
-        rows = await _in_time(self._lists.submit(None))
+        rows = await _result(self._lists, None)
         # The address of a further page is the site's to build.
         return _ok(CouponPage(rows, None)) if len(rows) <= USUAL_ROWS else None
 
@@ -193,11 +191,14 @@ def _grouped(work: Callable[[Sequence[Item]], Sequence[Result]], executor: Execu
     return AsyncGroupCommit(on_live_connections(work), executor)
 
 
-async def _in_time(future: asyncio.Future[Result]) -> Result:
+async def _result(committer: AsyncGroupCommit[Item, Result], item: Item) -> Result:
+    """Return the item's result. Raises Unavailable if it was not executed."""
     try:
-        return await future
+        return await committer.submit(item)
     except WaitedTooLong as error:
         raise not_executed() from error
+    except TooManyInProgress as error:
+        raise Unavailable("Too many requests are in progress. This request was not executed.", retry_after=1) from error
 
 
 def _ok(body: object) -> LaneResponse:

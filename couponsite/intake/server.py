@@ -16,7 +16,7 @@ from django.http.request import split_domain_port, validate_host
 from django.http.response import HttpResponseBase
 from django.middleware.security import SecurityMiddleware
 
-from common.api.errors import DomainError, Unavailable
+from common.api.errors import DomainError
 from common.api.lane import Endpoint, Headers, LaneRequest, LaneResponse, lane_refusal, lane_response
 from common.api.problems import failure_response
 from common.api.requests import is_idempotency_key
@@ -25,14 +25,13 @@ from common.processes.worker_threads import on_live_connections
 from common.trace_context import read_traceparent
 from coupons.api.lane import CouponLane
 from couponsite.auth.tokens import ISSUE_FOR_OTHERS
-from couponsite.error_pages import refusal
+from couponsite.error_pages import is_api_path, refusal
 from couponsite.health import PROBES, answer_probes, live
 from couponsite.middleware import LOOPBACK, body_limit, content_length
 
-from .bodies import Bodies, BodyError
+from .bodies import API_BODIES_BYTES, SITE_BODIES_BYTES, Bodies, BodyError
 from .client_address import HEADER
 from .forwarding import Send, Site, SiteUnavailable
-from .overload import InProgress
 from .token_cache import TokenCache
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,6 @@ _READ = frozenset(
 )
 _JSON_TYPES = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _MOST_HOSTS = 1000
-_TOO_MANY = "Too many requests are in progress. This request was not executed."
 
 
 class Intake:
@@ -74,9 +72,9 @@ class Intake:
         self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
         self._probes = ThreadPoolExecutor(1, "probes")
         self._coupons = CouponLane(queue=self._queue, selective=self._selective, reads=self._reads)
-        self._bodies = Bodies()
+        self._api_bodies = Bodies(API_BODIES_BYTES)
+        self._site_bodies = Bodies(SITE_BODIES_BYTES)
         self._site = Site(socket=settings.SITE_SOCKET, url=settings.SITE_URL)
-        self._in_progress = InProgress()
         self._hosts: dict[tuple[bytes, bool], bool] = {}
         self._answer_probe = answer_probes(lambda request: HttpResponse(status=404))
         self._answer_probes = on_live_connections(self._answer_each)
@@ -114,7 +112,8 @@ class Intake:
                 return
 
     def _stop(self) -> None:
-        self._bodies.close()
+        self._api_bodies.close()
+        self._site_bodies.close()
         os.kill(os.getpid(), signal.SIGINT)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,10 +123,11 @@ class Intake:
             if name in _READ:
                 is_plain = is_plain and name not in read
                 read[name] = value
+        bodies = self._api_bodies if is_api_path(scope["path"]) else self._site_bodies
         body = b""
         if b"content-length" in read or b"transfer-encoding" in read:
             try:
-                body = await self._bodies.read(receive, length=_announced_length(read), limit=body_limit(scope["path"]))
+                body = await bodies.read(receive, length=_announced_length(read), limit=body_limit(scope["path"]))
             except BodyError as error:
                 # The rest of the body may still come: the connection cannot be used again.
                 await self._refuse(scope, send, read, error.code, error.detail, headers={"Connection": "close"})
@@ -139,7 +139,7 @@ class Intake:
             else:
                 await self._forward(scope, read, body, send)
         finally:
-            self._bodies.release(len(body))
+            bodies.release(len(body))
 
     async def _answer(self, scope: Scope, read: dict[bytes, bytes], body: bytes) -> LaneResponse | None:
         """Answer in the lane; None if the request is not in the plain form."""
@@ -147,13 +147,8 @@ class Intake:
         endpoint = self._coupons.find(scope["method"], scope["path"])
         if endpoint is None or not self._is_plain(scope, read, body, secure):
             return None
-        if not self._in_progress.begin():
-            return lane_refusal(scope["path"], Unavailable(_TOO_MANY, retry_after=1))
-        try:
-            request = self._lane_request(scope, read, body)
-            response = None if request is None else await _call(endpoint, request)
-        finally:
-            self._in_progress.end()
+        request = self._lane_request(scope, read, body)
+        response = None if request is None else await _call(endpoint, request)
         if response is not None:
             response.headers.extend(self._lane_headers[scope["method"], secure])
         return response
@@ -216,6 +211,10 @@ class Intake:
         return [self._answer_probe(request) for request in requests]
 
     async def _forward(self, scope: Scope, read: dict[bytes, bytes], body: bytes, send: Send) -> None:
+        if not scope["raw_path"].startswith(b"/"):
+            # ``OPTIONS *``, which concerns the server and no address of it.
+            await self._refuse(scope, send, read, "not_found", "There is nothing at this address.")
+            return
         headers: Headers = [header for header in scope["headers"] if b"_" not in header[0] and header[0] != HEADER]
         try:
             await self._site.forward(scope, headers, body, send)

@@ -7,6 +7,8 @@ import time
 from couponsite.auth.tokens import AccessClaims, read_plain_access_token
 
 _MOST = 10_000
+# Tokens of this service have about 150 bytes; those of other issuers may be of any size.
+_LONGEST = 2_000
 
 
 class TokenCache:
@@ -27,6 +29,7 @@ class TokenCache:
                 return None
             if len(self._entries) >= _MOST:
                 self._entries.clear()
-            self._entries[authorization] = entry
+            if len(authorization) <= _LONGEST:
+                self._entries[authorization] = entry
         claims, expires = entry
         return claims if expires > time.time() else None

@@ -149,6 +149,21 @@ def test_silent_connections_keep_nothing_from_others(pair: Pair, coupon: Coupon,
     assert_prompt(probes)
 
 
+def test_announced_bodies_that_never_come_keep_no_memory_from_others(pair: Pair, coupon: Coupon) -> None:
+    with ExitStack() as stack:
+        for path in ("/x", "/api/v1/orders"):
+            for _ in range(100):
+                stack.enter_context(connected(pair.port)).sendall(
+                    head(coupon, f"Content-Length: {16_000 if path.startswith('/api') else 2_000_000}", path)
+                )
+        assert_prompt([ask(pair.port, coupon.coupon_type, user) for user in range(1, 4)], status=202)
+
+
+def test_the_server_itself_is_no_address(pair: Pair) -> None:
+    message = b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert pair.to_lane(message, "OPTIONS").status == pair.to_site(message, "OPTIONS").status == 404
+
+
 def test_a_cookie_that_is_no_ascii_keeps_the_session(pair: Pair) -> None:
     User.objects.create_superuser("carol", password="correct horse battery staple")
     browser = Client()

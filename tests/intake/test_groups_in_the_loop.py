@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from common.async_group_commit import AsyncGroupCommit
-from common.group_commit import WaitedTooLong
+from common.group_commit import TooManyInProgress, WaitedTooLong
+from common.in_progress import LEAST
 
 
 @pytest.fixture
@@ -87,6 +88,42 @@ def test_an_item_that_waits_too_long_is_taken_out_and_not_executed(executor: Thr
 
     run(main)
     assert work.rounds == [[1], [4]]
+
+
+def test_an_item_that_waits_for_a_thread_waits_no_longer_than_the_others(executor: ThreadPoolExecutor) -> None:
+    busy, work = Rounds(), Rounds()
+
+    async def main() -> None:
+        busy.go.clear()
+        other = AsyncGroupCommit(busy, executor).submit(1)
+        await asyncio.to_thread(busy.began.wait)
+        with pytest.raises(WaitedTooLong):
+            await AsyncGroupCommit(work, executor, patience=0.05).submit(2)
+        busy.go.set()
+        assert await other == -1
+
+    run(main)
+    assert work.rounds == []
+
+
+def test_items_past_the_limit_are_refused_at_once_and_take_nothing_from_other_committers(
+    executor: ThreadPoolExecutor,
+) -> None:
+    held = Rounds()
+
+    async def main() -> None:
+        held.go.clear()
+        committer = AsyncGroupCommit(held, executor)
+        futures = [committer.submit(-number) for number in range(LEAST)]
+        with pytest.raises(TooManyInProgress):
+            committer.submit(1)
+        other = AsyncGroupCommit(Rounds(), executor).submit(2)
+        held.go.set()
+        assert await asyncio.gather(*futures) == list(range(LEAST))
+        assert await other == -2
+        assert await committer.submit(3) == -3
+
+    run(main)
 
 
 def test_an_error_concerns_its_round_alone(executor: ThreadPoolExecutor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from couponsite.intake.overload import LEAST, InProgress
+from common.in_progress import LEAST, InProgress
 
 
 class Clock:

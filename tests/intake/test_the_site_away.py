@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -44,6 +45,23 @@ def stopped_site(pair: Pair) -> Iterator[None]:
 
 def test_a_site_that_hangs(pair: Pair) -> None:
     with stopped_site(pair):
+        assert_served(pair.port)
+
+
+def test_a_site_that_hangs_with_large_bodies(pair: Pair) -> None:
+    body = b"x" * (2 * 1024 * 1024 - 1)
+    head = f"POST /admin/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with stopped_site(pair), ExitStack() as stack:
+        for _ in range(40):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", pair.port), timeout=20))
+            with suppress(ConnectionError):
+                client.sendall(head + body)
+        # More bodies than the process holds for the site: the last ones are refused, the others wait for it.
+        wait_until(
+            lambda: is_refused(call(pair.port, "POST", "/admin/login/", body={"x": "y" * 2_000_000})),
+            20,
+            "every body is taken",
+        )
         assert_served(pair.port)
 
 

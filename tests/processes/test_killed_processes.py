@@ -10,6 +10,7 @@ import pytest
 from django.db import connection, transaction
 
 from coupons.models import Coupon
+from devstack import wait_until
 from devstack.procinfo import children, identify
 from kafka_bridge.models import OutboxMessage
 from tests.processes.conftest import (
@@ -46,6 +47,16 @@ def test_a_killed_web_worker_is_replaced_and_no_request_is_lost(
     os.kill(children(master)[0].pid, signal.SIGKILL)
     assert_guarantees_hold(crowd, coupons)
     assert web.process.poll() is None
+
+
+def test_no_worker_outlives_a_killed_web_server(web: Web) -> None:
+    master = identify(web.process.pid)
+    assert master is not None
+    workers = children(master)
+    assert workers
+    os.kill(web.process.pid, signal.SIGKILL)
+    wait_until(lambda: not any(identify(worker.pid) == worker for worker in workers), 20, "a worker lives on")
+    web.process.start()
 
 
 def test_a_killed_web_server_forgets_no_request_that_it_accepted(

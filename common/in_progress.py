@@ -1,11 +1,11 @@
-"""Load shedding: how many calls the lane may have in progress, so that the last of them is answered in time."""
+"""Load shedding: how many calls may be in progress, so that the last of them is answered in time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# Calls in progress that are always allowed: a burst on an idle process has no rate yet.
+# Calls in progress that are always allowed: a burst when nothing was in progress has no rate yet.
 LEAST = 500
 # A call that begins now is answered after those before it: as many as are answered in this time.
 _WAIT_SECONDS = 0.5
@@ -29,10 +29,10 @@ class InProgress:
         self._count += 1
         return True
 
-    def end(self) -> None:
-        """Count a call that is answered."""
+    def end(self, *, is_answered: bool = True) -> None:
+        """Count a call that has ended; only those that were answered say how fast calls are answered."""
         self._count -= 1
-        self._answered += 1
+        self._answered += is_answered
         elapsed = self._clock() - self._window_began
         if elapsed >= _WINDOW_SECONDS:
             rate = self._answered / elapsed
