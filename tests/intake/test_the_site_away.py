@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -55,10 +56,13 @@ def test_a_site_that_hangs_with_large_bodies(pair: Pair) -> None:
     body = b"x" * (2 * 1024 * 1024 - 1)
     head = f"POST /admin/login/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with stopped_site(pair), ExitStack() as stack:
-        for _ in range(40):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", pair.port), timeout=20))
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", pair.port), timeout=20)) for _ in range(40)
+        ]
+        for client in clients:
             with suppress(ConnectionError):
                 client.sendall(head + body)
+        wait_until(lambda: select.select(clients, [], [], 0)[0], 20, "every body is taken")
         assert_served(pair.port)
 
 
