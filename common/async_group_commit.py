@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 from common.group_commit import TooManyInProgress, WaitedTooLong
-from common.in_progress import LEAST, InProgress
+from common.in_progress import InProgress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ class AsyncGroupCommit(Generic[Item, Result]):
         TooManyInProgress at once while more items are in progress than are finished in half a second.
         """
         if not self._in_progress.begin():
-            raise TooManyInProgress(f"more than {LEAST} items are in progress")
+            raise TooManyInProgress("too many items are in progress")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((time.monotonic(), item, future))

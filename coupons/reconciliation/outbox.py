@@ -97,7 +97,7 @@ class OutboxCheck:
         for name in foreign:
             findings.add(WORKER_FOREIGN, f"key {name!r}")
         if foreign and not repair:
-            # The queue cannot be read, so lost requests cannot be told from queued ones.
+            # The queue cannot be read, so lost requests cannot be distinguished from queued ones.
             return
         if foreign:
             queue.remove(foreign)

@@ -99,7 +99,10 @@ class GroupConsumer:
                 self._postponed.pop(partition, None)
                 del messages[: len(batch)]
                 self._uncommitted[partition] = self._next_offsets[partition] = end
-        if not worked or time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+            # After each batch, not after the pass: batches that call a provider take seconds each.
+            if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+                self._commit_handled(consumer)
+        if not worked:
             self._commit_handled(consumer)
         if time.monotonic() - self._ticked_at >= _TICK_SECONDS:
             self._ticked_at = time.monotonic()
@@ -248,7 +251,6 @@ class GroupConsumer:
 
     def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
         """Commit synchronously. A failure is only logged: handled messages are redelivered, and recognized."""
-        self._next_offsets.update(next_offsets)
         try:
             committed = consumer.commit(
                 offsets=[TopicPartition(*partition, offset) for partition, offset in next_offsets.items()],
@@ -275,6 +277,7 @@ class GroupConsumer:
             if not self._has_buffered(partition) and self._committed.get(partition) != end
         }
         if ends:
+            self._next_offsets.update(ends)
             self._commit(consumer, ends)
 
     def _has_buffered(self, partition: Partition) -> bool:
