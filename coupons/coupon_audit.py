@@ -9,6 +9,7 @@ from datetime import datetime
 import msgspec
 from django.db import connection, transaction
 from django.db.models import Count, Max, Min, Q
+from django.db.models.expressions import RawSQL
 
 from common.postgres.clock import isoformat_z
 from coupons.events import IssueEnded
@@ -16,6 +17,7 @@ from coupons.messages import ISSUE_FAILED, ISSUE_SUCCEEDED
 from coupons.models import Coupon, IssueRequest
 from coupons.policy import SUCCESS
 from kafka_bridge.models import OutboxMessage
+from kafka_bridge.outbox.published import unpublished_sql
 
 _CHUNK = 1000
 
@@ -71,7 +73,9 @@ def published() -> Trails:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         trails = decided()
         unpublished = OutboxMessage.objects.filter(
-            published_at=None, headers=None, event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED]
+            id__in=RawSQL(f"SELECT id FROM ({unpublished_sql()}) AS unpublished", []),
+            headers=None,
+            event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED],
         ).values_list("payload", flat=True)
         for payload in unpublished.iterator(chunk_size=_CHUNK):
             try:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from common.postgres.clock import database_time
 from kafka_bridge.client import group_lag
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.outbox.published import anything_unpublished
 
 from . import policy
 from .consumer_groups import ISSUE

@@ -20,6 +20,8 @@ _SETTINGS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "max_connections": "200",
+    # For tests of prepared transactions.
+    "max_prepared_transactions": "5",
     "shared_buffers": "256MB",
     "fsync": "on",
     "synchronous_commit": "on",

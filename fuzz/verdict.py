@@ -20,7 +20,7 @@ from devstack import ManagedProcess, wait_until
 from devstack.procinfo import Identity, group_members, identify, is_alive
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.outbox.published import anything_unpublished
 from kafka_bridge.registry import groups
 from orders.models import Order
 

@@ -9,6 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import admin
 from django.db.models import BinaryField, F, Func, QuerySet, Value
+from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -19,8 +20,11 @@ from common.postgres.clock import isoformat_z
 from .cloudevents import cloud_event_headers, decode_headers
 from .consuming.dead_letters import RELAY
 from .models import Alert, DeadLetter, OutboxMessage
+from .outbox.published import is_published_sql, unpublished_sql
 
 _SHOWN_IN_LISTS = 80
+# How many unpublished rows the filter lists.
+_MOST_WAITING = "100000"
 
 
 def readable(raw: bytes | memoryview | None, *, cut: bool = False) -> str:
@@ -108,7 +112,7 @@ class MessageAdmin(ReadOnlyAdmin):
 
 
 class WaitingFilter(admin.SimpleListFilter):
-    """Filters by the relay's partial index of unpublished rows; there is no index of published ones."""
+    """Filters by the relay's positions; there is no index of published rows."""
 
     title = "publishing"
     parameter_name = "published"
@@ -117,7 +121,9 @@ class WaitingFilter(admin.SimpleListFilter):
         return [("no", "waiting for the relay")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(published_at=None) if self.value() == "no" else queryset
+        if self.value() != "no":
+            return queryset
+        return queryset.filter(id__in=RawSQL(f"SELECT id FROM ({unpublished_sql(_MOST_WAITING)}) AS unpublished", []))
 
 
 class GroupFilter(admin.SimpleListFilter):
@@ -148,15 +154,25 @@ class OpenFilter(admin.SimpleListFilter):
         return queryset.filter(ended_at__isnull=self.value() == "open")
 
 
+@admin.display(description="published", boolean=True)
+def is_published(row: Any) -> bool:
+    return bool(row.is_published)
+
+
 @admin.register(OutboxMessage)
 class OutboxMessageAdmin(MessageAdmin):
     list_display = (
-        "id", "event_type", "event_id", "topic", key_text, payload_start, utc("created_at"), utc("published_at"),
+        "id", "event_type", "event_id", "topic", key_text, payload_start, utc("created_at"), is_published,
     )  # fmt: skip
     list_filter = (WaitingFilter,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_published=RawSQL(is_published_sql(), []))
+        return rows
+
     shown = (
         "id", "event_type", "event_id", "topic", key_text, "shard", exact_utc("created_at"),
-        exact_utc("published_at"),
+        is_published,
         headers_text, payload_text,
     )  # fmt: skip
 

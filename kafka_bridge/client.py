@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from confluent_kafka import (
@@ -100,19 +101,28 @@ def _base_config() -> dict[str, Any]:
     return {
         "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
         "error_cb": _log_client_error,
-        "logger": logging.getLogger("librdkafka"),
+        "logger": _client_logger(),
         "reconnect.backoff.max.ms": 1000,
     }
+
+
+@cache
+def _client_logger() -> logging.Logger:
+    """The logger of librdkafka, without its warning at each start that a property is marked as experimental."""
+    client_logger = logging.getLogger("librdkafka")
+    client_logger.addFilter(lambda record: "enable.gapless.guarantee is experimental" not in record.getMessage())
+    return client_logger
 
 
 def _log_client_error(error: KafkaError) -> None:
     logger.warning("kafka client: %s", error.str())
 
 
-def make_producer() -> Producer:
+def make_producer(*, gapless: bool = True) -> Producer:
     """Create a producer that keeps the order of the messages of a key. Create it after any fork.
 
-    ``message.timeout.ms`` 0: no message expires while later ones are sent, see ``relay``.
+    ``message.timeout.ms`` 0: no message expires while later ones are sent. ``gapless``: after a message that the broker
+    refuses the producer fails, so no later message overtakes it, see ``publisher``.
     """
     return Producer(
         {
@@ -126,10 +136,11 @@ def make_producer() -> Producer:
             **settings.KAFKA_PRODUCER_CONFIG,
             "acks": "all",
             "enable.idempotence": True,
+            "enable.gapless.guarantee": gapless,
             "message.timeout.ms": 0,
             # The Java client's partitioner: Java producers put a key on the same partition.
             "partitioner": "murmur2_random",
-            # ``publisher`` counts acknowledgements by topic.
+            # ``publisher`` learns from its reports which rows are acknowledged.
             "delivery.report.only.error": False,
         }
     )

@@ -28,6 +28,8 @@ from prometheus_client.registry import Collector
 
 from common.processes.lifecycle import first_line
 
+from .outbox.published import waiting_sql
+
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -52,18 +54,17 @@ PASSED_OVER = Counter("consumer_passed_over_total", "Messages that failed and we
 class OutboxCollector(Collector):
     """The outbox's depth and age, read from the database at each scrape."""
 
-    _QUERY = """
-        SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float
-        FROM (
-            SELECT created_at FROM kafka_bridge_outboxmessage WHERE published_at IS NULL ORDER BY id LIMIT 100000
-        ) AS waiting
+    _QUERY = f"""
+        SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float,
+               (SELECT count(*) FROM (SELECT FROM kafka_bridge_heldmessage LIMIT 100000) AS held)
+        FROM ({waiting_sql("100000")}) AS waiting
     """
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
             with connection.cursor() as cursor:
                 cursor.execute(self._QUERY)
-                depth, age = cursor.fetchone() or (0, 0.0)
+                depth, age, held = cursor.fetchone() or (0, 0.0, 0)
         except Exception as error:
             # The other metrics are needed most while the database is down.
             logger.warning("outbox not measured: %s", first_line(error))
@@ -71,6 +72,7 @@ class OutboxCollector(Collector):
             return
         yield GaugeMetricFamily("outbox_waiting", "Rows to be published, counted up to 100,000", depth)
         yield GaugeMetricFamily("outbox_age_seconds", "Age of the oldest row to be published", age)
+        yield GaugeMetricFamily("outbox_held", "Rows held for a topic or key, or to be sent again, up to 100,000", held)
 
 
 def exposition() -> bytes:

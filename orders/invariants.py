@@ -10,7 +10,7 @@ from django.conf import settings
 from coupons.invariants import deadline, query_lines
 from kafka_bridge.client import group_lag
 from kafka_bridge.consuming.dead_letters import RELAY
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.outbox.published import anything_unpublished
 from kafka_bridge.registry import prefixed
 
 from .messages import ORDER_CANCELLED, ORDER_COMPLETED

@@ -6,14 +6,18 @@ rows added since are read. All rows below those are decided, or remembered as un
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 
 from common.postgres import arrays
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.client import group_lag
+from kafka_bridge.outbox.holds import send_again
+from kafka_bridge.outbox.published import is_published_sql
 from kafka_bridge.outbox.settled_mark import SettledIds
 
 from ..consumer_groups import ISSUE
@@ -35,17 +39,21 @@ _READ = """
              LEFT JOIN coupons_issuerequest r ON r.request_id = o.event_id
     ) AS row
 """
-_READ_UNDECIDED = """
-    SELECT o.event_id, o.topic = %s, o.published_at < statement_timestamp() - %s * interval '1 second'
+_READ_UNDECIDED = f"""
+    SELECT o.event_id, o.topic = %s, {is_published_sql("o")},
+           o.created_at < statement_timestamp() - %s * interval '1 second'
     FROM kafka_bridge_outboxmessage o
     WHERE o.event_id = ANY(%s::uuid[])
       AND NOT EXISTS (SELECT FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
 """
-_PUBLISH_AGAIN = """
-    UPDATE kafka_bridge_outboxmessage o SET published_at = NULL
-    WHERE o.event_id = ANY(%s::uuid[]) AND o.published_at IS NOT NULL
-      AND NOT EXISTS (SELECT FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
-"""
+
+
+class Undecided(NamedTuple):
+    """A request without a result: whether the issue worker has it, and whether it is published."""
+
+    by_worker: bool
+    is_published: bool
+    is_old: bool
 
 
 class OutboxCheck:
@@ -61,7 +69,10 @@ class OutboxCheck:
         # Every request with a row id up to the mark is decided, or in `_undecided` with its row id.
         self._mark = 0
         self._undecided: dict[UUID, int] = {}
+        # When each was first seen published, on the monotonic clock.
+        self._published_at: dict[UUID, float] = {}
         self._settled = SettledIds()
+        self._is_first = True
 
     def check(self, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
         """Check all undecided requests. Raises ServiceUnavailable if Kafka is needed and away, and RedisError."""
@@ -73,9 +84,26 @@ class OutboxCheck:
         findings.waiting = len(still)
         # An open transaction may still commit a row with an id below one already read: keep only rows up to the mark.
         self._undecided = {request_id: row for request_id, row in self._undecided.items() if row <= self._mark}
-        overdue = [(request_id, by_worker) for request_id, (by_worker, is_overdue) in still.items() if is_overdue]
-        self._check_worker([request_id for request_id, by_worker in overdue if by_worker], findings, repair)
-        self._check_topic([request_id for request_id, by_worker in overdue if not by_worker], findings, repair)
+        queued = [request_id for request_id, found in still.items() if found.by_worker and found.is_old]
+        self._check_worker(queued, findings, repair)
+        self._check_topic(self._overdue(still), findings, repair)
+
+    def _overdue(self, still: Mapping[UUID, Undecided]) -> list[UUID]:
+        """Return the requests that were published too long ago, as seen by this process.
+
+        No time of publishing is stored. At the first check the age of the request stands in for it.
+        """
+        now = time.monotonic()
+        published = {
+            request_id: float("-inf") if self._is_first and found.is_old else now
+            for request_id, found in still.items()
+            if found.is_published and not found.by_worker
+        }
+        self._is_first = False
+        self._published_at = {
+            request_id: self._published_at.get(request_id, at) for request_id, at in published.items()
+        }
+        return [request_id for request_id, at in self._published_at.items() if now - at >= self._patience]
 
     def _check_topic(self, published: list[UUID], findings: Findings, repair: bool) -> None:
         # A lag of 0 proves that every request published before it was read is decided, unless the topic lost it. So the
@@ -87,8 +115,7 @@ class OutboxCheck:
             findings.add(PUBLISHED_UNDECIDED, f"request {request_id}")
         findings.waiting -= len(lost)
         if repair and lost:
-            with transaction.atomic(), connection.cursor() as cursor:
-                cursor.execute(_PUBLISH_AGAIN, [arrays.uuids(lost)])
+            send_again(lost)
 
     def _check_worker(self, overdue: list[UUID], findings: Findings, repair: bool) -> None:
         if not overdue:
@@ -123,15 +150,15 @@ class OutboxCheck:
             last_row_id = last
         self._mark = max(self._mark, min(last_row_id, self._settled.value))
 
-    def _still_undecided(self, request_ids: list[UUID]) -> dict[UUID, tuple[bool, bool]]:
-        """Return the undecided of ``request_ids``: (assigned to the issue worker, published too long ago) by id."""
-        found: dict[UUID, tuple[bool, bool]] = {}
+    def _still_undecided(self, request_ids: list[UUID]) -> dict[UUID, Undecided]:
+        """Return the undecided of ``request_ids``; ``is_old``: accepted longer ago than ``patience``."""
+        found: dict[UUID, Undecided] = {}
         for start in range(0, len(request_ids), _CHUNK):
             with connection.cursor() as cursor:
                 cursor.execute(
                     _READ_UNDECIDED, [TRANSPORT, self._patience, arrays.uuids(request_ids[start : start + _CHUNK])]
                 )
-                found.update((row[0], (row[1], bool(row[2]))) for row in cursor.fetchall())
+                found.update((row[0], Undecided(*row[1:])) for row in cursor.fetchall())
         return found
 
 

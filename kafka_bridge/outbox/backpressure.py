@@ -11,17 +11,19 @@ from django.db import connection
 
 from common.processes.lifecycle import first_line
 
+from .published import waiting_sql
+
 logger = logging.getLogger(__name__)
 
 _SAMPLE_SECONDS = 1.0
 
-_OLDEST = """
-    SELECT extract(epoch FROM statement_timestamp() - created_at)::float,
-           (SELECT last_value FROM kafka_bridge_outboxmessage_id_seq) - id
-    FROM kafka_bridge_outboxmessage WHERE published_at IS NULL
-    ORDER BY id LIMIT 1
+# Held rows do not count: a topic that accepts no messages must not stop the requests of the others.
+_OLDEST = f"""
+    SELECT extract(epoch FROM statement_timestamp() - min(created_at))::float,
+           (SELECT last_value FROM kafka_bridge_outboxmessage_id_seq) - min(id)
+    FROM ({waiting_sql("1")}) AS waiting
 """
-_COUNT = "SELECT count(*) FROM (SELECT FROM kafka_bridge_outboxmessage WHERE published_at IS NULL LIMIT %s) AS waiting"
+_COUNT = f"SELECT count(*) FROM ({waiting_sql('%(limit)s')}) AS waiting"
 
 
 class OutboxBackpressure:
@@ -43,14 +45,14 @@ class OutboxBackpressure:
         max_depth = int(settings.OUTBOX_MAX_DEPTH * self._share)
         with connection.cursor() as cursor:
             cursor.execute(_OLDEST)
-            age, span = cursor.fetchone() or (0.0, 0)
+            age, span = cursor.fetchone() or (None, None)
             depth = 0
             # Counting a long backlog is slow. The ids assigned since the oldest unpublished row are at least as many as
             # the unpublished rows, so the count is needed only when they reach the limit.
-            if span >= max_depth:
-                cursor.execute(_COUNT, [max_depth + 1])
+            if span is not None and span >= max_depth:
+                cursor.execute(_COUNT, {"limit": max_depth + 1})
                 (depth,) = cursor.fetchone() or (0,)
-        before, self._refusal = self._refusal, _refusal(age, depth, max_depth)
+        before, self._refusal = self._refusal, _refusal(age or 0.0, depth, max_depth)
         if self._refusal and not before:
             logger.error("%s: %s Is the relay running, and Kafka up?", self._consequence, self._refusal)
 

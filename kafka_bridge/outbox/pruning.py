@@ -12,6 +12,7 @@ from django.db import connection
 from common.processes.lifecycle import StopFlag
 
 from ..registry import retained_ids
+from .published import is_passed_sql
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +22,18 @@ _PAUSE = 0.05
 # Read by id, not by time: the primary key serves it without another index, and ids rise with time.
 _CANDIDATES = """
     SELECT id, CASE WHEN headers IS NULL THEN event_type END, event_id,
-           coalesce(published_at < line.at, false), created_at < line.at
-    FROM kafka_bridge_outboxmessage, (SELECT statement_timestamp() - %s * interval '1 second' AS at) AS line
+           created_at < statement_timestamp() - %s * interval '1 second'
+    FROM kafka_bridge_outboxmessage
     WHERE id > %s
     ORDER BY id LIMIT %s
 """
-_DELETE = "DELETE FROM kafka_bridge_outboxmessage WHERE id = ANY(%s) AND published_at IS NOT NULL"
+# Only under the position: `sent_through` may be ahead of what a relay still looks for.
+_DELETE = f"""
+    DELETE FROM kafka_bridge_outboxmessage AS message
+    WHERE id = ANY(%s)
+      AND NOT EXISTS (SELECT FROM kafka_bridge_heldmessage AS held WHERE held.message_id = message.id)
+      AND (published_at IS NOT NULL OR {is_passed_sql("position", "message")})
+"""
 
 
 def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE) -> int:
@@ -43,13 +50,12 @@ def prune(retention: timedelta, stop: StopFlag, *, batch_size: int = BATCH_SIZE)
         if not rows:
             break
         last_id = rows[-1][0]
-        if not any(old for *_, old in rows):
+        expired = [(row_id, event_type, event_id) for row_id, event_type, event_id, is_old in rows if is_old]
+        if not expired:
             # Ids rise with time: when a whole batch is within the retention, so are all later rows.
             break
-        expired = [(row_id, event_type, event_id) for row_id, event_type, event_id, past, _ in rows if past]
-        if expired:
-            deleted += _delete(expired)
-            stop.wait(_PAUSE)
+        deleted += _delete(expired)
+        stop.wait(_PAUSE)
     return deleted
 
 

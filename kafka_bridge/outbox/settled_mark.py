@@ -1,8 +1,7 @@
-"""The settled mark: the outbox id that the relay reads above.
+"""The settled mark: an outbox id up to which every row is committed or will never be.
 
-Every row at or under it is published, and no new row can appear there. Without it each read of the relay first scans
-the dead index entries that published rows leave at the head of the partial index; they accumulate while any
-transaction keeps an old snapshot open.
+A row is sent as soon as it is visible. An id that is not visible may still become a row while its transaction is open;
+the settled mark tells when that is no longer possible.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import time
 from django.db import connection
 
 _OBSERVE_SECONDS = 1.0
-_RESET_SECONDS = 60.0
 
 _SEQUENCE = "SELECT last_value FROM kafka_bridge_outboxmessage_id_seq WHERE is_called"
 _INSERTERS = """
@@ -33,52 +31,57 @@ class SettledIds:
     def __init__(self) -> None:
         self.value = 0
         self._candidate = 0
-        self._open_inserters: set[str] | None = None
+        # Those of the transactions open at the reading of the candidate that are open still.
+        self.open_inserters: set[str] = set()
 
     def observe(self) -> None:
         """Make one observation, with at most two small queries. Raises what the database raises."""
         with connection.cursor() as cursor:
-            if self._open_inserters is None:
+            is_new = not self.open_inserters
+            if is_new:
                 cursor.execute(_SEQUENCE)
                 row = cursor.fetchone()
                 self._candidate = row[0] if row else 0
             cursor.execute(_INSERTERS)
             holders = {holder for (holder,) in cursor.fetchall()}
-        self._open_inserters = holders if self._open_inserters is None else self._open_inserters & holders
-        if not self._open_inserters:
+        self.open_inserters = holders if is_new else self.open_inserters & holders
+        if not self.open_inserters:
             self.value = self._candidate
-            self._open_inserters = None
 
 
 class SettledMark:
-    """The settled mark of one relay: settled ids, as far as they are published."""
+    """The settled mark of one relay, observed once a second."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Start again from id 0. Needed after a lost connection: a crashed server may assign the same ids again."""
-        self._value = 0
         self._settled = SettledIds()
-        self._observed_at = time.monotonic()
-        self._reset_at = time.monotonic()
+        self._observe_at = 0.0
+        self._moved_at = time.monotonic()
 
+    @property
     def value(self) -> int:
-        """Return the id to read above."""
-        if time.monotonic() - self._reset_at > _RESET_SECONDS:
-            self.reset()
-        return self._value
+        """The id up to which every read that begins now sees every row."""
+        return self._settled.value
 
-    def advance(self, *, first_unpublished: int | None) -> None:
-        """Advance the mark after a read above ``value()`` over the relay's shards.
+    @property
+    def stands_for(self) -> float:
+        """For how many seconds open transactions have kept the mark where it is; 0 if there are none."""
+        return time.monotonic() - self._moved_at if self._settled.open_inserters else 0.0
 
-        ``first_unpublished`` is the id of the first row read, None if there was no row. Makes two small queries
-        a second; raises what the database raises.
-        """
-        settled = self._settled.value
-        if settled > self._value:
-            # The read began after those inserters had ended, so it saw every unpublished row up to ``settled``.
-            self._value = settled if first_unpublished is None else min(settled, first_unpublished - 1)
-        if time.monotonic() - self._observed_at >= _OBSERVE_SECONDS:
-            self._observed_at = time.monotonic()
-            self._settled.observe()
+    @property
+    def holders(self) -> set[str]:
+        """The virtual transactions that keep the mark where it is."""
+        return self._settled.open_inserters
+
+    def observe_when_due(self) -> bool:
+        """Make an observation if the last one is a second old; returns whether. Raises what the database raises."""
+        if time.monotonic() < self._observe_at:
+            return False
+        self._observe_at = time.monotonic() + _OBSERVE_SECONDS
+        self._settled.observe()
+        if not self._settled.open_inserters:
+            self._moved_at = time.monotonic()
+        return True

@@ -184,8 +184,3 @@ def stored_ids(event_ids: Collection[UUID]) -> set[UUID]:
     with connection.cursor() as cursor:
         cursor.execute(_READ_STORED, [arrays.uuids(event_ids)])
         return {event_id for (event_id,) in cursor.fetchall()}
-
-
-def anything_unpublished() -> bool:
-    """Return whether any row of any shard is unpublished."""
-    return OutboxMessage.objects.filter(published_at=None).exists()

@@ -38,6 +38,10 @@ _FORGET_DEAD = """
           AND coalesce(session.backend_start = member.backend_started_at, true)
     )
 """
+_EXTEND = """
+    UPDATE kafka_bridge_relaylease SET expires_at = statement_timestamp() + %(lease)s * interval '1 second'
+    WHERE owner = %(owner)s
+"""
 _FAIR_SHARE = "SELECT ceil(%(shards)s::numeric / count(*))::int FROM kafka_bridge_relaymember"
 # Keeps the lowest shards up to the fair share and releases the rest.
 _RENEW = """
@@ -73,22 +77,40 @@ class Leases:
     def __init__(self) -> None:
         self.owner = uuid.uuid4()
         self._shards: list[int] = []
-        self._renewed_at = float("-inf")
+        self._renewed_at = self._extended_at = float("-inf")
 
     @property
     def holds_all(self) -> bool:
         return len(self._shards) == SHARDS
 
+    @property
+    def is_renewal_due(self) -> bool:
+        """Whether ``held`` will renew the leases, and may release shards."""
+        return time.monotonic() - self._renewed_at >= _RENEW_SECONDS
+
     def held(self) -> list[int]:
-        """Return the shards to publish now; renews the leases when due."""
-        self.renew()
+        """Return the shards to publish now; every 2 s it renews them, releases those beyond the fair share, and claims
+        free ones.
+        """
+        if self.is_renewal_due:
+            self._renew()
         return self._shards
 
-    def renew(self) -> None:
-        """Renew held shards, release those beyond the fair share and claim free ones; at most every 2 s."""
-        now = time.monotonic()
-        if now - self._renewed_at < _RENEW_SECONDS:
-            return
+    def extend(self) -> None:
+        """Renew the leases without releasing a shard, for use while rows are being sent."""
+        if time.monotonic() - max(self._renewed_at, self._extended_at) >= _RENEW_SECONDS:
+            values: dict[str, Any] = {"owner": self.owner, "lease": LEASE_SECONDS}
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(_ANNOUNCE, values)
+                cursor.execute(_EXTEND, values)
+            self._extended_at = time.monotonic()
+
+    def forget(self) -> None:
+        """Read the shards again at the next call of ``held``."""
+        self._shards = []
+        self._renewed_at = float("-inf")
+
+    def _renew(self) -> None:
         values: dict[str, Any] = {"owner": self.owner, "lease": LEASE_SECONDS, "shards": SHARDS}
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(_ANNOUNCE, values)
@@ -102,7 +124,7 @@ class Leases:
                 cursor.execute(_CLAIM, {**values, "wanted": share - len(kept)})
                 kept += [shard for (shard,) in cursor.fetchall()]
         self._shards = sorted(kept)
-        self._renewed_at = now
+        self._renewed_at = time.monotonic()
 
     def release(self) -> None:
         """Release all shards now, so that other relays need not wait 10 s for them to expire. Best effort."""

@@ -1,42 +1,37 @@
-"""Sends outbox rows to Kafka in order, until each is acknowledged or refused, and reports topics that accept none."""
+"""Sends outbox rows to Kafka, each topic through a producer of its own, in the order of the rows.
+
+A producer per topic, so that a topic that accepts nothing delays no other. Its producer is gapless: after a message
+that the broker refuses it sends nothing more, so no later row of the key overtakes the refused one. The rows that are
+not acknowledged are then sent one by one until the refused row is found, and the rest through a new producer.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 import msgspec
 
-from common.processes.lifecycle import StopFlag
-
 from ..client import REFUSED_FOR_GOOD, KafkaError, KafkaException, Message, Producer, make_producer
 from ..cloudevents import cloud_event_headers, decode_headers
-from ..errors import TopicsUnavailable
 from ..registry import ReceivedMessage, prefixed
-from .topic_problems import TopicProblem, find_problems, problem_of_error
+from .topic_problems import TopicProblem, find_problem, problem_of_error
 
 logger = logging.getLogger(__name__)
 
 # The columns of an OutboxRecord. Event id and time are read as text, as the headers need them: parsed into objects they
 # cost more than the rest of the row.
-COLUMNS = """
-    id, event_id::text, event_type, topic, key, payload, headers, traceparent, (created_at AT TIME ZONE 'UTC')::text
-"""
-_FLUSH_SLICE = 0.2
-# How long a stopping process waits for outstanding acknowledgements.
-_STOP_GRACE = 5.0
-# A batch is acknowledged within milliseconds. A leader election takes longer than this and is reported as a stall.
-STALL_SECONDS = 3.0
-_STALL_AGAIN_SECONDS = 30.0
-
-# Called with the topics that accept messages and the problems of those that do not; topic names include the prefix.
-Report = Callable[[Collection[str], Sequence[TopicProblem]], None]
-
-
-class PublishInterrupted(Exception):
-    """The process was asked to stop while messages were not acknowledged yet."""
+COLUMNS = (
+    "id", "shard", "event_id::text", "event_type", "topic", "key", "payload", "headers", "traceparent",
+    "(created_at AT TIME ZONE 'UTC')::text",
+)  # fmt: skip
+_FLUSH_SLICE = 0.05
+# How long a full queue, or a row that is sent alone, may make no progress.
+_FULL_SECONDS = 1.0
 
 
 class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
@@ -46,6 +41,7 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
     """
 
     id: int
+    shard: int
     event_id: str
     event_type: str
     topic: str
@@ -79,61 +75,107 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-class Publisher:
-    """A producer of outbox rows. After ``send`` has raised, call ``discard`` before the next ``send``."""
+@dataclass(eq=False, slots=True)
+class TopicBatch:
+    """Rows handed to the producer of their topic, in id order, and what became of them so far.
 
-    def __init__(self, *, report: Report, on_wait: Callable[[], None] = lambda: None) -> None:
-        """``report`` is called after every send and during a stall; ``on_wait`` repeatedly while waiting for brokers.
+    ``acked`` are on the topic. ``refused`` are rows that the broker refuses for good, each with its error. ``problem``
+    is why the remaining rows of a batch that has ended are not on the topic.
+    """
 
-        Both may raise: the send ends with that error.
-        """
-        self._report = report
-        self._on_wait = on_wait
-        self._producer: Producer | None = None
-        self._unacknowledged: Counter[str] = Counter()
-        self._failures: dict[str, KafkaError] = {}
-        self._refusal: KafkaError | None = None
+    topic: str
+    rows: Sequence[OutboxRecord]
+    acked: list[OutboxRecord] = field(default_factory=list)
+    refused: list[tuple[OutboxRecord, KafkaException]] = field(default_factory=list)
+    errors: list[KafkaError] = field(default_factory=list)
+    problem: TopicProblem | None = None
 
     @property
-    def refusal(self) -> KafkaException:
-        """The broker's error for which the last ``send`` returned False."""
-        return KafkaException(self._refusal)
+    def is_done(self) -> bool:
+        """Whether every row is acknowledged or refused."""
+        return len(self.acked) + len(self.refused) == len(self.rows)
 
-    def send(self, rows: Sequence[OutboxRecord], stop: StopFlag) -> bool:
-        """Produce ``rows`` in order and wait for acknowledgement; return False if the broker refused a row for good.
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of the batch is in flight."""
+        return self.problem is not None or self.is_done
 
-        Raises TopicsUnavailable for any other failure and PublishInterrupted if ``stop`` was set first; in both cases
-        some of the rows may be on their topics and others not.
-        """
-        topics = {topic: prefixed(topic) for topic in {row.topic for row in rows}}
-        self._unacknowledged = Counter()
-        self._failures = {}
-        self._refusal = None
-        if self._producer is None:
-            self._producer = make_producer()
-        producer = self._producer
+    def remaining(self) -> list[OutboxRecord]:
+        """Return the rows that are neither acknowledged nor refused, in id order."""
+        settled = {row.id for row in self.acked} | {row.id for row, _ in self.refused}
+        return [row for row in self.rows if row.id not in settled]
+
+    def delivered(self, row: OutboxRecord, error: KafkaError | None, _: Message) -> None:
+        # Nothing more: when a producer fails, the client calls this with that exception pending.
+        if error is None:
+            self.acked.append(row)
+        else:
+            self.errors.append(error)
+
+
+class Publisher:
+    """The producers of one relay, by topic (without the prefix)."""
+
+    def __init__(self, *, on_wait: Callable[[], None] = lambda: None) -> None:
+        """``on_wait`` is called repeatedly while waiting for brokers; it may raise."""
+        self._on_wait = on_wait
+        self._producers: dict[str, Producer] = {}
+        self._single: Producer | None = None
+
+    def prepare(self, topics: Iterable[str]) -> None:
+        """Make the producers of ``topics``: the first message of a new one takes half a second to be acknowledged."""
+        for topic in topics:
+            self._producer(topic)
+
+    def begin(self, topic: str, rows: Sequence[OutboxRecord]) -> TopicBatch:
+        """Hand ``rows`` of ``topic`` to its producer, in order. The last batch of the topic must have ended."""
+        batch = TopicBatch(topic, rows)
+        self._hand_over(batch, rows)
+        return batch
+
+    def wait(self, batches: Collection[TopicBatch], seconds: float) -> None:
+        """Wait until all ``batches`` have ended, at most ``seconds``; a refused row is found and skipped meanwhile."""
+        deadline = time.monotonic() + seconds
+        pending = [batch for batch in batches if not batch.has_ended]
+        while pending:
+            for batch in pending:
+                remaining = deadline - time.monotonic()
+                self._flush(batch, max(0.0, min(_FLUSH_SLICE, remaining)))
+            pending = [batch for batch in pending if not batch.has_ended]
+            if pending and time.monotonic() >= deadline:
+                return
+            if pending:
+                self._on_wait()
+
+    def find_problem(self, topic: str) -> TopicProblem | None:
+        """Ask the brokers why ``topic`` accepts no messages; return None if they see no reason."""
+        return find_problem(self._producer(topic), prefixed(topic))
+
+    def discard(self, topic: str | None = None) -> None:
+        """Purge the messages of ``topic``, or of all, that are not acknowledged: nothing is sent after this call."""
+        for name in list(self._producers) if topic is None else [topic]:
+            if (producer := self._producers.pop(name, None)) is not None:
+                _purge(producer)
+        if topic is None:
+            self._discard_single()
+
+    def _producer(self, topic: str) -> Producer:
+        if topic not in self._producers:
+            self._producers[topic] = make_producer()
+        return self._producers[topic]
+
+    def _hand_over(self, batch: TopicBatch, rows: Iterable[OutboxRecord]) -> None:
+        producer, topic = self._producer(batch.topic), prefixed(batch.topic)
         for row in rows:
             try:
-                self._produce(producer, topics[row.topic], row)
+                self._produce(producer, topic, row, partial(batch.delivered, row))
             except KafkaException as error:
                 # The client itself refuses a message above message.max.bytes, before queueing it.
-                self._fail(topics[row.topic], error.args[0])
-                break
-        self._flush(producer, stop)
-        problems = [problem_of_error(topic, error) for topic, error in self._failures.items()]
-        self._report_topics(problems)
-        if problems:
-            raise TopicsUnavailable("; ".join(map(str, problems)))
-        return self._refusal is None
+                batch.errors.append(error.args[0])
+                return
 
-    def discard(self) -> None:
-        """Purge unacknowledged messages, so that none is sent after its row has been read again."""
-        if self._producer is not None:
-            self._producer.purge(in_queue=True, in_flight=True, blocking=True)
-            self._producer.flush(0)
-            self._producer = None
-
-    def _produce(self, producer: Producer, topic: str, row: OutboxRecord) -> None:
+    def _produce(self, producer: Producer, topic: str, row: OutboxRecord, on_delivery: Callable[..., None]) -> None:
+        gives_up_at: float | None = None
         while True:
             try:
                 producer.produce(
@@ -141,54 +183,90 @@ class Publisher:
                     value=None if row.payload is None else bytes(row.payload),
                     key=None if row.key is None else bytes(row.key),
                     headers=row.wire_headers(),
-                    on_delivery=self._on_delivery,
+                    on_delivery=on_delivery,
                 )
             except BufferError:
-                # Only possible when the settings make the producer queue smaller than a batch.
+                # Only possible when the settings make the producer's queue smaller than a batch.
+                gives_up_at = gives_up_at or time.monotonic() + _FULL_SECONDS
+                if time.monotonic() >= gives_up_at:
+                    raise KafkaException(KafkaError(KafkaError._QUEUE_FULL)) from None
                 producer.poll(_FLUSH_SLICE)
             else:
-                self._unacknowledged[topic] += 1
                 return
 
-    def _flush(self, producer: Producer, stop: StopFlag) -> None:
-        """Wait without limit until every message is acknowledged or refused; after ``stop`` at most 5 s."""
-        give_up_at: float | None = None
-        stalls_at = time.monotonic() + STALL_SECONDS
-        while producer.flush(_FLUSH_SLICE):
-            # Taken before on_wait, which queries the database: time that the database takes is not a stall of Kafka.
-            now = time.monotonic()
-            self._on_wait()
-            if stop:
-                give_up_at = give_up_at or now + _STOP_GRACE
-                if now >= give_up_at:
-                    raise PublishInterrupted
-            elif now >= stalls_at:
-                self._report_stall(producer)
-                stalls_at = time.monotonic() + _STALL_AGAIN_SECONDS
-
-    def _report_stall(self, producer: Producer) -> None:
-        if not (unacknowledged := +self._unacknowledged):
+    def _flush(self, batch: TopicBatch, seconds: float) -> None:
+        failure: KafkaError | None = None
+        unreported = 0
+        try:
+            unreported = self._producers[batch.topic].flush(seconds)
+        except (KafkaException, SystemError) as error:
+            failure = _client_error(error)
+        if batch.is_done or unreported or not (failure or batch.errors):
             return
-        problems = find_problems(producer, unacknowledged)
-        for problem in problems:
-            logger.warning("%s; %d of its messages wait", problem, self._unacknowledged[problem.topic])
-        self._report_topics(problems)
-
-    def _report_topics(self, problems: Sequence[TopicProblem]) -> None:
-        accepting = {topic for topic, number in self._unacknowledged.items() if not number} - self._failures.keys()
-        self._report(accepting, problems)
-
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        topic = message.topic() or ""
-        self._unacknowledged[topic] -= 1
-        if error is not None:
-            self._fail(topic, error)
-
-    def _fail(self, topic: str, error: KafkaError) -> None:
-        if error.code() in REFUSED_FOR_GOOD:
-            self._refusal = self._refusal or error
+        self.discard(batch.topic)
+        failure = next((error for error in batch.errors if error.code() in REFUSED_FOR_GOOD), failure)
+        failure = failure or batch.errors[0]
+        batch.errors.clear()
+        if failure.code() in REFUSED_FOR_GOOD or failure.code() == KafkaError._GAPLESS_GUARANTEE:
+            self._skip_refused(batch)
         else:
-            self._failures.setdefault(topic, error)
+            batch.problem = problem_of_error(prefixed(batch.topic), failure)
+
+    def _skip_refused(self, batch: TopicBatch) -> None:
+        """Send the remaining rows one by one until the refused row is found, and hand over the rest again."""
+        rows = batch.remaining()
+        for index, row in enumerate(rows):
+            error = self._send_one(row)
+            if error is None:
+                batch.acked.append(row)
+            elif error.code() in REFUSED_FOR_GOOD:
+                batch.refused.append((row, KafkaException(error)))
+                self._hand_over(batch, rows[index + 1 :])
+                return
+            else:
+                batch.problem = problem_of_error(prefixed(batch.topic), error)
+                return
+
+    def _send_one(self, row: OutboxRecord) -> KafkaError | None:
+        """Send a row and wait for its acknowledgement; return the error that prevents it.
+
+        A producer of its own, which goes on after a refusal: a new gapless one would take half a second for each.
+        """
+        if self._single is None:
+            self._single = make_producer(gapless=False)
+        reports: list[KafkaError | None] = []
+        try:
+            self._produce(self._single, prefixed(row.topic), row, lambda error, _: reports.append(error))
+        except KafkaException as error:
+            return cast(KafkaError, error.args[0])
+        deadline = time.monotonic() + _FULL_SECONDS
+        while self._single.flush(_FLUSH_SLICE):
+            self._on_wait()
+            if time.monotonic() >= deadline:
+                self._discard_single()
+                return KafkaError(KafkaError._TIMED_OUT)
+        return reports[0]
+
+    def _discard_single(self) -> None:
+        if self._single is not None:
+            _purge(self._single)
+            self._single = None
+
+
+def _purge(producer: Producer) -> None:
+    producer.purge(in_queue=True, in_flight=True, blocking=True)
+    try:
+        # Reports what is purged, and what was acknowledged before.
+        while producer.poll(0):
+            pass
+    except (KafkaException, SystemError) as error:
+        logger.info("producer discarded: %s", error)
+
+
+def _client_error(error: KafkaException | SystemError) -> KafkaError:
+    """Return the error for which a producer failed. With reports pending Python raises it as cause of a SystemError."""
+    cause = error if isinstance(error, KafkaException) else error.__cause__
+    return cast(KafkaError, cause.args[0]) if isinstance(cause, KafkaException) else KafkaError(KafkaError._FATAL)
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

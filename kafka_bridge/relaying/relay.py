@@ -1,18 +1,26 @@
-"""The relay: publishes the outbox to Kafka, in order per key, and marks a row only after the broker's acknowledgement.
+"""The relay: publishes the outbox to Kafka, in order per key, and moves its position only after the acknowledgement.
 
-Why the order holds: a relay always starts at the first unpublished row of its shards and continues in id order without
-gaps, and its idempotent producer keeps that order per partition. So a relay that publishes a row has published, or
-found marked as published, every earlier committed row of the same key: the first copy of an earlier row always comes
-before the first copy of a later one. A second relay, or one that hung and resumes, only adds later copies of the same
-ids. The relay never reads "id greater than the last seen": that would skip a row whose transaction commits late.
+Why nothing is lost: a row counts as sent only after the broker acknowledged it, it was dead-lettered, or it was entered
+in the list of held messages. An id that was not visible stays a gap, which every read looks at again, until the settled
+mark has passed it and one more read has found nothing there. Another relay starts at what the lease rows say.
+
+Why the order holds: a read returns, in id order and from one snapshot, every unsent row up to its last one. So a row is
+sent after each row of its key that was committed before the row's own transaction took its id. A row that becomes
+visible later with a lower id belongs to a change that ran at the same time: these have no order. The producer of the
+topic keeps the order, also around a row that the broker refuses. A second relay, or one that hung and resumes, only
+adds later copies of the same ids.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
+from django.conf import settings
 from django.db import connection, transaction
 
 from common.postgres import arrays
@@ -22,33 +30,79 @@ from common.processes.outages import is_transient
 from .. import metrics
 from ..client import KafkaException
 from ..consuming.dead_letters import RELAY, write_dead_letters
+from ..models import HeldMessage
+from ..outbox.published import anything_unpublished
 from ..outbox.settled_mark import SettledMark
-from ..outbox.writing import anything_unpublished
-from ..registry import Rejected, broker_rejected
+from ..registry import Rejected, broker_rejected, prefixed
+from ..routes import topics_of
+from .held_messages import HeldMessages, HeldRow
+from .id_assignment import SettledMarkAlert, raise_sequence
 from .leases import Leases
-from .publisher import COLUMNS, OutboxRecord, Publisher, PublishInterrupted
-from .topic_problems import TopicAlerts, TopicProblem
+from .positions import LeaseLost, Positions
+from .publisher import COLUMNS, OutboxRecord, Publisher, TopicBatch
+from .topic_problems import TopicAlerts, TopicProblem, silence
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 2000
+# Rows of 900 kB each fill the memory long before there are 2,000.
+BATCH_BYTES = 16 * 1024 * 1024
 _BUSY_PAUSE = 0.002
 _IDLE_PAUSE = 0.1
 _FAULT_PAUSE = 1.0
 _IDLE_BEFORE_EXIT = 1.0
 
-_SELECT = f"""
-    SELECT {COLUMNS}
-    FROM kafka_bridge_outboxmessage
-    WHERE published_at IS NULL AND id > %s {{condition}}
+# A topic that acknowledges nothing for so long, while others do, is held: then it delays no other topic.
+_PATIENCE_BESIDE_OTHERS = 1.0
+# As long for a topic that is alone in its batch. Then the brokers are asked for the reason.
+_PATIENCE = 2.0
+# How long a stopping relay waits for acknowledgements.
+_STOP_GRACE = 5.0
+# How often held rows are looked at, and holds of operators take effect.
+_HELD_SECONDS = 1.0
+_ASK_AGAIN_SECONDS = 5.0
+
+# The gaps and the rows above `sent_through`, from one snapshot. Of rows that another relay publishes only the id.
+_READ = """
+    SELECT id, {columns} FROM (
+        SELECT *, sum(size) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total FROM (
+            SELECT *, {own} AS own, CASE WHEN {own} THEN coalesce(octet_length(payload), 0) ELSE 0 END AS size FROM (
+                {gaps}
+                (SELECT * FROM kafka_bridge_outboxmessage
+                 WHERE id > %(sent_through)s AND published_at IS NULL ORDER BY id LIMIT %(limit)s)
+            ) AS unsent
+            ORDER BY id LIMIT %(limit)s
+        ) AS sized
+    ) AS summed
+    WHERE total - size < %(bytes)s
     ORDER BY id
-    LIMIT %s
 """
-_SELECT_ALL = _SELECT.format(condition="")
-_SELECT_SHARDS = _SELECT.format(condition="AND shard = ANY(%s)")
-_MARK = """
-    UPDATE kafka_bridge_outboxmessage SET published_at = statement_timestamp() WHERE id = ANY(%s::bigint[])
+_GAPS = """
+    (SELECT message.* FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS gap (first, last)
+     CROSS JOIN LATERAL (
+         SELECT * FROM kafka_bridge_outboxmessage
+         WHERE id BETWEEN gap.first AND gap.last AND published_at IS NULL ORDER BY id LIMIT %(limit)s
+     ) AS message)
+    UNION ALL
 """
+
+
+def read_sql(*, has_gaps: bool, holds_all: bool) -> str:
+    """Return the relay's query for unsent rows: id, then the columns of a record, null for rows of other relays."""
+    columns = COLUMNS if holds_all else [f"CASE WHEN own THEN {column} END" for column in COLUMNS]
+    own = "true" if holds_all else "shard = ANY(%(shards)s::int[])"
+    return _READ.format(columns=", ".join(columns), own=own, gaps=_GAPS if has_gaps else "")
+
+
+@dataclass(slots=True)
+class _HeldBatch:
+    """A batch of held rows in flight; how many of its acknowledged and refused rows have left the list."""
+
+    batch: TopicBatch
+    acked: int = 0
+    refused: int = 0
+    # When to ask the brokers why the rest is not acknowledged.
+    asks_at: float = field(default_factory=lambda: time.monotonic() + _PATIENCE)
 
 
 class Relay:
@@ -58,22 +112,27 @@ class Relay:
         """``tick`` is called in every pass and while waiting for the broker, see ``heartbeat``."""
         self._batch_size = batch_size
         self._tick = tick
-        self._publisher = Publisher(report=self._report_topics, on_wait=self._keep_alive)
+        self._publisher = Publisher(on_wait=self._keep_alive)
         self._topic_alerts = TopicAlerts()
         self._leases = Leases()
+        self._positions = Positions(self._leases.owner)
         self._settled_mark = SettledMark()
-        self._marked_shards: Sequence[int] = ()
+        self._settled_mark_alert = SettledMarkAlert()
+        self._held = HeldMessages()
+        # Batches of held rows that were handed to a producer and are not acknowledged.
+        self._in_flight: dict[str, _HeldBatch] = {}
+        self._next_held_at = 0.0
+        self._known_topics: set[str] = set()
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Publish until ``stop`` or, with ``until_idle``, until the outbox had no unpublished row for 1 s."""
+        self._publisher.prepare(topics_of(settings.KAFKA_ROUTES))
         pause = _BUSY_PAUSE
         idle_since = time.monotonic()
         try:
             while not stop:
                 try:
                     published = self.relay_batch(stop)
-                except PublishInterrupted:
-                    break
                 except Exception as error:
                     self._recover(error)
                     stop.wait(_FAULT_PAUSE)
@@ -91,85 +150,229 @@ class Relay:
             self.close()
 
     def close(self) -> None:
-        """Purge unacknowledged messages and release the shards."""
+        """Save the positions, purge unacknowledged messages and release the shards."""
+        try:
+            self._positions.save()
+        except Exception as error:
+            logger.warning("position not saved, the last rows are sent again: %s", first_line(error))
         self._publisher.discard()
         self._leases.release()
 
     def relay_batch(self, stop: StopFlag) -> int:
-        """One pass: read, send, wait for every acknowledgement, mark. Returns the number of rows marked.
-
-        Raises PublishInterrupted if ``stop`` came first; the rows then stay unpublished.
-        """
+        """One pass: read, send, wait for the acknowledgements, advance. Returns the number of rows read."""
         self._tick()
+        if self._leases.is_renewal_due:
+            # Another relay may be given some of the shards now: it must not start at an old position.
+            self._positions.save()
         shards = self._leases.held()
         if not shards:
             return 0
+        if not self._positions.is_of(shards):
+            self._start_with(shards)
         started_at = time.monotonic()
-        rows = self._read(shards)
-        if not rows:
-            self._topic_alerts.end_all()
+        sent = self._send_held(stop) if time.monotonic() >= self._next_held_at else 0
+        settled = self._settled_mark.value
+        rows, seen, complete_through = self._read(shards)
+        batches, held = self._send(rows, stop)
+        refused = [item for batch in batches for item in batch.refused]
+        with _transaction_if(bool(held or refused)):
+            self._write_dead_letters(refused)
+            self._held.enter(held)
+            self._positions.advance(seen, settled=settled, complete_through=complete_through)
+            if held or refused or self._positions.is_save_due:
+                self._positions.save()
+        self._topic_alerts.end([prefixed(batch.topic) for batch in batches if batch.is_done])
+        self._watch_ids()
+        if not seen:
+            blocked = self._held.blocked_topics | self._held.held_topics.keys()
+            self._topic_alerts.end_all(but={prefixed(topic) for topic in blocked})
             self._topic_alerts.end_left_over()
-            return 0
-        if self._publisher.send(rows, stop):
-            self._mark(rows)
-        else:
-            self._send_one_by_one(rows, stop)
-        # These were the first unpublished rows, so every row that an open alert was about is among them or deleted.
-        self._topic_alerts.end_all()
-        metrics.PUBLISHED.inc(len(rows))
+            return sent
+        metrics.PUBLISHED.inc(sum(len(batch.acked) for batch in batches))
         metrics.RELAY_SECONDS.observe(time.monotonic() - started_at)
-        return len(rows)
+        return sent + len(seen)
 
-    def _read(self, shards: Sequence[int]) -> list[OutboxRecord]:
-        if shards != self._marked_shards:
-            self._settled_mark.reset()
-            self._marked_shards = shards
-        above = self._settled_mark.value()
+    def _start_with(self, shards: Sequence[int]) -> None:
+        """Read from the database what is known of ``shards``."""
+        for topic in self._in_flight:
+            self._publisher.discard(topic)
+        self._in_flight.clear()
+        self._settled_mark.reset()
+        self._positions.load(shards)
+        raise_sequence(self._positions.unsent.sent_through)
+        self._held.load(shards)
+
+    def _watch_ids(self) -> None:
+        """Learn the settled mark for the next pass; alert if it stands, or if ids are assigned below the position."""
+        if self._settled_mark.observe_when_due():
+            raise_sequence(self._positions.unsent.sent_through)
+            self._settled_mark_alert.judge(self._settled_mark)
+
+    def _read(self, shards: Sequence[int]) -> tuple[Sequence[OutboxRecord], list[int], int | None]:
+        """Return the rows to send, the ids of all rows read, and the last id if the read ended at its limit."""
+        unsent = self._positions.unsent
+        values: dict[str, Any] = {
+            "sent_through": unsent.sent_through,
+            "firsts": arrays.numbers([first for first, _ in unsent.gaps]),
+            "lasts": arrays.numbers([last for _, last in unsent.gaps]),
+            "shards": arrays.numbers(shards),
+            "limit": self._batch_size,
+            "bytes": BATCH_BYTES,
+        }
         with connection.cursor() as cursor:
-            if self._leases.holds_all:
-                cursor.execute(_SELECT_ALL, [above, self._batch_size])
-            else:
-                cursor.execute(_SELECT_SHARDS, [above, list(shards), self._batch_size])
-            rows = [OutboxRecord(*row) for row in cursor.fetchall()]
-        self._settled_mark.advance(first_unpublished=rows[0].id if rows else None)
-        return rows
+            cursor.execute(read_sql(has_gaps=bool(unsent.gaps), holds_all=self._leases.holds_all), values)
+            found = cursor.fetchall()
+        rows = self._positions.only_unsent([OutboxRecord(*row[1:]) for row in found if row[1] is not None])
+        seen = [row[0] for row in found]
+        # Whether the number of rows or their bytes ended the read is not known: look once more.
+        return rows, seen, seen[-1] if seen else None
 
-    def _send_one_by_one(self, rows: Sequence[OutboxRecord], stop: StopFlag) -> None:
-        """Send ``rows`` singly: a row that the broker refuses becomes a dead letter, and its key continues after it."""
+    def _send(self, rows: Sequence[OutboxRecord], stop: StopFlag) -> tuple[list[TopicBatch], list[HeldRow]]:
+        """Send ``rows``; returns the batches, and the rows that are held."""
+        held: list[HeldRow] = []
+        by_topic: dict[str, list[OutboxRecord]] = {}
+        holds_nothing = self._held.holds_nothing
         for row in rows:
-            if self._publisher.send([row], stop):
-                self._mark([row])
+            if not holds_nothing and (reason := self._held.reason_to_hold(row)):
+                held.append((row, reason, ""))
+            else:
+                by_topic.setdefault(row.topic, []).append(row)
+        for topic in by_topic.keys() - self._known_topics:
+            problem = self._publisher.find_problem(topic)
+            if problem is None:
+                self._known_topics.add(topic)
+            elif problem.of_cluster:
+                break
+            else:
+                held += self._hold(by_topic.pop(topic), problem)
+        batches = [self._publisher.begin(topic, of_topic) for topic, of_topic in by_topic.items()]
+        self._wait(batches, stop)
+        for batch in batches:
+            if batch.is_done:
                 continue
-            with transaction.atomic():
-                self._write_dead_letter(row, self._publisher.refusal)
-                self._mark([row])
+            if batch.problem is not None:
+                held += self._hold(batch.remaining(), batch.problem)
+            else:
+                self._in_flight[batch.topic] = _HeldBatch(batch, len(batch.acked), len(batch.refused))
+                held += [(row, HeldMessage.Reason.TOPIC, "not acknowledged yet") for row in batch.remaining()]
+        return batches, held
 
-    def _write_dead_letter(self, row: OutboxRecord, error: KafkaException) -> None:
-        rejected = [Rejected(row.message(), error)]
-        # A dead letter that its own topic refuses is not published there again.
-        is_event = row.headers is None
-        write_dead_letters(RELAY, RELAY, rejected, publish=is_event)
-        if is_event:
-            broker_rejected(row.event_type, rejected)
+    def _hold(self, rows: Sequence[OutboxRecord], problem: TopicProblem) -> list[HeldRow]:
+        self._topic_alerts.open(problem)
+        self._known_topics.discard(rows[0].topic)
+        return [(row, HeldMessage.Reason.TOPIC, str(problem)) for row in rows]
 
-    def _mark(self, rows: Sequence[OutboxRecord]) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(_MARK, [arrays.numbers([row.id for row in rows])])
+    def _wait(self, batches: Sequence[TopicBatch], stop: StopFlag) -> None:
+        """Wait until every batch has ended, or is silent while other topics or the brokers answer.
 
-    def _report_topics(self, accepting: Collection[str], problems: Sequence[TopicProblem]) -> None:
-        self._topic_alerts.end(accepting)
-        self._topic_alerts.open(problems)
+        If no broker answers it waits on: then no topic is held, and all rows stay where they are.
+        """
+        self._publisher.wait(batches, _PATIENCE_BESIDE_OTHERS)
+        gives_up_at: float | None = None
+        while not all(batch.has_ended for batch in batches) and not any(batch.is_done for batch in batches):
+            acked = _number_acked(batches)
+            self._publisher.wait(batches, _PATIENCE)
+            if _number_acked(batches) > acked:
+                continue
+            silent = [batch for batch in batches if not batch.has_ended]
+            problem = self._publisher.find_problem(silent[0].topic) if silent else None
+            if problem is None or not problem.of_cluster:
+                return
+            for batch in silent:
+                self._topic_alerts.open(problem._replace(topic=prefixed(batch.topic)))
+            if stop:
+                gives_up_at = gives_up_at or time.monotonic() + _STOP_GRACE
+                if time.monotonic() >= gives_up_at:
+                    return
+
+    def _send_held(self, stop: StopFlag) -> int:
+        """Send what is held and may be sent; returns the number of rows that left the list."""
+        self._next_held_at = time.monotonic() + _HELD_SECONDS
+        shards = self._leases.held()
+        topics = self._held.load(shards)
+        for topic, reason in self._held.held_topics.items():
+            remedy = "release it when its messages may be sent"
+            self._topic_alerts.open(TopicProblem(prefixed(topic), f"is held by an operator ({reason})", remedy))
+        freed = sum(self._send_held_of(topic) for topic in topics if topic not in self._held.held_topics and not stop)
+        if freed:
+            self._held.load(shards)
+            self._next_held_at = 0.0
+        return freed
+
+    def _send_held_of(self, topic: str) -> int:
+        sending = self._in_flight.pop(topic, None)
+        if sending is None:
+            if (problem := self._publisher.find_problem(topic)) is not None:
+                self._note_problem(topic, problem)
+                return 0
+            rows = self._held.read(topic, limit=self._batch_size, max_bytes=BATCH_BYTES)
+            if not rows:
+                return 0
+            sending = _HeldBatch(self._publisher.begin(topic, rows))
+            self._publisher.wait([sending.batch], _PATIENCE_BESIDE_OTHERS)
+        else:
+            self._publisher.wait([sending.batch], 0.0)
+        return self._free(sending)
+
+    def _free(self, sending: _HeldBatch) -> int:
+        """Take the rows of a held batch that are settled from the list; returns their number."""
+        batch = sending.batch
+        acked, refused = batch.acked[sending.acked :], batch.refused[sending.refused :]
+        with _transaction_if(bool(refused)):
+            self._write_dead_letters(refused)
+            self._held.remove([row.id for row in acked] + [row.id for row, _ in refused])
+        metrics.PUBLISHED.inc(len(acked))
+        sending.acked, sending.refused = len(batch.acked), len(batch.refused)
+        if batch.is_done:
+            self._topic_alerts.end([prefixed(batch.topic)])
+        elif batch.problem is not None:
+            self._note_problem(batch.topic, batch.problem)
+        else:
+            self._in_flight[batch.topic] = sending
+            if time.monotonic() >= sending.asks_at:
+                sending.asks_at = time.monotonic() + _ASK_AGAIN_SECONDS
+                problem = self._publisher.find_problem(batch.topic)
+                self._note_problem(batch.topic, problem or silence(prefixed(batch.topic), len(batch.remaining())))
+        return len(acked) + len(refused)
+
+    def _note_problem(self, topic: str, problem: TopicProblem) -> None:
+        self._held.note_attempt(topic, str(problem))
+        self._topic_alerts.open(problem)
+        if problem.is_missing and topic in self._in_flight:
+            # Nothing of it can be in doubt, and a new producer finds the topic at once when it is back.
+            self._publisher.discard(topic)
+            del self._in_flight[topic]
+
+    def _write_dead_letters(self, refused: Sequence[tuple[OutboxRecord, KafkaException]]) -> None:
+        """Write a dead letter for each row that the broker refuses for good; its key goes on after it."""
+        for row, error in refused:
+            rejected = [Rejected(row.message(), error)]
+            # A dead letter that its own topic refuses is not published there again.
+            is_event = row.headers is None
+            write_dead_letters(RELAY, RELAY, rejected, publish=is_event)
+            if is_event:
+                broker_rejected(row.event_type, rejected)
 
     def _keep_alive(self) -> None:
         self._tick()
-        self._leases.renew()
+        self._leases.extend()
 
     def _recover(self, error: Exception) -> None:
-        """Reset producer, settled mark and connection: the old producer must send nothing after the next read."""
-        if is_transient(error) or isinstance(error, KafkaException):
+        """Drop producers, positions and connection: nothing is sent before everything is read again."""
+        if is_transient(error) or isinstance(error, KafkaException | LeaseLost):
             logger.warning("relay: %s: %s; trying again", type(error).__name__, first_line(error))
         else:
             logger.error("relay: unexpected error; trying again", exc_info=error)
         self._publisher.discard()
-        self._settled_mark.reset()
+        self._in_flight.clear()
+        self._positions.forget()
+        self._leases.forget()
         drop_connection()
+
+
+def _transaction_if(is_needed: bool) -> AbstractContextManager[object]:
+    return transaction.atomic() if is_needed else nullcontext()
+
+
+def _number_acked(batches: Sequence[TopicBatch]) -> int:
+    return sum(len(batch.acked) for batch in batches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,21 +12,27 @@ from django.db import connection
 
 from common.processes.lifecycle import StopFlag
 
+from ..errors import TopicsUnavailable
+from ..outbox.published import is_published_sql
 from .publisher import COLUMNS, OutboxRecord, Publisher
-from .topic_problems import TopicProblem
+from .topic_problems import silence
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 1000
 _PROGRESS_SECONDS = 10.0
+_SLICE = 0.5
+# How long a stopping process waits for outstanding acknowledgements.
+_STOP_GRACE = 5.0
 
 # Only the primary key can serve this read, so it scans ranges of ids, in which few or all rows may be the topic's.
 _SCANNED = 20_000
-_MATCHES = """
-    topic = %(topic)s AND published_at < %(before)s AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
+_MATCHES = f"""
+    topic = %(topic)s AND created_at < %(before)s AND (%(since)s::timestamptz IS NULL OR created_at >= %(since)s)
+    AND {is_published_sql()}
 """
 _READ = f"""
-    SELECT {COLUMNS} FROM kafka_bridge_outboxmessage
+    SELECT {", ".join(COLUMNS)} FROM kafka_bridge_outboxmessage
     WHERE id > %(after)s AND id <= %(until)s AND {_MATCHES} ORDER BY id LIMIT %(limit)s
 """
 _NEXT = """
@@ -39,8 +45,8 @@ _COUNT = f"SELECT count(*) FROM kafka_bridge_outboxmessage WHERE id > %(after)s 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Published outbox rows of ``topic`` (without prefix), with an id above ``after``, published before ``before`` and
-    created at ``since`` or later (None: no lower limit).
+    """Published outbox rows of ``topic`` (without prefix), with an id above ``after``, created before ``before`` and
+    at ``since`` or later (None: no lower limit).
     """
 
     topic: str
@@ -79,6 +85,10 @@ class Selection:
         return {"topic": self.topic, "before": self.before, "since": self.since, "after": self.after}
 
 
+class PublishInterrupted(Exception):
+    """The process was asked to stop while messages were not acknowledged yet."""
+
+
 class Republisher:
     """Sends the rows of a selection with its own producer; changes nothing in the outbox or the relays.
 
@@ -99,31 +109,35 @@ class Republisher:
         Raises PublishInterrupted for a stop within a batch, TopicsUnavailable if the topic is missing or forbidden,
         and what the database raises.
         """
-        publisher = Publisher(report=_ignore)
+        publisher = Publisher()
         reported_at = time.monotonic()
         try:
-            for batch in self._selection.batches(self._batch_size):
+            for rows in self._selection.batches(self._batch_size):
                 if stop:
                     break
-                if publisher.send(batch, stop):
-                    self.published += len(batch)
-                else:
-                    self._send_one_by_one(publisher, batch, stop)
-                self.last_id = batch[-1].id
+                self._send(publisher, rows, stop)
+                self.last_id = rows[-1].id
                 if time.monotonic() - reported_at >= _PROGRESS_SECONDS:
                     reported_at = time.monotonic()
                     logger.info("%d messages published again, up to row %d", self.published, self.last_id)
         finally:
             publisher.discard()
 
-    def _send_one_by_one(self, publisher: Publisher, batch: Sequence[OutboxRecord], stop: StopFlag) -> None:
-        for row in batch:
-            if publisher.send([row], stop):
-                self.published += 1
-            else:
-                self.refused += 1
-                logger.error("row %d (event %s) is refused: %s", row.id, row.event_id, publisher.refusal.args[0].str())
-
-
-def _ignore(accepting: Collection[str], problems: Sequence[TopicProblem]) -> None:
-    """Open no alert: the relay does that, and here the error or the log line of a stalled send is enough."""
+    def _send(self, publisher: Publisher, rows: Sequence[OutboxRecord], stop: StopFlag) -> None:
+        batch = publisher.begin(self._selection.topic, rows)
+        silent_since = time.monotonic()
+        while not batch.has_ended:
+            publisher.wait([batch], _SLICE)
+            if stop and time.monotonic() - silent_since >= _STOP_GRACE:
+                raise PublishInterrupted
+            if time.monotonic() - silent_since >= _PROGRESS_SECONDS:
+                silent_since = time.monotonic()
+                logger.warning(
+                    "%s", publisher.find_problem(batch.topic) or silence(batch.topic, len(batch.remaining()))
+                )
+        if batch.problem is not None:
+            raise TopicsUnavailable(str(batch.problem))
+        self.published += len(batch.acked)
+        self.refused += len(batch.refused)
+        for row, error in batch.refused:
+            logger.error("row %d (event %s) is refused: %s", row.id, row.event_id, error.args[0].str())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 from django.conf import settings
 
 from common.processes.outages import ServiceUnavailable
 
-from ..client import KafkaError, KafkaException, Producer, TopicMetadata, topic_configs
+from ..client import KafkaError, KafkaException, Producer, topic_configs
 from ..operating.alerts import end_alert, end_alerts, open_alert
-from ..outbox.writing import anything_unpublished
+from ..outbox.published import anything_unpublished
 from ..registry import unprefixed
 from ..routes import topics_of
+
+logger = logging.getLogger(__name__)
 
 RUNBOOK = "docs/operations.md#a-topic-that-takes-no-messages"
 _RULE = "topic-"
@@ -38,13 +41,16 @@ _CLIENT_ERRORS = frozenset({KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaErr
 class TopicProblem(NamedTuple):
     """Why a topic (named with the prefix) accepts no messages, and what to do.
 
-    ``is_lasting`` False: the next attempt may succeed, so a log line without an alert is enough.
+    ``is_lasting`` False: the next attempt may succeed, so a log line without an alert is enough. ``of_cluster``: no
+    broker answers, so other topics have the same problem.
     """
 
     topic: str
     reason: str
     remedy: str
     is_lasting: bool = True
+    is_missing: bool = False
+    of_cluster: bool = False
 
     def __str__(self) -> str:
         return f"topic {self.topic} {self.reason}: {self.remedy}"
@@ -67,26 +73,18 @@ def problem_of_error(topic: str, error: KafkaError) -> TopicProblem:
     return TopicProblem(topic, f"takes no messages ({name}: {error.str()})", "see the broker's log", is_lasting)
 
 
-def find_problems(producer: Producer, unacknowledged: Mapping[str, int]) -> list[TopicProblem]:
-    """Ask the brokers why messages are not acknowledged; return one problem per topic.
+def find_problem(producer: Producer, topic: str) -> TopicProblem | None:
+    """Ask the brokers why ``topic`` (with the prefix) accepts no messages; return None if they see no reason.
 
-    ``unacknowledged``: number of messages by topic, named with the prefix. Makes two requests to the brokers, of up to
-    2 s each.
+    Makes two requests to the brokers, of up to 2 s each.
     """
     try:
-        metadata = producer.list_topics(timeout=_REQUEST_SECONDS).topics
+        # A list of all topics leaves out those that this user may not describe; a request for one names the reason.
+        found = producer.list_topics(topic, timeout=_REQUEST_SECONDS).topics.get(topic)
     except KafkaException as error:
         reason = f"takes no messages, and no broker answers ({error.args[0].str()})"
         remedy = "bring Kafka back, or correct KAFKA_BOOTSTRAP_SERVERS"
-        return [TopicProblem(topic, reason, remedy) for topic in unacknowledged]
-    min_in_sync = _min_in_sync(metadata, unacknowledged)
-    return [
-        _problem_of_metadata(topic, number, metadata.get(topic), min_in_sync.get(topic))
-        for topic, number in unacknowledged.items()
-    ]
-
-
-def _problem_of_metadata(topic: str, number: int, found: TopicMetadata | None, min_in_sync: int | None) -> TopicProblem:
+        return TopicProblem(topic, reason, remedy, of_cluster=True)
     if found is None:
         return _missing(topic)
     if found.error is not None:
@@ -95,30 +93,33 @@ def _problem_of_metadata(topic: str, number: int, found: TopicMetadata | None, m
     if without_leader := sorted(partition.id for partition in partitions if partition.leader < 0):
         return TopicProblem(topic, f"has no leader for partitions {without_leader}", "bring their brokers back")
     fewest = min((len(partition.isrs) for partition in partitions), default=0)
-    if min_in_sync is not None and fewest < min_in_sync:
+    min_in_sync = _min_in_sync(topic)
+    if fewest < min_in_sync:
         reason = f"has {fewest} in-sync replicas and min.insync.replicas is {min_in_sync}"
         return TopicProblem(topic, reason, "bring its brokers back, or correct min.insync.replicas")
-    leaders = sorted({partition.leader for partition in partitions})
-    return TopicProblem(topic, f"does not acknowledge {number} messages", f"look at the brokers {leaders}, its leaders")
+    return None
 
 
-def _min_in_sync(metadata: Mapping[str, TopicMetadata], topics: Collection[str]) -> dict[str, int]:
-    """Return ``min.insync.replicas`` of the topics that exist; empty if the brokers do not answer."""
+def silence(topic: str, number: int) -> TopicProblem:
+    """Return the problem of a topic that does not acknowledge ``number`` messages, and the brokers see no reason."""
+    return TopicProblem(
+        topic, f"does not acknowledge {number} messages", "look at the brokers that lead its partitions"
+    )
+
+
+def _min_in_sync(topic: str) -> int:
+    """Return ``min.insync.replicas`` of the topic; 0 if the brokers do not answer."""
     try:
-        configs = topic_configs([topic for topic in topics if topic in metadata], timeout=_REQUEST_SECONDS)
+        config = topic_configs([topic], timeout=_REQUEST_SECONDS)[topic]
     except ServiceUnavailable:
-        return {}
-    return {
-        topic: int(config["min.insync.replicas"])
-        for topic, config in configs.items()
-        if not isinstance(config, KafkaError)
-    }
+        return 0
+    return 0 if isinstance(config, KafkaError) else int(config["min.insync.replicas"])
 
 
 def _missing(topic: str) -> TopicProblem:
     is_routed = unprefixed(topic) in topics_of(settings.KAFKA_ROUTES)
     remedy = "run create_topics" if is_routed else "KAFKA_ROUTES names it no more: create it with kafka-topics.sh"
-    return TopicProblem(topic, "does not exist", remedy)
+    return TopicProblem(topic, "does not exist", remedy, is_missing=True)
 
 
 class TopicAlerts:
@@ -130,24 +131,25 @@ class TopicAlerts:
         self._accepting: set[str] = set()
         self._is_clean = False
 
-    def open(self, problems: Sequence[TopicProblem]) -> None:
-        """Open an alert for each lasting problem. Raises what the database raises."""
-        for problem in problems:
-            if problem.is_lasting:
-                self._accepting.discard(problem.topic)
-                self._open.add(problem.topic)
-                open_alert(rule=_rule(problem.topic), severity="critical", summary=str(problem), runbook=RUNBOOK)
+    def open(self, problem: TopicProblem) -> None:
+        """Open an alert for a lasting problem. Raises what the database raises."""
+        if problem.topic not in self._open:
+            logger.warning("%s", problem)
+        if problem.is_lasting:
+            self._accepting.discard(problem.topic)
+            self._open.add(problem.topic)
+            open_alert(rule=_rule(problem.topic), severity="critical", summary=str(problem), runbook=RUNBOOK)
 
     def end(self, topics: Collection[str]) -> None:
-        """End the alerts of ``topics``, which accepted messages. Raises what the database raises."""
+        """End the alerts of ``topics``, which accept messages. Raises what the database raises."""
         for topic in [topic for topic in topics if topic not in self._accepting]:
             end_alert(_rule(topic))
             self._open.discard(topic)
             self._accepting.add(topic)
 
-    def end_all(self) -> None:
-        """End all open alerts: this relay has no unpublished row, so what they reported is published or deleted."""
-        self.end(tuple(self._open))
+    def end_all(self, *, but: Collection[str]) -> None:
+        """End all open alerts except those of the topics ``but``: the rows of the others are published or deleted."""
+        self.end([topic for topic in self._open if topic not in but])
 
     def end_left_over(self) -> None:
         """End the alerts of relays that died, once no row is unpublished. Makes a query per call until then."""

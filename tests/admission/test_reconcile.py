@@ -24,6 +24,7 @@ from coupons.reconciliation.reconciler import Reconciler
 from coupons.redis_queue.queue import QUEUE, WORKERS
 from kafka_bridge.models import Alert, OutboxMessage
 from tests.support.messages import message
+from tests.support.published import unpublished_rows
 from tests.support.threads import OpenTransaction
 
 from .comparisons import (
@@ -68,7 +69,7 @@ def test_a_request_that_waits_long_for_its_turn_is_not_lost(coupon: Coupon) -> N
     make_old(coupon)
     reconciled = compare(repair=True, lag=lambda: 1)
     assert (reconciled.found.counts, reconciled.found.waiting) == ({}, 1)
-    assert OutboxMessage.objects.filter(published_at=None).count() == 0
+    assert unpublished_rows().count() == 0
 
 
 def test_a_leaked_reservation_ends_and_its_piece_goes_to_the_next(make_coupon: Callable[..., Coupon]) -> None:

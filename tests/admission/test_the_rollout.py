@@ -17,7 +17,7 @@ from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from coupons.rollout import uses_redis_queue
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.outbox.published import anything_unpublished
 
 from .conftest import MakeGate, accept, assert_invariants, at_once, crowd, set_share, stock
 from .workers import (

@@ -20,6 +20,7 @@ from coupons.redis_queue.queue import QUEUE, RedisQueue
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
 from tests.support.messages import message
+from tests.support.published import unpublished_rows
 
 from .conftest import issue
 
@@ -42,7 +43,7 @@ def work(worker: IssueWorker | None = None) -> None:
 
 def issue_by_kafka() -> None:
     """The relay and the issuer do what is theirs."""
-    rows = list(OutboxMessage.objects.filter(published_at=None, event_type="coupon.issue.requested.v1").order_by("id"))
+    rows = list(unpublished_rows().filter(event_type="coupon.issue.requested.v1").order_by("id"))
     issue([message(bytes(row.payload or b"")) for row in rows])
     OutboxMessage.objects.filter(id__in=[row.id for row in rows]).update(published_at="2026-01-01T00:00:00Z")
 

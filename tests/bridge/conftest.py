@@ -9,6 +9,7 @@ from pytest_django import Settings
 from kafka_bridge.models import SHARDS
 from kafka_bridge.outbox import settled_mark
 from kafka_bridge.relaying.leases import Leases
+from kafka_bridge.relaying.positions import Positions
 from tests.stub_app import routes
 from tests.support.kafka import transactional_producer
 
@@ -23,9 +24,11 @@ def _routes_of_the_stub_app(settings: Settings) -> None:
 
 @pytest.fixture
 def every_relay_holds_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relays without leases: both publish whatever is there."""
+    """Relays without leases, as a relay that hung while others took its shards: both publish whatever is there."""
     monkeypatch.setattr(Leases, "held", lambda self: list(range(SHARDS)))
     monkeypatch.setattr(Leases, "holds_all", property(lambda self: True))
+    monkeypatch.setattr(Positions, "load", lambda self, shards: setattr(self, "_shards", shards))
+    monkeypatch.setattr(Positions, "_save", lambda self, unsent, shards: None)
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from devstack.processes import wait_until
 from devstack.stack import Part
 from kafka_bridge import client
 from kafka_bridge.client import make_producer
-from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
 from tests.stub_app.events import publish_numbers
 from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.stub_app.routes import RESULTS
 from tests.support.kafka import read_topic
+from tests.support.published import unpublished_rows
 from tests.support.threads import in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -56,7 +56,7 @@ def broker(own_broker: Part, topics: str) -> Iterator[Part]:
 
 
 def unpublished() -> int:
-    return OutboxMessage.objects.filter(published_at=None).count()
+    return unpublished_rows().count()
 
 
 class Complaints:

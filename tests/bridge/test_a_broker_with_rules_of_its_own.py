@@ -14,12 +14,13 @@ from common.processes.lifecycle import StopFlag
 from devstack import Stack, wait_until
 from devstack.kafka.broker import KafkaBroker
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.models import Alert, OutboxMessage
+from kafka_bridge.models import Alert
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
 from tests.stub_app.events import publish_numbers
 from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import read_topic
+from tests.support.published import unpublished_rows
 from tests.support.threads import in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -115,9 +116,7 @@ def test_a_topic_that_the_relay_may_not_write_to_is_named_until_it_may(operation
         rules.allow_everything()
         wait_until(lambda: not Alert.objects.filter(ended_at=None).exists(), 60, "the alert does not end")
         # The alert ends at the broker's acknowledgement, just before the relay marks the rows.
-        wait_until(
-            lambda: not OutboxMessage.objects.filter(published_at=None).exists(), 10, "the rows are not published"
-        )
+        wait_until(lambda: not unpublished_rows().exists(), 10, "the rows are not published")
         assert len(read_topic(TOPIC, 3)) == 3
     finally:
         stop.request()

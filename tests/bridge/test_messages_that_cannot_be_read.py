@@ -21,7 +21,7 @@ from kafka_bridge.cloudevents import decode_headers
 from kafka_bridge.consuming.batch import HANDLER_FAILURES_IN_A_ROW, BatchHandler
 from kafka_bridge.consuming.topic_reader import read_history
 from kafka_bridge.errors import PoisonLimitExceeded
-from kafka_bridge.models import DeadLetter, OutboxMessage
+from kafka_bridge.models import DeadLetter
 from kafka_bridge.registry import ReceivedMessage, prefixed
 from tests.stub_app.consumer_groups import BOOKINGS
 from tests.stub_app.events import answers, request, requests, winners
@@ -30,6 +30,7 @@ from tests.stub_app.routes import BOOKING_DECIDED, BOOKING_REQUESTED, NUMBERS
 from tests.stub_app.routes import REQUESTS as TOPIC
 from tests.support.kafka import consume_everything, header, produce, read_to_end, relay_everything
 from tests.support.librdkafka import RawRecord, produce_raw
+from tests.support.published import unpublished_rows
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
 
@@ -164,7 +165,7 @@ def test_what_is_odd_about_a_message_and_does_not_matter_stops_no_request(kind: 
     (copy,) = read_to_end(f"{TOPIC}.DLT")
     assert (copy.value(), copy.key()) == (b"{", READABLE[kind].get("key", b"K"))
     assert tuple(copy.headers() or ())[:-6] == decode_headers(bytes(letter.headers))
-    assert not OutboxMessage.objects.filter(published_at=None).exists()
+    assert not unpublished_rows().exists()
 
 
 POISON: dict[str, dict[str, Any]] = {

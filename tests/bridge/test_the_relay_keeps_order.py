@@ -14,10 +14,18 @@ from kafka_bridge.relaying.relay import Relay
 from tests.stub_app.events import publish_keys, publish_numbers
 from tests.stub_app.routes import NUMBER_DRAWN as EVENT
 from tests.stub_app.routes import NUMBERS as TOPIC
-from tests.support.kafka import header, read_topic, relay_everything
+from tests.support.kafka import header, read_to_end, read_topic, relay_everything
+from tests.support.published import unpublished_rows
 from tests.support.threads import in_another_session
 
-from .scenes import first_copies, numbers, publish_late_and_early, sent_around_a_hanging_relay, settle
+from .scenes import (
+    first_copies,
+    numbers,
+    publish_late_and_early,
+    relay_what_is_there,
+    sent_around_a_hanging_relay,
+    settle,
+)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
 
@@ -35,14 +43,14 @@ def test_events_of_a_key_arrive_in_order_with_their_cloud_events_headers() -> No
     assert header(messages[0], "ce_specversion") == "1.0"
     assert header(messages[0], "content-type") == "application/json"
     assert messages[0].key() == b"1"
-    assert not OutboxMessage.objects.filter(published_at=None).exists()
+    assert not unpublished_rows().exists()
 
 
 @pytest.mark.usefixtures("every_relay_holds_everything")
 def test_two_relays_on_the_same_rows_only_add_later_copies() -> None:
     publish_numbers(range(300))
-    beside = in_another_session(lambda: relay_everything(batch_size=5))
-    mine = relay_everything(batch_size=11)
+    beside = in_another_session(lambda: relay_what_is_there(batch_size=5))
+    mine = relay_what_is_there(batch_size=11)
     sent = mine + beside.result(30)
     assert sent >= 300
     assert first_copies(read_topic(TOPIC, sent)) == list(range(300))
@@ -69,12 +77,12 @@ def end_session(backend: tuple[int]) -> None:
 
 def reads_above(queries: CaptureQueriesContext) -> list[int]:
     """The ids that the relay's reads began above, in their order."""
-    found = (re.search(r"published_at IS NULL AND id > (\d+)", query["sql"]) for query in queries)
+    found = (re.search(r"WHERE id > (\d+) AND published_at IS NULL", query["sql"]) for query in queries)
     return [int(match.group(1)) for match in found if match]
 
 
 @pytest.mark.usefixtures("observing_always")
-def test_the_relay_reads_above_the_last_published_row_and_from_the_start_after_a_lost_connection() -> None:
+def test_the_relay_reads_above_the_last_row_sent_and_from_the_saved_position_after_a_lost_connection() -> None:
     some_relay = Relay()
     publish_keys([1, 2, 3])
     settle(some_relay)
@@ -90,7 +98,8 @@ def test_the_relay_reads_above_the_last_published_row_and_from_the_start_after_a
     with CaptureQueriesContext(connection) as queries:
         in_another_session(lambda: end_session(backend)).result(10)
         some_relay.run(StopFlag(), until_idle=True)
-    assert 0 in reads_above(queries)
+    assert set(reads_above(queries)) == {last.id}
+    assert len(read_to_end(TOPIC)) == 3
 
 
 @pytest.fixture

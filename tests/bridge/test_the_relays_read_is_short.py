@@ -1,11 +1,12 @@
-"""What the relay reads must not grow with what was ever published."""
+"""What the relay reads must not grow with what was ever published, nor with how large the rows are."""
 
 from typing import Any
 
 import pytest
 from django.db import connection
 
-from kafka_bridge.relaying import relay
+from common.postgres import arrays
+from kafka_bridge.relaying.relay import BATCH_BYTES, read_sql
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -14,20 +15,28 @@ PUBLISHED = 300_000
 
 @pytest.fixture
 def published_rows() -> None:
+    """Rows that a position passed, and 100 above it, of which the first five are a gap."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            INSERT INTO kafka_bridge_outboxmessage
-                (event_id, event_type, topic, key, payload, traceparent, shard, published_at)
-            SELECT gen_random_uuid(), 'stub.number.drawn.v1', 'stub-numbers', '1', '{}', '', n %% 64,
-                   CASE WHEN n <= %s THEN now() END
+            INSERT INTO kafka_bridge_outboxmessage (id, event_id, event_type, topic, key, payload, traceparent, shard)
+            SELECT n, gen_random_uuid(), 'stub.number.drawn.v1', 'stub-numbers', '1', '{}', '', n %% 64
             FROM generate_series(1, %s + 100) AS n
             """,
-            [PUBLISHED, PUBLISHED],
+            [PUBLISHED],
         )
 
 
-def plan(query: str, values: list[Any]) -> dict[str, Any]:
+def values(**changed: Any) -> dict[str, Any]:
+    first = arrays.numbers([PUBLISHED + 1])
+    last = arrays.numbers([PUBLISHED + 5])
+    return {
+        "sent_through": PUBLISHED, "firsts": first, "lasts": last, "shards": arrays.numbers(range(32)), "limit": 500,
+        "bytes": BATCH_BYTES,
+    } | changed  # fmt: skip
+
+
+def plan(query: str, values: dict[str, Any]) -> dict[str, Any]:
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (FORMAT JSON, ANALYZE, BUFFERS) {query}", values)
         (plans,) = cursor.fetchall()
@@ -35,29 +44,36 @@ def plan(query: str, values: list[Any]) -> dict[str, Any]:
     return node
 
 
-def scan(node: dict[str, Any]) -> dict[str, Any]:
-    return scan(node["Plans"][0]) if "Plans" in node else node
-
-
 @pytest.mark.parametrize("analyzed", [False, True], ids=["without statistics", "with statistics"])
-@pytest.mark.parametrize(
-    ("query", "values"),
-    [(relay._SELECT_ALL, [0, 500]), (relay._SELECT_SHARDS, [0, list(range(32)), 500])],
-    ids=["every shard", "half of the shards"],
-)
+@pytest.mark.parametrize("holds_all", [True, False], ids=["every shard", "half of the shards"])
+@pytest.mark.parametrize("has_gaps", [True, False], ids=["with a gap", "without gaps"])
 @pytest.mark.usefixtures("published_rows")
-def test_only_unpublished_rows_are_read(query: str, values: list[Any], analyzed: bool) -> None:
+def test_only_unsent_rows_are_read(has_gaps: bool, holds_all: bool, analyzed: bool) -> None:
     if analyzed:
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE kafka_bridge_outboxmessage")
-    node = scan(plan(query, values))
-    assert node["Index Name"] == "outbox_unpublished"
-    assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) == 100
+    sent_through = PUBLISHED + 5 if has_gaps else PUBLISHED
+    node = plan(read_sql(has_gaps=has_gaps, holds_all=holds_all), values(sent_through=sent_through))
+    assert node["Actual Rows"] == 100
     assert node["Shared Hit Blocks"] + node["Shared Read Blocks"] < 120
 
 
-def test_published_rows_are_not_in_the_index() -> None:
+def test_a_read_ends_at_its_bytes_but_has_one_row_at_least() -> None:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'outbox_unpublished'")
-        (definition,) = cursor.fetchone() or ("",)
-    assert definition.endswith("(id) WHERE (published_at IS NULL)")
+        cursor.execute(
+            """
+            INSERT INTO kafka_bridge_outboxmessage (event_id, event_type, topic, key, payload, traceparent, shard)
+            SELECT gen_random_uuid(), 'stub.number.drawn.v1', 'stub-numbers', '1',
+                   CASE WHEN n <> 2 THEN convert_to(repeat('x', 1000), 'UTF8') END, '', n % 64
+            FROM generate_series(1, 10) AS n
+            """
+        )
+    lengths = {}
+    for limit in (1, 2500, 100_000):
+        with connection.cursor() as cursor:
+            cursor.execute(
+                read_sql(has_gaps=False, holds_all=True), values(sent_through=0, limit=500) | {"bytes": limit}
+            )
+            lengths[limit] = len(cursor.fetchall())
+    # The second row has no payload.
+    assert lengths == {1: 1, 2500: 4, 100_000: 10}

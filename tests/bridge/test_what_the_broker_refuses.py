@@ -21,6 +21,7 @@ from tests.stub_app.routes import BOOKING_REQUESTED, REQUESTS
 from tests.stub_app.routes import NUMBER_DRAWN as EVENT
 from tests.stub_app.routes import NUMBERS as TOPIC
 from tests.support.kafka import header, read_topic, relay_everything
+from tests.support.published import unpublished_rows
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -50,7 +51,7 @@ def test_one_event_past_the_topics_limit_does_not_hold_up_the_others() -> None:
         publish(Message(EVENT, {"key": 1, "number": n, "text": NOISE if n == 1 else ""}) for n in range(4))
     relay_everything()
 
-    assert not OutboxMessage.objects.filter(published_at=None).exists()
+    assert not unpublished_rows().exists()
     letter = DeadLetter.objects.get()
     assert (letter.consumer_group, json.loads(bytes(letter.payload or b""))["number"]) == ("relay", 1)
     sent = [json.loads(message.value() or b"")["number"] for message in read_topic(SMALL, 3)]
@@ -80,7 +81,7 @@ def test_a_row_with_headers_that_cannot_be_read_is_published_with_what_it_has(to
     publish_keys([1])
     relay_everything()
 
-    assert not OutboxMessage.objects.filter(published_at=None).exists()
+    assert not unpublished_rows().exists()
     messages = read_topic(TOPIC, 3)
     (damaged,) = [message for message in messages if message.value() == b"damaged"]
     assert damaged.headers() == [("x-unreadable-headers", headers)]

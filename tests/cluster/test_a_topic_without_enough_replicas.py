@@ -8,12 +8,13 @@ from pytest_django import Settings
 from common.processes.lifecycle import StopFlag
 from devstack import wait_until
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.models import Alert, OutboxMessage
+from kafka_bridge.models import Alert
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
 from tests.cluster.brokers import Cluster
 from tests.support.kafka import read_topic, set_topic_config
 from tests.support.outbox import TOPIC, publish_numbers
+from tests.support.published import unpublished_rows
 from tests.support.threads import in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,7 +47,7 @@ def test_the_missing_replicas_are_named_until_the_broker_is_back(
             " bring its brokers back, or correct min.insync.replicas"
         )
         cluster.brokers[3].start()
-        wait_until(lambda: not OutboxMessage.objects.filter(published_at=None).exists(), 90, "the relay does not go on")
+        wait_until(lambda: not unpublished_rows().exists(), 90, "the relay does not go on")
         wait_until(lambda: not Alert.objects.filter(ended_at=None).exists(), 30, "the alert does not end")
         assert len(read_topic(TOPIC, 3)) >= 3
     finally:

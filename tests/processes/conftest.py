@@ -15,9 +15,10 @@ from coupons.models import Coupon, IssueRequest
 from demo.processes import WebProcess, is_ready, wait_until_ready
 from devstack import ManagedProcess, wait_until
 from devstack.ports import free_port
-from kafka_bridge.models import OutboxMessage, RelayLease
+from kafka_bridge.models import RelayLease
 from tests.support.burst import Burst
 from tests.support.factories import CouponFactory
+from tests.support.published import published_rows
 from tests.support.service import Service, environment
 
 STOCK = 200
@@ -108,7 +109,7 @@ def when_accepted(burst: Burst, count: int) -> None:
 
 def when_published(count: int) -> None:
     """Wait until so many messages are marked as published."""
-    published = OutboxMessage.objects.exclude(published_at=None)
+    published = published_rows()
     wait_until(lambda: published.count() >= count, MOMENT_SECONDS, f"less than {count} published", 0.01)
 
 

@@ -12,10 +12,11 @@ from confluent_kafka.admin import AdminClient
 
 from coupons.models import Coupon, Notification
 from devstack import wait_until
-from kafka_bridge.models import DeadLetter, OutboxMessage
+from kafka_bridge.models import DeadLetter
 from kafka_bridge.routes import overlay_routes
 from tests.support.factories import CouponFactory
 from tests.support.kafka import header, produce, read_to_end
+from tests.support.published import unpublished_rows
 from tests.support.service import Service, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -69,7 +70,7 @@ def test_requests_results_and_dead_letters_go_by_the_seeds_names(
     wait_until(lambda: Notification.objects.count() == 3, SECONDS, "not all users were notified")
     # Of orders there are four groups, but nothing to cancel.
     wait_until(lambda: DeadLetter.objects.count() == 5, SECONDS, "not everything bad is buried")
-    wait_until(lambda: not OutboxMessage.objects.filter(published_at=None).exists(), SECONDS, "not all is published")
+    wait_until(lambda: not unpublished_rows().exists(), SECONDS, "not all is published")
 
     requests = [item for item in read_to_end("coupon-issue-requests") if item.value() != b"{"]
     assert {item.key() for item in requests} == {key}

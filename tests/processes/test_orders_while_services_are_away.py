@@ -18,9 +18,9 @@ from pytest_django import Settings
 from demo.processes import WebProcess, wait_until_ready
 from devstack import Part, Stack
 from devstack.ports import free_port
-from kafka_bridge.models import OutboxMessage
 from orders.models import Order, Product
 from tests.processes.conftest import Web
+from tests.support.published import unpublished_rows
 from tests.support.service import environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -121,5 +121,5 @@ def test_orders_are_placed_paid_and_cancelled_while_redis_kafka_and_everybody_to
     for step, seconds in client.seconds.items():
         assert statistics.median(seconds) < LONGEST_SECONDS, (step, seconds)
     assert Order.objects.filter(id__in=orders, status="CANCELLED").count() == ORDERS
-    waiting = OutboxMessage.objects.filter(key__in=[str(order_id).encode() for order_id in orders], published_at=None)
+    waiting = unpublished_rows().filter(key__in=[str(order_id).encode() for order_id in orders])
     assert waiting.count() == 2 * ORDERS

@@ -8,7 +8,7 @@ import pytest
 
 from coupons.issuance.accept import request_accept
 from coupons.models import Coupon, IssueRequest
-from kafka_bridge.models import OutboxMessage
+from tests.support.published import unpublished_rows
 from tests.support.service import environment, run_command
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -24,7 +24,7 @@ def test_relay_and_issuer_end_once_everything_is_answered(topics: str, coupons: 
     accept(coupons, 600)
     env = environment()
     relayed = run_command("relay_outbox", "--until-idle", env=env)
-    assert (relayed.returncode, OutboxMessage.objects.filter(published_at=None).count()) == (0, 0), relayed.stderr
+    assert (relayed.returncode, unpublished_rows().count()) == (0, 0), relayed.stderr
     consumed = run_command("consume_coupons", "--group", "issue", "--concurrency", "2", "--until-idle", env=env)
     assert (consumed.returncode, IssueRequest.objects.count()) == (0, 600), consumed.stderr
     assert IssueRequest.objects.filter(status="SUCCESS").count() == sum(coupon.total_quantity for coupon in coupons)

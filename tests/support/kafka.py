@@ -16,6 +16,7 @@ from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
 from kafka_bridge.client import delete_topics, existing_topics
 from kafka_bridge.consuming.consumer import GroupConsumer
+from kafka_bridge.outbox.published import anything_unpublished
 from kafka_bridge.registry import ConsumerGroup, groups, prefixed
 from kafka_bridge.relaying.relay import Relay
 
@@ -107,8 +108,10 @@ def header(message: Message, name: str) -> str:
 def relay_everything(batch_size: int = 500) -> int:
     """Publishes the whole outbox with a relay in this thread; returns the number of rows."""
     relay, stop, total = Relay(batch_size=batch_size), StopFlag(), 0
-    while published := relay.relay_batch(stop):
+    deadline = time.monotonic() + 60
+    while (published := relay.relay_batch(stop)) or anything_unpublished():
         total += published
+        assert time.monotonic() < deadline, "the relay does not publish everything"
     relay.close()
     return total
 

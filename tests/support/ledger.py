@@ -13,7 +13,7 @@ from demo.verification import Undecided, violations
 from devstack import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import DeadLetter
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.outbox.published import anything_unpublished
 
 RESULT_SECONDS = 120.0
 

@@ -18,7 +18,7 @@ from devstack import wait_until
 from devstack.ports import free_port
 from kafka_bridge.client import group_lag
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.outbox.published import anything_unpublished
 from orders.models import Order, Product
 from tests.cluster.history import (
     displaced_results,

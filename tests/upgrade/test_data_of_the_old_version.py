@@ -19,11 +19,12 @@ from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
 from couponsite.auth.tokens import issue_access_token
 from devstack import wait_until
 from kafka_bridge.client import group_lag
-from kafka_bridge.models import DeadLetter, OutboxMessage
-from kafka_bridge.outbox.writing import anything_unpublished
+from kafka_bridge.models import DeadLetter
+from kafka_bridge.outbox.published import anything_unpublished
 from orders.models import Order
 from tests.cluster.history import first_copies, read_history
 from tests.support.kafka import groups_of_the_project, read_to_end
+from tests.support.published import unpublished_rows
 from tests.support.service import Service, environment, run_command
 from tests.upgrade.filled import ADMIN, PASSWORD, RENAMED, RESTOCK, SECRET_KEY, Answered, answered, load, own_database
 
@@ -119,7 +120,7 @@ def run(*arguments: str, **changes: str) -> str:
 
 def unpublished() -> list[tuple[bytes, UUID]]:
     """Key and id of the rows that wait for the relay, in their order."""
-    rows = OutboxMessage.objects.filter(published_at=None).order_by("id").values_list("key", "event_id")
+    rows = unpublished_rows().order_by("id").values_list("key", "event_id")
     return [(bytes(key or b""), event_id) for key, event_id in rows]
 
 

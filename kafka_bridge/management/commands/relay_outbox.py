@@ -8,6 +8,7 @@ from django.core.management.base import CommandError
 from common.processes.lifecycle import StopFlag, check_database, is_behind_pooler
 
 from ...operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
+from ...relaying.id_assignment import check_id_assignment
 from ...relaying.relay import BATCH_SIZE, Relay
 
 
@@ -29,5 +30,6 @@ class Command(WorkerCommand):
             raise CommandError(
                 "DATABASE_URL leads through a connection pooler: give the relay PostgreSQL's own address"
             )
+        check_id_assignment()
         relay = Relay(batch_size=options["batch_size"], tick=self.heartbeat.loop())
         relay.run(stop, until_idle=options["until_idle"])

@@ -17,8 +17,7 @@ from common.processes.outages import is_transient
 from ...client import check_kafka, existing_topics
 from ...operating.worker_command import WorkerCommand
 from ...registry import prefixed, unprefixed
-from ...relaying.publisher import PublishInterrupted
-from ...relaying.republish import Republisher, Selection
+from ...relaying.republish import PublishInterrupted, Republisher, Selection
 from ...routes import topics_of
 
 logger = logging.getLogger(__name__)

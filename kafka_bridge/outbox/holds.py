@@ -1,0 +1,25 @@
+"""Rows of the outbox that are to be sent again. The relay of their shard sends them; others only ask."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from django.db import connection
+
+from common.postgres import arrays
+
+from .published import is_published_sql
+
+_SEND_AGAIN = f"""
+    INSERT INTO kafka_bridge_heldmessage (message_id, shard, topic, reason)
+    SELECT id, shard, topic, 'again' FROM kafka_bridge_outboxmessage AS message
+    WHERE event_id = ANY(%s::uuid[]) AND {is_published_sql("message")}
+    ON CONFLICT DO NOTHING
+"""
+
+
+def send_again(event_ids: Collection[UUID]) -> None:
+    """Have the published rows of these events sent once more, under their ids, within a second or two."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SEND_AGAIN, [arrays.uuids(event_ids)])
