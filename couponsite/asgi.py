@@ -19,11 +19,13 @@ try:
     from couponsite.parent_death import end_with_parent
     from kafka_bridge.operating.heartbeat import Heartbeat
     from kafka_bridge.outbox.backpressure import outbox_backpressure
+    from kafka_bridge.outbox.wake import RelayWaker
 
     end_with_parent()
     limit_statements()
     application = Intake()
     outbox_backpressure.start()
+    RelayWaker().start()
     Heartbeat("web").start()
 except ImproperlyConfigured as error:
     sys.exit(str(error))

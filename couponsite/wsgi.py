@@ -139,8 +139,10 @@ try:
     application = with_client_address(buffer_body(limit_concurrency(get_wsgi_application())))
     from kafka_bridge.operating.heartbeat import Heartbeat
     from kafka_bridge.outbox.backpressure import outbox_backpressure
+    from kafka_bridge.outbox.wake import RelayWaker
 
     outbox_backpressure.start()
+    RelayWaker().start()
     Heartbeat("site").start()
 except ImproperlyConfigured as error:
     sys.exit(str(error))

@@ -19,6 +19,7 @@ from common.processes.outages import BadRedisDatabase, ServiceUnavailable, is_tr
 from .. import metrics
 from ..client import check_client_options, check_kafka
 from ..errors import BadClientOptions
+from ..outbox.wake import RelayWaker
 from .heartbeat import Heartbeat
 
 # Enough for any signed 64-bit number.
@@ -33,7 +34,8 @@ class WorkerCommand(BaseCommand):
     """A command that runs as a process: subclasses set ``needs`` (checks of services) and implement ``work``."""
 
     needs: tuple[Callable[[], None], ...] = (check_database, check_kafka)
-    # Set by commands that run until they are stopped: they serve metrics and write a heartbeat under this name.
+    # Set by commands that run until they are stopped: they serve metrics, write a heartbeat under this name and wake
+    # the relay after their commits.
     role = ""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -73,9 +75,12 @@ class WorkerCommand(BaseCommand):
         metrics.serve(settings.METRICS_HOST, settings.METRICS_PORT)
         self.heartbeat = Heartbeat(self.role)
         self.heartbeat.start()
+        waker = RelayWaker()
+        waker.start()
         try:
             yield
         finally:
+            waker.end()
             self.heartbeat.end()
 
     def work(self, stop: StopFlag, **options: Any) -> None:

@@ -20,6 +20,7 @@ from ..cloudevents import encode_body
 from ..errors import PayloadTooLarge, PublishOutsideTransaction
 from ..models import SHARDS, OutboxMessage
 from ..routes import Route
+from .wake import wake_relay_on_commit
 
 # Topics accept 1 MiB by default; the difference leaves room for the headers and the record batch.
 MAX_PAYLOAD_BYTES = 900_000
@@ -101,6 +102,7 @@ def insert_rows(rows: Sequence[OutboxRow]) -> None:
         return
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_MANY, _columns(rows))
+    _wake_relay(rows)
 
 
 def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
@@ -113,6 +115,8 @@ def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
     with connection.cursor() as cursor:
         cursor.execute(_INSERT_NEW, [*_columns(sorted(rows, key=attrgetter("event_id"))), len(rows)])
         count, event_ids = cursor.fetchone() or (0, None)
+    if count:
+        _wake_relay(rows)
     if count == len(rows):
         return [True] * count
     inserted = set(event_ids or ())
@@ -122,6 +126,11 @@ def insert_new_rows(rows: Sequence[OutboxRow]) -> list[bool]:
         was_inserted.append(event_id in inserted)
         inserted.discard(event_id)
     return was_inserted
+
+
+def _wake_relay(rows: Sequence[OutboxRow]) -> None:
+    if not all(row.by_transport for row in rows):
+        wake_relay_on_commit()
 
 
 def _columns(rows: Sequence[OutboxRow]) -> list[str]:

@@ -41,6 +41,7 @@ from .leases import Leases
 from .positions import LeaseLost, Positions
 from .publisher import COLUMNS, OutboxRecord, Publisher, TopicBatch
 from .topic_problems import TopicAlerts, TopicProblem, silence
+from .wake_listener import WakeListener
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class Relay:
         self._in_flight: dict[str, _HeldBatch] = {}
         self._next_held_at = 0.0
         self._known_topics: set[str] = set()
+        self._wake_listener = WakeListener()
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Publish until ``stop`` or, with ``until_idle``, until the outbox had no unpublished row for 1 s."""
@@ -144,7 +146,7 @@ class Relay:
                     continue
                 if until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT and not anything_unpublished():
                     break
-                stop.wait(pause)
+                self._wake_listener.wait(pause, stop)
                 pause = min(pause * 2, _IDLE_PAUSE)
         finally:
             self.close()
@@ -157,6 +159,7 @@ class Relay:
             logger.warning("position not saved, the last rows are sent again: %s", first_line(error))
         self._publisher.discard()
         self._leases.release()
+        self._wake_listener.close()
 
     def relay_batch(self, stop: StopFlag) -> int:
         """One pass: read, send, wait for the acknowledgements, advance. Returns the number of rows read."""
