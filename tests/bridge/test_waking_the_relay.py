@@ -95,17 +95,18 @@ def test_without_a_thread_that_wakes_it_a_resting_relay_publishes_nothing(restin
     assert published(1)
 
 
-@pytest.mark.usefixtures("resting", "waker")
+@pytest.mark.usefixtures("resting")
 def test_a_thread_whose_session_was_ended_loses_no_row_and_wakes_again() -> None:
     others = sessions_of_wakers()
-    publish_keys([1])
-    assert published(1)
-    (session,) = sessions_of_wakers() - others
-    end_session(session)
-    for count in (2, 3):
-        publish_keys([count])
-        assert published(count)
-    assert session not in sessions_of_wakers()
+    with waking():
+        publish_keys([1])
+        assert published(1)
+        (session,) = sessions_of_wakers() - others
+        end_session(session)
+        for count in (2, 3):
+            publish_keys([count])
+            assert published(count)
+        assert session not in sessions_of_wakers()
 
 
 @pytest.mark.usefixtures("resting", "waker")
@@ -148,14 +149,14 @@ def test_a_thread_that_cannot_connect_complains_once_and_wakes_as_soon_as_it_can
     assert [record.levelno for record in complaints] == [logging.WARNING]
 
 
-@pytest.mark.usefixtures("waker")
-def test_the_transaction_of_a_change_holds_no_statement_more(transactional_db: None) -> None:
+@pytest.mark.django_db(transaction=True)
+def test_the_transaction_of_a_change_holds_no_statement_more() -> None:
     others = sessions_of_wakers()
-    with CaptureQueriesContext(connection) as queries:
-        publish_keys([1, 2])
-    statements = [query["sql"].split()[0] for query in queries]
-    assert statements == ["BEGIN", "INSERT", "COMMIT"]
-    wait_until(lambda: sessions_of_wakers() > others, SOON_SECONDS, "the thread has no session of its own")
+    with waking():
+        with CaptureQueriesContext(connection) as queries:
+            publish_keys([1, 2])
+        assert [query["sql"].split()[0] for query in queries] == ["BEGIN", "INSERT", "COMMIT"]
+        wait_until(lambda: sessions_of_wakers() > others, SOON_SECONDS, "the thread has no session of its own")
 
 
 @pytest.mark.django_db
