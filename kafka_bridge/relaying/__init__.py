@@ -1,1 +1,1 @@
-"""From the outbox to Kafka: the relay, the leases by which relays share the work, and publishing a lost topic again."""
+"""From the outbox to Kafka: the relay, its wait for commits, the leases that divide the work, and republishing."""
