@@ -19,7 +19,7 @@ _WAITING = """
      ORDER BY message.id LIMIT {limit})
     UNION ALL
     (SELECT message.id, message.created_at
-     FROM (SELECT DISTINCT unnest(gaps) AS ids FROM kafka_bridge_relaylease) AS gap
+     FROM (SELECT unnest(range_agg(gaps)) AS ids FROM kafka_bridge_relaylease) AS gap
      CROSS JOIN LATERAL (
          SELECT id, shard, created_at FROM kafka_bridge_outboxmessage
          WHERE id >= lower(gap.ids) AND id < upper(gap.ids) AND published_at IS NULL ORDER BY id LIMIT {limit}

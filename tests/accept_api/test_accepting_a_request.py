@@ -79,8 +79,14 @@ def test_the_request_is_its_outbox_row(client: Client, make_coupon: MakeCoupon, 
 
 
 def test_an_accepted_request_costs_one_insert_and_nothing_for_authentication(
-    client: Client, make_coupon: MakeCoupon, token: Token, django_assert_num_queries: DjangoAssertNumQueries
+    client: Client,
+    make_coupon: MakeCoupon,
+    token: Token,
+    django_assert_num_queries: DjangoAssertNumQueries,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A busy machine may take longer than the cache's second from here to the request.
+    monkeypatch.setattr("coupons.coupon_cache._MAX_AGE", 60.0)
     coupon = make_coupon()
     path, body = ENDPOINTS["by type"](coupon)
     coupon_cache.get(coupon.coupon_type)

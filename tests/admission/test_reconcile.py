@@ -22,6 +22,7 @@ from coupons.reconciliation import gate as gate_check
 from coupons.reconciliation import outbox as outbox_check
 from coupons.reconciliation.reconciler import Reconciler
 from coupons.redis_queue.queue import QUEUE, WORKERS
+from devstack import wait_until
 from kafka_bridge.models import Alert, OutboxMessage
 from tests.support.messages import message
 from tests.support.published import unpublished_rows
@@ -177,8 +178,8 @@ def test_what_the_topic_lost_is_published_again_under_its_id(
     assert found() == {}
     make_old(coupon)
     assert mend() == {"published-undecided": 1}
-    assert OutboxMessage.objects.get(event_id=lost.request_id).published_at is None
-    assert OutboxMessage.objects.get(event_id=decided.request_id).published_at is not None
+    assert unpublished_rows().get().event_id == lost.request_id
+    assert unpublished_rows().get().event_id != decided.request_id
     issue()
     assert answer(lost.request_id) == ("SUCCESS", None)
     assert_invariants()
@@ -245,14 +246,20 @@ def test_decided_rows_are_read_once(
         accept(coupon, user_id)
     issue()
     accept(coupon, 101)
-    comparison = Reconciler(PATIENCE, once=False, lag=nothing_left_to_read)
+    comparison = Reconciler(0.5, once=False, lag=nothing_left_to_read)
     assert comparison.run(StopFlag(), repair=False).found.waiting == 1
     comparison.run(StopFlag(), repair=False)
     with django_assert_max_num_queries(25):
         assert comparison.run(StopFlag(), repair=False).found.waiting == 1
-    publish_everything()
+    # Its patience begins when it first sees the row published, however old the request is.
     make_old(coupon)
-    assert comparison.run(StopFlag(), repair=False).found.counts == {"published-undecided": 1}
+    publish_everything()
+    assert comparison.run(StopFlag(), repair=False).found.counts == {}
+    wait_until(
+        lambda: comparison.run(StopFlag(), repair=False).found.counts == {"published-undecided": 1},
+        10,
+        "the lost request is not found",
+    )
 
 
 def test_a_row_that_is_committed_below_one_that_was_read_is_not_missed(make_coupon: Callable[..., Coupon]) -> None:
@@ -318,4 +325,5 @@ def test_while_redis_is_away_what_needs_none_is_mended(make_coupon: Callable[...
 
 
 def make_old_without_redis() -> None:
-    OutboxMessage.objects.update(published_at=Now() - timedelta(minutes=2))
+    ago = Now() - timedelta(minutes=2)
+    OutboxMessage.objects.update(created_at=ago, published_at=ago)
