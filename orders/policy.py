@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-PENDING = "PENDING"
-PAYING = "PAYING"
-PAID = "PAID"
-CANCELLED = "CANCELLED"
-EXPIRED = "EXPIRED"
-
 MAX_LINES = 100
 # Per line.
 MAX_QUANTITY = 10_000

@@ -7,7 +7,6 @@ from django.db import transaction
 from common.postgres.clock import database_time
 from coupons.redemption import coupon_release
 
-from .. import policy
 from ..errors import InProgress, InvalidState
 from ..models import Order
 from ..schemas import CancelledOrder
@@ -23,13 +22,13 @@ def order_cancel(*, order_id: int, user_id: int, traceparent: str = "") -> Cance
     """
     with transaction.atomic():
         order = Order.objects.lock(order_id, user_id=user_id)
-        if order.status == policy.PAYING:
+        if order.status == Order.Status.PAYING:
             raise InProgress("The order is being paid: cancel it afterwards.", retry_after=1)
-        if order.status == policy.EXPIRED:
+        if order.status == Order.Status.EXPIRED:
             raise InvalidState("The order has expired: there is nothing to cancel.")
-        if order.status == policy.PENDING:
+        if order.status == Order.Status.PENDING:
             _cancel_unpaid(order)
-        refund = refund_request(order) if order.status == policy.PAID else None
+        refund = refund_request(order) if order.status == Order.Status.PAID else None
     if refund is not None:
         order = refund_settle(refund, traceparent=traceparent)
     assert order.cancelled_at is not None
@@ -37,7 +36,7 @@ def order_cancel(*, order_id: int, user_id: int, traceparent: str = "") -> Cance
 
 
 def _cancel_unpaid(order: Order) -> None:
-    order.status = policy.CANCELLED
+    order.status = Order.Status.CANCELLED
     order.cancelled_at = database_time()
     order.save(update_fields=["status", "cancelled_at"])
     if order.user_coupon_id is not None:

@@ -15,7 +15,6 @@ from common.processes.lifecycle import StopFlag, first_line
 from common.processes.outages import is_transient
 from coupons.redemption import coupon_release
 
-from .. import policy
 from ..models import Order
 from .paying import payment_settle, payment_take_over, payments_in_doubt
 from .refunding import refund_settle, refund_take_over, refunds_in_doubt
@@ -55,7 +54,7 @@ def settle_refunds(stop: StopFlag) -> int:
 
 
 def _overdue(after: Order | None) -> list[Order]:
-    orders = Order.objects.filter(status=policy.PENDING, expires_at__lte=Now()).order_by("expires_at", "id")
+    orders = Order.objects.filter(status=Order.Status.PENDING, expires_at__lte=Now()).order_by("expires_at", "id")
     if after is not None:
         orders = orders.filter(expires_at__gte=after.expires_at).exclude(expires_at=after.expires_at, id__lte=after.id)
     # Skip orders that another transaction is paying or cancelling.
@@ -67,7 +66,7 @@ def _expire(order: Order) -> bool:
         with transaction.atomic():
             if order.user_coupon_id is not None:
                 coupon_release(user_coupon_id=order.user_coupon_id, order_id=order.id, cause="order expired")
-            order.status = policy.EXPIRED
+            order.status = Order.Status.EXPIRED
             order.save(update_fields=["status"])
     except Exception as error:
         _log_and_skip(order.id, "cannot expire", error)

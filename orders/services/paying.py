@@ -21,7 +21,6 @@ from common.processes import slots
 from common.processes.lifecycle import first_line
 from coupons.redemption import coupon_use
 
-from .. import policy
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InProgress, InvalidState
 from ..models import Order
@@ -63,7 +62,7 @@ def order_pay(*, order_id: int, user_id: int, idempotency_key: str | None = None
             )
             if stored is not None:
                 return stored
-        if order.status == policy.PAID:
+        if order.status == Order.Status.PAID:
             return _store_response(order)
         attempt = _begin(order)
     return payment_settle(attempt, traceparent=traceparent)
@@ -71,7 +70,7 @@ def order_pay(*, order_id: int, user_id: int, idempotency_key: str | None = None
 
 def payments_in_doubt() -> QuerySet[Order]:
     """Select the orders whose payment lease has expired: only the provider knows the outcome."""
-    return Order.objects.filter(status=policy.PAYING, paying_until__lte=Now())
+    return Order.objects.filter(status=Order.Status.PAYING, paying_until__lte=Now())
 
 
 def payment_take_over(order_id: int) -> Attempt | None:
@@ -106,13 +105,13 @@ def payment_settle(attempt: Attempt, *, traceparent: str = "") -> PaidOrder:
 def _begin(order: Order) -> Attempt:
     """Move a PENDING order, or a payment in doubt, to PAYING by this attempt. The caller holds the order's lock."""
     now = database_time()
-    if order.status == policy.PAYING and _is_leased(order, now):
+    if order.status == Order.Status.PAYING and _is_leased(order, now):
         raise InProgress("The order is being paid: try again in a moment.", retry_after=1)
-    if order.status == policy.PENDING and order.expires_at <= now:
+    if order.status == Order.Status.PENDING and order.expires_at <= now:
         raise InvalidState("The time to pay the order is over.")
-    if order.status not in (policy.PENDING, policy.PAYING):
+    if order.status not in (Order.Status.PENDING, Order.Status.PAYING):
         raise InvalidState(f"The order is {order.status}.")
-    order.status = policy.PAYING
+    order.status = Order.Status.PAYING
     order.paying_until = now + _LEASE
     order.save(update_fields=["status", "paying_until"])
     return Attempt(order.id, order.user_id, order.pay_amount, order.paying_until)
@@ -125,7 +124,7 @@ def _is_leased(order: Order, now: datetime) -> bool:
 def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
     with transaction.atomic():
         order = Order.objects.lock(attempt.order_id)
-        if order.status not in (policy.CANCELLED, policy.EXPIRED):
+        if order.status not in (Order.Status.CANCELLED, Order.Status.EXPIRED):
             return _finish(order, traceparent)
         # This attempt outlived its lease; another attempt was declined, and the order ended unpaid meanwhile.
         refund = refund_request(order)
@@ -134,14 +133,14 @@ def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
 
 
 def _finish(order: Order, traceparent: str) -> PaidOrder:
-    if order.status != policy.PAID:
+    if order.status != Order.Status.PAID:
         _mark_paid(order, traceparent)
     return _store_response(order)
 
 
 def _mark_paid(order: Order, traceparent: str) -> None:
     """Update the order, its coupon and the outbox in the caller's transaction."""
-    order.status = policy.PAID
+    order.status = Order.Status.PAID
     order.paid_at = database_time()
     order.paying_until = None
     if order.user_coupon_id is not None:
@@ -153,14 +152,14 @@ def _mark_paid(order: Order, traceparent: str) -> None:
 def _reopen(attempt: Attempt) -> None:
     """Make a declined order PENDING again, unless another attempt has taken over."""
     with transaction.atomic():
-        leased = Order.objects.filter(id=attempt.order_id, status=policy.PAYING, paying_until=attempt.until)
-        if leased.update(status=policy.PENDING, paying_until=None):
+        leased = Order.objects.filter(id=attempt.order_id, status=Order.Status.PAYING, paying_until=attempt.until)
+        if leased.update(status=Order.Status.PENDING, paying_until=None):
             discard_keys(user_id=attempt.user_id, operation=_OPERATION, parameters=_parameters(attempt.order_id))
 
 
 def _end_lease(attempt: Attempt) -> None:
     """End the lease of a payment in doubt, so that the next call can repeat it at once."""
-    Order.objects.filter(id=attempt.order_id, status=policy.PAYING, paying_until=attempt.until).update(
+    Order.objects.filter(id=attempt.order_id, status=Order.Status.PAYING, paying_until=attempt.until).update(
         paying_until=database_time()
     )
 

@@ -19,7 +19,6 @@ from common.processes import slots
 from common.processes.lifecycle import first_line
 from coupons.redemption import coupon_refund
 
-from .. import policy
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InvalidState
 from ..models import Order
@@ -71,7 +70,7 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
                 )
     except PaymentDeclined as error:
         # Not for an order that ended unpaid: its money must go back, so its refund stays requested for the sweep.
-        Order.objects.filter(id=refund.order_id, status=policy.PAID).update(refund_requested_at=None)
+        Order.objects.filter(id=refund.order_id, status=Order.Status.PAID).update(refund_requested_at=None)
         logger.error("refund of order %d declined: %s", refund.order_id, first_line(error))
         raise InvalidState(f"The refund was declined: {error}") from error
     except Exception as error:
@@ -83,14 +82,14 @@ def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
         order = Order.objects.lock(refund.order_id)
         order.refund_requested_at = None
         order.save(update_fields=["refund_requested_at"])
-        if order.status == policy.PAID:
+        if order.status == Order.Status.PAID:
             _cancel(order, traceparent)
     return order
 
 
 def _cancel(order: Order, traceparent: str) -> None:
     """Update the order, its coupon and the outbox in the caller's transaction."""
-    order.status = policy.CANCELLED
+    order.status = Order.Status.CANCELLED
     order.cancelled_at = database_time()
     if order.user_coupon_id is not None:
         coupon_refund(user_coupon_id=order.user_coupon_id, order_id=order.id)
