@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TypedDict
 from uuid import UUID
 
 from kafka_bridge.outbox.writing import new_event_id, publish
 
-from ..events import Item, OrderCancelled, OrderCompleted, OrderEvent
+from ..events import OrderCancelled, OrderCompleted, OrderEvent
 from ..messages import message_of
 from ..models import Order
 
 
-class _CommonFields(TypedDict):
-    order_id: int
-    user_id: int
-    items: tuple[Item, ...]
-    paid_at: datetime
-
-
 def order_publish_completed(order: Order, *, traceparent: str = "") -> UUID:
     """Write ``OrderCompleted`` to the outbox, within the caller's transaction; returns the event's id."""
+    assert order.paid_at is not None
     event = OrderCompleted(
-        **_common_fields(order),
+        order_id=order.id,
+        user_id=order.user_id,
+        items=order.items(),
         total_amount=order.total_amount,
         discount_amount=order.discount_amount,
         pay_amount=order.pay_amount,
         user_coupon_id=order.user_coupon_id,
+        paid_at=order.paid_at,
     )
     return _publish(event, traceparent)
 
 
 def order_publish_cancelled(order: Order, *, traceparent: str = "") -> UUID:
     """Write ``OrderCancelled`` to the outbox, within the caller's transaction; returns the event's id."""
-    assert order.cancelled_at is not None
-    return _publish(OrderCancelled(**_common_fields(order), cancelled_at=order.cancelled_at), traceparent)
-
-
-def _common_fields(order: Order) -> _CommonFields:
     assert order.paid_at is not None
-    return {"order_id": order.id, "user_id": order.user_id, "items": order.items(), "paid_at": order.paid_at}
+    assert order.cancelled_at is not None
+    event = OrderCancelled(
+        order_id=order.id,
+        user_id=order.user_id,
+        items=order.items(),
+        paid_at=order.paid_at,
+        cancelled_at=order.cancelled_at,
+    )
+    return _publish(event, traceparent)
 
 
 def _publish(event: OrderEvent, traceparent: str) -> UUID:
