@@ -125,17 +125,13 @@ def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
     with transaction.atomic():
         order = Order.objects.lock(attempt.order_id)
         if order.status not in (Order.Status.CANCELLED, Order.Status.EXPIRED):
-            return _finish(order, traceparent)
+            if order.status != Order.Status.PAID:
+                _mark_paid(order, traceparent)
+            return _store_response(order)
         # This attempt outlived its lease; another attempt was declined, and the order ended unpaid meanwhile.
         refund = refund_request(order)
     refund_settle(refund)
     raise InvalidState(f"The payment arrived when the order was {order.status}: it is refunded.")
-
-
-def _finish(order: Order, traceparent: str) -> PaidOrder:
-    if order.status != Order.Status.PAID:
-        _mark_paid(order, traceparent)
-    return _store_response(order)
 
 
 def _mark_paid(order: Order, traceparent: str) -> None:
