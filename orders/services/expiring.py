@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from django.db import transaction
 from django.db.models import QuerySet
@@ -20,6 +21,9 @@ from .paying import payment_settle, payment_take_over, payments_in_doubt
 from .refunding import refund_settle, refund_take_over, refunds_in_doubt
 
 logger = logging.getLogger(__name__)
+
+# A payment or a refund in doubt, taken over by this process.
+Attempt = TypeVar("Attempt")
 
 _BATCH = 200
 # Bounds the settling, so that a slow provider does not delay the next round of expiries.
@@ -45,12 +49,16 @@ def expire_unpaid(stop: StopFlag) -> int:
 
 def settle_payments(stop: StopFlag) -> int:
     """Repeat the payments in doubt, oldest first; returns how many are settled."""
-    return _settle_each("payment", payments_in_doubt().order_by("paying_until"), _settle_payment, stop)
+    return _settle_each(
+        "payment", payments_in_doubt().order_by("paying_until"), payment_take_over, payment_settle, stop
+    )
 
 
 def settle_refunds(stop: StopFlag) -> int:
     """Repeat the refunds in doubt, oldest first; returns how many are settled."""
-    return _settle_each("refund", refunds_in_doubt().order_by("refund_requested_at"), _settle_refund, stop)
+    return _settle_each(
+        "refund", refunds_in_doubt().order_by("refund_requested_at"), refund_take_over, refund_settle, stop
+    )
 
 
 def _overdue(after: Order | None) -> list[Order]:
@@ -74,14 +82,22 @@ def _expire(order: Order) -> bool:
     return True
 
 
-def _settle_each(kind: str, orders: QuerySet[Order], settle: Callable[[int], bool], stop: StopFlag) -> int:
+def _settle_each(
+    kind: str,
+    orders: QuerySet[Order],
+    take_over: Callable[[int], Attempt | None],
+    settle: Callable[[Attempt], object],
+    stop: StopFlag,
+) -> int:
     settled = unavailable = 0
     until = time.monotonic() + _LONGEST_SECONDS
     for order_id in list(orders.values_list("id", flat=True)):
         if stop:
             break
         try:
-            settled += settle(order_id)
+            if (attempt := take_over(order_id)) is not None:
+                settle(attempt)
+                settled += 1
             unavailable = 0
         except Unavailable:
             # The attempt made this order the most recent one; a later sweep repeats it.
@@ -102,19 +118,3 @@ def _log_and_skip(order_id: int, trouble: str, error: Exception) -> None:
     if is_transient(error):
         raise error
     logger.error("order %d %s: %s", order_id, trouble, first_line(error), exc_info=error)
-
-
-def _settle_payment(order_id: int) -> bool:
-    attempt = payment_take_over(order_id)
-    if attempt is None:
-        return False
-    payment_settle(attempt)
-    return True
-
-
-def _settle_refund(order_id: int) -> bool:
-    refund = refund_take_over(order_id)
-    if refund is None:
-        return False
-    refund_settle(refund)
-    return True
