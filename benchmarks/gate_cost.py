@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import count
 from statistics import median
 
+from common.redis_client import redis_connection
 from coupons.admission import AdmissionRequest
 from coupons.admission.gate.admission import Gate
-from coupons.admission.gate.redis_keys import redis
 from coupons.models import Coupon
 from kafka_bridge.outbox.writing import new_event_id
 
@@ -63,7 +63,7 @@ def _cost(requests: Sequence[AdmissionRequest], by: int, *, refused: bool) -> Co
 
 def _script_microseconds() -> float:
     """Microseconds that the Redis server has spent on scripts, of all clients."""
-    return float(redis().info("commandstats").get("cmdstat_evalsha", {}).get("usec", 0))
+    return float(redis_connection().info("commandstats").get("cmdstat_evalsha", {}).get("usec", 0))
 
 
 def _requests(coupon: Coupon, quantity: int) -> list[AdmissionRequest]:

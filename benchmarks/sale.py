@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from common.redis_client import redis_connection
 from coupons.controls import coupon_create
 from coupons.models import Coupon
 from coupons.redis_queue import queue
@@ -217,5 +218,5 @@ def _servers() -> dict[str, list[int]]:
 
 def _require_no_other_workers() -> None:
     """Raise AssertionError if other issue workers use this Redis: each would drop the other's entries."""
-    if queue.redis().exists(queue.QUEUE, queue.WORKERS):
+    if redis_connection().exists(queue.QUEUE, queue.WORKERS):
         raise AssertionError("other issue workers use this Redis: give REDIS_URL an index of its own, such as .../9")

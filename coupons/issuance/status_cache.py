@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
@@ -152,7 +152,7 @@ def write(statuses: Iterable[RequestStatus]) -> int:
                 count, settings.STATUS_CACHE_MEMORY_PERCENT,
             )  # fmt: skip
         return 0
-    _redis().register_script(_STORE)(keys=keys, args=arguments)
+    redis_connection().register_script(_STORE)(keys=keys, args=arguments)
     return len(keys)
 
 
@@ -186,7 +186,7 @@ def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unre
     if not request_ids:
         return {}
     keys = [_key(request_id) for request_id in request_ids]
-    raw = _redis().register_script(_READ_MANY)(keys=keys, args=[_MAX_ENTRY_BYTES])
+    raw = redis_connection().register_script(_READ_MANY)(keys=keys, args=[_MAX_ENTRY_BYTES])
     return {id_: _decode(id_, entry) for id_, entry in zip(request_ids, raw, strict=True) if entry is not None}
 
 
@@ -198,7 +198,7 @@ def remove(request_ids: Collection[UUID]) -> None:
 def remove_keys(names: Collection[bytes]) -> None:
     """Remove keys by name. Raises RedisError."""
     if names:
-        _redis().unlink(*names)
+        redis_connection().unlink(*names)
 
 
 class Scan:
@@ -213,7 +213,7 @@ class Scan:
         Makes at most ``calls`` calls, None: until the scan is complete. Raises RedisError.
         """
         while calls is None or calls > 0:
-            self._cursor, names = _redis().scan(self._cursor, match=f"{_PREFIX}*", count=_SCAN_COUNT)
+            self._cursor, names = redis_connection().scan(self._cursor, match=f"{_PREFIX}*", count=_SCAN_COUNT)
             if names:
                 requests = {name: _request_id(name) for name in names}
                 unexpected = [name for name, request_id in requests.items() if request_id is None]
@@ -261,10 +261,6 @@ def _request_id(name: bytes) -> UUID | None:
         return None
     # A different spelling of the same UUID is a different key.
     return request_id if str(request_id) == text else None
-
-
-def _redis() -> Any:
-    return redis_connection()
 
 
 def _key(request_id: UUID) -> str:

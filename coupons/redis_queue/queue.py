@@ -82,11 +82,11 @@ class RedisQueue:
 
     def ack(self, claimed: Sequence[bytes]) -> None:
         """Acknowledge claimed ids: they are handled."""
-        _script(_ACK)(keys=[_backup(self._id)], args=list(claimed), client=redis())
+        _script(_ACK)(keys=[_backup(self._id)], args=list(claimed), client=redis_connection())
 
     def requeue(self) -> int:
         """Return the claimed ids to the queue for other workers; returns their number."""
-        redis().delete(_alive(self._id))
+        redis_connection().delete(_alive(self._id))
         return int(_run(_REQUEUE, self._id))
 
     def requeue_of_dead_workers(self) -> int:
@@ -97,7 +97,7 @@ class RedisQueue:
 
 def append(request_ids: Sequence[UUID]) -> None:
     """Append ids to the queue. Raises RedisError."""
-    redis().rpush(QUEUE, *map(str, request_ids))
+    redis_connection().rpush(QUEUE, *map(str, request_ids))
 
 
 def all_ids() -> set[bytes]:
@@ -106,7 +106,7 @@ def all_ids() -> set[bytes]:
     The queue is read first, so an id that is claimed in between is found in the backup list. An id that is requeued in
     between may be missed.
     """
-    client = redis()
+    client = redis_connection()
     found: set[bytes] = set(client.lrange(QUEUE, 0, -1))
     for worker in client.smembers(WORKERS):
         found.update(client.lrange(_backup(worker), 0, -1))
@@ -115,7 +115,7 @@ def all_ids() -> set[bytes]:
 
 def keys_of_wrong_type() -> list[str | bytes]:
     """Return the queue's keys that have a wrong type, which block the workers. Raises RedisError."""
-    client = redis()
+    client = redis_connection()
     expected_types: dict[str | bytes, bytes] = {QUEUE: b"list", WORKERS: b"set"}
     if client.type(WORKERS) == b"set":
         expected_types |= {_backup(worker): b"list" for worker in client.smembers(WORKERS)}
@@ -124,22 +124,18 @@ def keys_of_wrong_type() -> list[str | bytes]:
 
 def remove(names: Sequence[str | bytes]) -> None:
     """Remove keys; requests that are lost with them are enqueued again. Raises RedisError."""
-    redis().unlink(*names)
-
-
-def redis() -> Any:
-    return redis_connection()
+    redis_connection().unlink(*names)
 
 
 def _run(source: str, worker: bytes, *args: object) -> Any:
-    script = _script(_DROP_WRONG_TYPES + source)
-    return script(keys=[QUEUE, _backup(worker), _alive(worker), WORKERS], args=[worker, *args], client=redis())
+    keys = [QUEUE, _backup(worker), _alive(worker), WORKERS]
+    return _script(_DROP_WRONG_TYPES + source)(keys=keys, args=[worker, *args], client=redis_connection())
 
 
 @cache
 def _script(source: str) -> Any:
     # Loaded again by redis-py if the server has lost it.
-    return redis().register_script(source)
+    return redis_connection().register_script(source)
 
 
 # Bytes, since a worker id written by another client may not be valid UTF-8.

@@ -187,7 +187,7 @@ def best(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
     None if Redis has no complete ranking, or an unreadable one. Raises the errors of redis.
     """
     keys = [_LOADED, *(_live_key("quantities", day) for day in days)]
-    flat = _redis().register_script(_BEST)(keys=keys, args=[_marker(), limit])
+    flat = redis_connection().register_script(_BEST)(keys=keys, args=[_marker(), limit])
     if flat is None:
         return None
     try:
@@ -214,23 +214,23 @@ class Staging:
 
     def begin(self) -> None:
         """Stop consumers from counting. Raises BeingRebuilt if another rebuild runs."""
-        begin = _redis().register_script(_BEGIN)
+        begin = redis_connection().register_script(_BEGIN)
         if not begin(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
             raise BeingRebuilt(
                 f"the ranking is already being rebuilt; wait until that rebuild finishes, at most {REBUILDING_SECONDS}"
                 " s if it was killed, and run it again"
             )
-        _redis().set(self._sentinel, "", ex=_STAGING_SECONDS)
+        redis_connection().set(self._sentinel, "", ex=_STAGING_SECONDS)
 
     def end(self) -> None:
         """Let consumers count again, and delete the staged keys that were not swapped in."""
-        _redis().register_script(_RELEASE)(keys=[_REBUILDING], args=[self._token])
-        _redis().unlink(*self._staged)
+        redis_connection().register_script(_RELEASE)(keys=[_REBUILDING], args=[self._token])
+        redis_connection().unlink(*self._staged)
 
     def add(self, day: date, quantities: Mapping[int, int], event_ids: Iterable[UUID]) -> None:
         """Add to a day without checking the ids: the caller must add nothing twice. Raises RebuildLost."""
         self.renew()
-        pipeline = _redis().pipeline(transaction=False)
+        pipeline = redis_connection().pipeline(transaction=False)
         if quantities:
             pipeline.zadd(self._key("quantities", day), {str(product): sold for product, sold in quantities.items()})
             pipeline.expire(self._key("quantities", day), _STAGING_SECONDS)
@@ -250,7 +250,7 @@ class Staging:
 
     def renew(self) -> None:
         """Extend the flag that stops consumers from counting. Raises RebuildLost."""
-        renew = _redis().register_script(_RENEW)
+        renew = redis_connection().register_script(_RENEW)
         if not renew(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
             raise _lost()
 
@@ -261,7 +261,7 @@ class Staging:
             for kind in ("quantities", "events"):
                 keys += [self._key(kind, day), _live_key(kind, day)]
                 expire_at.append(int(start_of(day + timedelta(days=1 + _KEPT_DAYS)).timestamp()))
-        swap = _redis().register_script(_SWAP)
+        swap = redis_connection().register_script(_SWAP)
         if not swap(keys=keys, args=[_marker(), self._token, *expire_at]):
             raise _lost()
 
@@ -297,7 +297,7 @@ def _count(guard: str, expected: str, sales: Sequence[Sale], key: Any, expire: s
     ]
     expiries = [value for value in expiry.values() for _ in range(2)]
     args = [expected, msgspec.json.encode(body), expire, *expiries]
-    return int(_redis().register_script(guard + _COUNT)(keys=keys, args=args))
+    return int(redis_connection().register_script(guard + _COUNT)(keys=keys, args=args))
 
 
 def _lost() -> RebuildLost:
@@ -311,7 +311,3 @@ def _marker() -> str:
 
 def _live_key(kind: str, day: date) -> str:
     return f"ranking:{kind}:{day}"
-
-
-def _redis() -> Any:
-    return redis_connection()

@@ -22,7 +22,8 @@ from common.group_commit import GroupCommit
 from common.processes.lifecycle import StopFlag
 from coupons import issue_worker
 from coupons.admission import ADMISSIONS
-from coupons.admission.gate import redis_keys
+from coupons.admission.gate import key_scan, redis_keys
+from coupons.admission.gate import store as gate_store
 from coupons.admission.gate.redis_keys import SENTINEL
 from coupons.admission.gate.store import GateStore
 from coupons.consumer_groups import ISSUE
@@ -51,7 +52,8 @@ def _empty_redis(redis_flushed: None) -> None:
 @pytest.fixture
 def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0), socket_timeout=1)
-    monkeypatch.setattr(redis_keys, "redis_connection", lambda: away)
+    for module in (redis_keys, gate_store, key_scan):
+        monkeypatch.setattr(module, "redis_connection", lambda: away)
     yield
     away.close()
 

@@ -124,7 +124,7 @@ def test_a_request_is_accepted_though_redis_is_away_at_the_push(
     coupon = make_gate()
     with monkeypatch.context() as patch:
         away = nobody()
-        patch.setattr(queue, "redis", lambda: away)
+        patch.setattr(queue, "redis_connection", lambda: away)
         accepted = accept(coupon, 1)
     assert in_list() == []
     work()

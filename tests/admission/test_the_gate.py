@@ -20,7 +20,7 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from coupons.admission import ADMISSIONS, FinishedRequest
-from coupons.admission.gate import redis_keys
+from coupons.admission.gate import redis_keys, store
 from coupons.admission.gate.admission import Gate
 from coupons.admission.gate.releasing import release
 from coupons.errors import SoldOut
@@ -154,7 +154,8 @@ def test_while_redis_is_away_requests_are_told_to_come_back(
     path = f"/api/v1/coupons/{coupon.id}/issue-async"
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        patch.setattr(redis_keys, "redis_connection", lambda: away)
+        for module in (redis_keys, store):
+            patch.setattr(module, "redis_connection", lambda: away)
         refused = client.post(path, content_type="application/json", headers=token(1))
     assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
     assert not OutboxMessage.objects.exists()
@@ -168,7 +169,8 @@ def test_what_redis_was_not_told_keeps_nobody_from_their_answer(
     accepted = accept(coupon, 1)
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        patch.setattr(redis_keys, "redis_connection", lambda: away)
+        for module in (redis_keys, store):
+            patch.setattr(module, "redis_connection", lambda: away)
         issue()
     assert answer(accepted.request_id) == ("SUCCESS", None)
     assert gate_of(coupon) == ({1}, {1})

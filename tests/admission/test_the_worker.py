@@ -200,7 +200,7 @@ def test_a_worker_outlives_a_redis_that_is_away(make_gate: MakeGate, monkeypatch
     monkeypatch.setattr(settings, "CONSUMER_BACKOFF_SECONDS", 0.02)
     with Running():
         with monkeypatch.context() as patch:
-            patch.setattr(queue, "redis", away)
+            patch.setattr(queue, "redis_connection", away)
             accepted = accept(coupon, 1)
             wait_until(lambda: len(calls) >= 5, 10, "Redis was not asked")
         wait_until(lambda: succeeded() == 1, 10, "not decided")

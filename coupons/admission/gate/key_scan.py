@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from .redis_keys import redis
+from common.redis_client import redis_connection
+
 from .store import GateStore
 
 _GATE_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(:open|:revoked|:lock)?")
@@ -21,7 +22,7 @@ class KeyScan:
 
     def step(self, calls: int | None) -> Iterator[list[bytes]]:
         """Yield keys of gates; makes at most ``calls`` calls, None: until the scan is complete."""
-        client = redis()
+        client = redis_connection()
         while calls is None or calls > 0:
             self._cursor, found = client.scan(self._cursor, match="gate:*", count=_CHUNK)
             if found:
@@ -37,14 +38,15 @@ def unexpected_keys(names: Sequence[bytes], coupon_ids: set[int]) -> list[bytes]
 
 
 def remove_keys(names: Sequence[bytes]) -> None:
-    redis().unlink(*names)
+    redis_connection().unlink(*names)
 
 
 def _is_expected(name: bytes, coupon_ids: set[int]) -> bool:
+    client = redis_connection()
     if match := _GATE_KEY.fullmatch(name):
         # A lock without expiry would keep the gate from being loaded for ever.
-        return int(match[1]) in coupon_ids and (match[2] != b":lock" or redis().ttl(name) != -1)
+        return int(match[1]) in coupon_ids and (match[2] != b":lock" or client.ttl(name) != -1)
     if match := _STAGING_KEY.fullmatch(name):
         # Staging keys of a loader that is gone expire. Those without expiry are expected only while it holds the lock.
-        return redis().ttl(name) != -1 or bool(redis().get(GateStore(int(match[1])).lock_key) == match[2])
+        return client.ttl(name) != -1 or bool(client.get(GateStore(int(match[1])).lock_key) == match[2])
     return False

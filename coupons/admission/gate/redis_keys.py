@@ -40,13 +40,9 @@ class Keys(NamedTuple):
     revoked: str
 
 
-def redis() -> Any:
-    return redis_connection()
-
-
 def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
     """Run a Lua script of this folder; it is loaded again if the server has lost it."""
-    script, client = _script(name), redis()
+    script, client = _script(name), redis_connection()
     try:
         return script(keys=keys, args=args, client=client)
     except NoScriptError:
@@ -56,4 +52,4 @@ def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
 
 @cache
 def _script(name: str) -> Any:
-    return redis().register_script(Path(__file__).with_name(name).read_text())
+    return redis_connection().register_script(Path(__file__).with_name(name).read_text())

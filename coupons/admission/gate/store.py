@@ -11,6 +11,7 @@ from uuid import UUID
 from redis.lock import Lock
 
 from common.bigint import MAX_BIGINT
+from common.redis_client import redis_connection
 
 from ... import metrics
 from ...errors import AlreadyIssued, SoldOut
@@ -23,7 +24,6 @@ from .redis_keys import (
     PARTIAL,
     SENTINEL,
     Keys,
-    redis,
     run,
 )
 
@@ -120,7 +120,7 @@ class GateStore:
 
     def lock(self) -> Lock:
         """Return the lock of the gate's loader, not acquired."""
-        return Lock(redis(), self.lock_key, timeout=_LOCK_SECONDS, thread_local=False)
+        return Lock(redis_connection(), self.lock_key, timeout=_LOCK_SECONDS, thread_local=False)
 
     def is_loaded(self) -> bool:
         return bool(run("check.lua", self.keys, [0]) == COMPLETE)
@@ -136,7 +136,7 @@ class GateStore:
         revoked = [user_id for user_id, _, _, revoked in holders if revoked]
         if issued:
             run("load.lua", [staging.holders], [",".join(issued)])
-        with redis().pipeline(transaction=False) as pipeline:
+        with redis_connection().pipeline(transaction=False) as pipeline:
             if reserved:
                 pipeline.hset(staging.holders, mapping=reserved)
                 pipeline.zadd(staging.pending, pending_since)
@@ -150,8 +150,8 @@ class GateStore:
         """Activate the staged gate and return the number of units held; None, without a change, if the lock is lost."""
         staging = self._staging_keys(token)
         # The sequence continues from the number of units held.
-        held = int(redis().hlen(staging.holders))
-        redis().hset(staging.holders, "sequence", held)
+        held = int(redis_connection().hlen(staging.holders))
+        redis_connection().hset(staging.holders, "sequence", held)
         is_active = run("activate.lua", [self.lock_key, *staging, *self.keys], [token, LIFETIME_SECONDS])
         return held if is_active else None
 
@@ -160,47 +160,49 @@ class GateStore:
         return bool(run("check.lua", self.keys, [int(drop)]) != PARTIAL)
 
     def number_of_holders(self) -> int:
-        return int(redis().hlen(self.keys.holders)) - 1
+        return int(redis_connection().hlen(self.keys.holders)) - 1
 
     def sequence(self) -> int | None:
         """Return the last sequence assigned; None if it is not a number."""
-        text = redis().hget(self.keys.holders, "sequence")
+        text = redis_connection().hget(self.keys.holders, "sequence")
         return int(text) if text and re.fullmatch(rb"\d{1,15}", text) else None
 
     def fields(self) -> Iterator[list[bytes]]:
         """Yield the user fields of ``holders``, in chunks; a field that is present throughout comes at least once."""
-        for found in _chunks(redis().hscan, self.keys.holders):
+        for found in _chunks(redis_connection().hscan, self.keys.holders):
             if fields := [field for field in found if field != b"sequence"]:
                 yield fields
 
     def pending_members(self) -> Iterator[list[bytes]]:
         """Yield the members of ``pending``, in chunks."""
-        for found in _chunks(redis().zscan, self.keys.pending):
+        for found in _chunks(redis_connection().zscan, self.keys.pending):
             if members := [member for member, _ in found if member != SENTINEL]:
                 yield members
 
     def pending_for(self, seconds: float, *, limit: int) -> list[bytes]:
         """Return the members that have been pending for more than ``seconds``, the oldest ``limit`` of them."""
         cutoff = _now_ms() - round(seconds * 1000)
-        found: list[bytes] = redis().zrange(self.keys.pending, "-inf", cutoff, byscore=True, offset=0, num=limit)
+        found: list[bytes] = redis_connection().zrange(
+            self.keys.pending, "-inf", cutoff, byscore=True, offset=0, num=limit
+        )
         return found
 
     def still_pending(self, users: Sequence[bytes]) -> list[bytes]:
         """Return those of ``users`` that are pending."""
         if not users:
             return []
-        times = redis().zmscore(self.keys.pending, list(users))
+        times = redis_connection().zmscore(self.keys.pending, list(users))
         return [user for user, pending_since in zip(users, times, strict=True) if pending_since is not None]
 
     def revoked(self) -> Iterator[list[bytes]]:
         """Yield the members of ``revoked``, in chunks."""
-        for found in _chunks(redis().sscan, self.keys.revoked):
+        for found in _chunks(redis_connection().sscan, self.keys.revoked):
             if members := [member for member in found if member != SENTINEL]:
                 yield members
 
     def not_revoked(self, user_ids: Sequence[int]) -> list[int]:
         """Return the users who are not in ``revoked``."""
-        found = redis().smismember(self.keys.revoked, list(user_ids))
+        found = redis_connection().smismember(self.keys.revoked, list(user_ids))
         return [user_id for user_id, exists in zip(user_ids, found, strict=True) if not exists]
 
     def read(self, users: Sequence[bytes | int]) -> GateRead:
@@ -240,14 +242,14 @@ class GateStore:
     def pending_from_now(self, user_ids: Sequence[int]) -> None:
         """Restart the age of pending users at zero."""
         if user_ids:
-            redis().zadd(self.keys.pending, dict.fromkeys(map(str, user_ids), _now_ms()), xx=True)
+            redis_connection().zadd(self.keys.pending, dict.fromkeys(map(str, user_ids), _now_ms()), xx=True)
 
     def set_sequence(self, least: int) -> int:
         """Raise the last sequence to ``least``, or replace it if it is not a number; returns the number of changes."""
         return self._repair("sequence", [least])
 
     def unrevoke(self, users: Sequence[bytes]) -> None:
-        redis().srem(self.keys.revoked, *users)
+        redis_connection().srem(self.keys.revoked, *users)
 
     def _repair(self, kind: str, arguments: Sequence[object], *, width: int = 2) -> int:
         repaired, step = 0, MOST_PER_CALL * width
@@ -268,7 +270,7 @@ def existing(coupon_ids: Collection[int]) -> list[GateStore]:
     if not coupon_ids:
         return []
     gates = [GateStore(coupon_id) for coupon_id in coupon_ids]
-    with redis().pipeline(transaction=False) as pipeline:
+    with redis_connection().pipeline(transaction=False) as pipeline:
         for gate in gates:
             pipeline.exists(gate.keys.holders, gate.keys.pending)
         return [gate for gate, exists in zip(gates, pipeline.execute(), strict=True) if exists]
@@ -301,5 +303,5 @@ def _chunks(scan: Callable[..., Any], name: str) -> Iterator[Any]:
 
 def _now_ms() -> int:
     """Redis's time."""
-    seconds, microseconds = redis().time()
+    seconds, microseconds = redis_connection().time()
     return int(seconds * 1000 + microseconds // 1000)
