@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from django_redis import get_redis_connection
@@ -18,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
 
 ROLE_SECONDS = 5.0
+_SCAN_COUNT = 1000
 
 # Redis 6 puts other words before the code of an error in a script. NOREPLICAS comes from a primary that lost its
 # replicas: it may be on the minority side of a network split, with another primary elected.
@@ -96,6 +98,24 @@ class Pool(ConnectionPool):
 def redis_connection() -> Any:
     """Return a client on the connection pool of this process. Its calls raise RedisError."""
     return get_redis_connection("default")
+
+
+class KeyScan:
+    """A scan of all keys of Redis for those that match ``pattern``; each step continues where the last one stopped."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._cursor = 0
+
+    def step(self, calls: int | None) -> Iterator[list[bytes]]:
+        """Yield keys; makes at most ``calls`` calls, None: until the scan is complete. Raises RedisError."""
+        while calls is None or calls > 0:
+            self._cursor, names = redis_connection().scan(self._cursor, match=self._pattern, count=_SCAN_COUNT)
+            if names:
+                yield names
+            if not self._cursor:
+                return
+            calls = None if calls is None else calls - 1
 
 
 def _is_role_error(error: ResponseError) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -31,11 +31,12 @@ WON_SECONDS = 24 * 3600
 LOST_SECONDS = 900
 
 _PREFIX = "status:"
+# The pattern for a scan of all keys.
+KEYS = f"{_PREFIX}*"
 # Far above the size of any entry. A value from another writer may have up to half a gigabyte.
 _MAX_ENTRY_BYTES = 4096
 _MEMORY_SECONDS = 1.0
 _MEMORY_BYTES = 1_000_000
-_SCAN_COUNT = 1000
 _log_limit = LogLimit()
 
 
@@ -201,28 +202,6 @@ def remove_keys(names: Collection[bytes]) -> None:
         redis_connection().unlink(*names)
 
 
-class Scan:
-    """A scan of all keys of Redis for entries; each step continues where the last one stopped."""
-
-    def __init__(self) -> None:
-        self._cursor = 0
-
-    def step(self, calls: int | None) -> Iterator[tuple[list[UUID], list[bytes]]]:
-        """Yield (ids of requests with an entry, keys of no request).
-
-        Makes at most ``calls`` calls, None: until the scan is complete. Raises RedisError.
-        """
-        while calls is None or calls > 0:
-            self._cursor, names = redis_connection().scan(self._cursor, match=f"{_PREFIX}*", count=_SCAN_COUNT)
-            if names:
-                requests = {name: _request_id(name) for name in names}
-                unexpected = [name for name, request_id in requests.items() if request_id is None]
-                yield [request_id for request_id in requests.values() if request_id is not None], unexpected
-            if not self._cursor:
-                return
-            calls = None if calls is None else calls - 1
-
-
 def encode(status: RequestStatus) -> bytes:
     """Encode a status as the value of its entry."""
     return _encoder.encode(status)
@@ -253,7 +232,8 @@ def _warn_unreadable(request_id: UUID) -> None:
         )  # fmt: skip
 
 
-def _request_id(name: bytes) -> UUID | None:
+def request_of_key(name: bytes) -> UUID | None:
+    """Return the id of the request whose entry has this key; None for a key of no request."""
     try:
         text = name.decode().removeprefix(_PREFIX)
         request_id = UUID(text)

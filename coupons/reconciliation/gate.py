@@ -21,9 +21,10 @@ from django.db import connection, transaction
 
 from common.postgres import arrays
 from common.processes.lifecycle import StopFlag
+from common.redis_client import KeyScan
 
 from ..admission import FinishedRequest
-from ..admission.gate.key_scan import KeyScan, remove_keys, unexpected_keys
+from ..admission.gate.key_scan import KEYS, remove_keys, unexpected_keys
 from ..admission.gate.load import read_finished
 from ..admission.gate.releasing import release
 from ..admission.gate.store import GateEntry, GateStore, existing, is_user
@@ -125,7 +126,7 @@ class GateCheck:
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._compared_at: dict[int, float] = defaultdict(lambda: float("-inf"))
-        self._scan = KeyScan()
+        self._scan = KeyScan(KEYS)
 
     def check(self, findings: Findings, stop: StopFlag, *, repair: bool) -> set[int]:
         """Check all gates; return the ids of the coupons whose gate was due and compared entry by entry.

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from common.processes.lifecycle import StopFlag
+from common.redis_client import KeyScan
 
 from ..issuance import status_cache
-from ..issuance.status_cache import RequestStatus, Scan, Unreadable
+from ..issuance.status_cache import RequestStatus, Unreadable
 from ..models import IssueRequest
 from ..reconciliation.findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 from ..selectors import terminal_status
@@ -24,16 +25,18 @@ class StatusCheck:
     """Compares all entries, or with each check some more than last time."""
 
     def __init__(self) -> None:
-        self._scan = Scan()
+        self._scan = KeyScan(status_cache.KEYS)
         self._repaired: list[UUID] = []
 
     def check(self, findings: Findings, stop: StopFlag, *, whole: bool, repair: bool) -> None:
         """Look at entries and, to repair, write those anew that are wrong. Raises RedisError."""
         self._repaired = []
-        for request_ids, foreign in self._scan.step(None if whole else _SCAN_CALLS):
+        for names in self._scan.step(None if whole else _SCAN_CALLS):
             if stop:
                 return
-            wrong, rows = _wrong(request_ids, findings)
+            requests = {name: status_cache.request_of_key(name) for name in names}
+            foreign = [name for name, request_id in requests.items() if request_id is None]
+            wrong, rows = _wrong([request_id for request_id in requests.values() if request_id is not None], findings)
             for name in foreign:
                 findings.add(STATUS_UNREADABLE, f"key {name!r}")
             if repair:

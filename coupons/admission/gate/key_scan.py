@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from common.redis_client import redis_connection
 
 from .store import GateStore
 
+# The pattern for a scan of all keys.
+KEYS = "gate:*"
 _GATE_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(:open|:revoked|:lock)?")
 _STAGING_KEY = re.compile(rb"gate:\{([1-9]\d{0,18})\}(?::open|:revoked)?:loading:(.+)")
-_CHUNK = 1000
-
-
-class KeyScan:
-    """A scan of all keys of Redis for those of gates; each step continues where the last one stopped."""
-
-    def __init__(self) -> None:
-        self._cursor = 0
-
-    def step(self, calls: int | None) -> Iterator[list[bytes]]:
-        """Yield keys of gates; makes at most ``calls`` calls, None: until the scan is complete."""
-        client = redis_connection()
-        while calls is None or calls > 0:
-            self._cursor, found = client.scan(self._cursor, match="gate:*", count=_CHUNK)
-            if found:
-                yield found
-            if not self._cursor:
-                return
-            calls = None if calls is None else calls - 1
 
 
 def unexpected_keys(names: Sequence[bytes], coupon_ids: set[int]) -> list[bytes]:
