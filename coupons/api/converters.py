@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from django.urls import register_converter
+from django.urls.converters import IntConverter, UUIDConverter
 
 from common.bigint import parse_id
 
 
-class Id64Converter:
+class Id64Converter(IntConverter):
     """A positive 64-bit integer."""
 
     regex = "[0-9]{1,19}"
@@ -19,20 +18,11 @@ class Id64Converter:
             raise ValueError(value)
         return number
 
-    def to_url(self, value: int) -> str:
-        return str(value)
 
-
-class AnyCaseUuidConverter:
+class AnyCaseUuidConverter(UUIDConverter):
     """A UUID with hyphens, in upper or lower case."""
 
     regex = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
-
-    def to_python(self, value: str) -> UUID:
-        return UUID(value)
-
-    def to_url(self, value: UUID) -> str:
-        return str(value)
 
 
 register_converter(Id64Converter, "id64")
