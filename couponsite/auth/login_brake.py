@@ -29,9 +29,7 @@ MOST_KNOWN = 16
 class TooManyLogins(Throttled):
     """The login is throttled; ``wait`` is in seconds."""
 
-    def __init__(self, wait: int) -> None:
-        super().__init__(wait=wait)
-        self.wait = wait
+    wait: int
 
 
 def check_password(request: HttpRequest, username: str, password: str) -> User | None:
@@ -54,10 +52,10 @@ def check_password(request: HttpRequest, username: str, password: str) -> User |
     )
     over = by_account > limit
     if by_address > limit or (over and not (shared and _is_known(account, address))):
-        raise TooManyLogins(period - elapsed)
+        raise TooManyLogins(wait=period - elapsed)
     user = authenticate(request, username=username, password=password)
     if user is None and over:
-        raise TooManyLogins(period - elapsed)
+        raise TooManyLogins(wait=period - elapsed)
     if user is not None and shared:
         _remember(account, address)
     return user
