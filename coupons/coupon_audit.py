@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -45,19 +45,13 @@ class Trail:
         return text
 
 
-class Trails(dict[str, Trail]):
-    """Trails by coupon type; a type without results has an empty trail."""
-
-    def __missing__(self, coupon_type: str) -> Trail:
-        return self.setdefault(coupon_type, Trail())
-
-    def add(self, coupon_type: str, status: str, reason: str | None, processed_at: datetime) -> None:
-        self[coupon_type].add(reason or status, 1, processed_at, processed_at)
+# By coupon type; a type without results has an empty trail.
+Trails = defaultdict[str, Trail]
 
 
 def decided() -> Trails:
     """The trails by PostgreSQL. Reads the whole table of terminal rows."""
-    trails = Trails()
+    trails = Trails(Trail)
     counted = IssueRequest.objects.values_list("coupon_type", "status", "reason").annotate(
         Count("request_id"), Min("processed_at"), Max("processed_at")
     )

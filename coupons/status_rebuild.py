@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from django.db import transaction
@@ -14,7 +15,7 @@ from django.db.models import Q
 from common.postgres.clock import database_time, isoformat_z
 from common.processes.lifecycle import StopFlag, first_line
 from common.processes.outages import is_transient
-from coupons.coupon_audit import Trails
+from coupons.coupon_audit import Trail, Trails
 from coupons.events import IssueEnded
 from coupons.issuance import status_cache
 from coupons.issuance.status_cache import RequestStatus
@@ -41,7 +42,7 @@ class ResultHistory:
 
     written: int = 0
     unreadable: int = 0
-    trails: Trails = field(default_factory=Trails)
+    trails: Trails = field(default_factory=partial(Trails, Trail))
 
 
 def statuses_rebuild(*, stop: StopFlag) -> int:
@@ -90,7 +91,9 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
         if event_id.bytes in seen:
             continue
         seen.add(event_id.bytes)
-        history.trails.add(result.coupon_type, result.status, result.reason, result.processed_at)
+        history.trails[result.coupon_type].add(
+            result.reason or result.status, 1, result.processed_at, result.processed_at
+        )
         if result.processed_at > oldest[result.status]:
             chunk.append(result)
         if len(chunk) == _CHUNK:
