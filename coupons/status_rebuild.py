@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from uuid import UUID
 
 from django.db import transaction
@@ -42,7 +41,7 @@ class ResultHistory:
 
     written: int = 0
     unreadable: int = 0
-    trails: Trails = field(default_factory=partial(Trails, Trail))
+    trails: Trails = field(default_factory=lambda: Trails(Trail))
 
 
 def statuses_rebuild(*, stop: StopFlag) -> int:
@@ -60,11 +59,11 @@ def statuses_rebuild(*, stop: StopFlag) -> int:
         for row in rows.iterator(chunk_size=_CHUNK):
             chunk.append(terminal_status(row))
             if len(chunk) == _CHUNK:
-                written += _write(chunk)
+                written += status_cache.write(chunk)
                 chunk = []
                 if stop:
                     break
-    return written + _write(chunk)
+    return written + status_cache.write(chunk)
 
 
 def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag) -> ResultHistory:
@@ -97,11 +96,11 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
         if result.processed_at > oldest[result.status]:
             chunk.append(result)
         if len(chunk) == _CHUNK:
-            history.written += _write(_statuses(chunk))
+            history.written += status_cache.write(_statuses(chunk))
             chunk = []
             if stop:
                 break
-    history.written += _write(_statuses(chunk))
+    history.written += status_cache.write(_statuses(chunk))
     return history
 
 
@@ -124,10 +123,6 @@ def _statuses(results: Sequence[IssueEnded]) -> list[RequestStatus]:
         )
         for result in results
     ]
-
-
-def _write(statuses: Sequence[RequestStatus]) -> int:
-    return status_cache.write(statuses)
 
 
 def _oldest() -> dict[str, datetime]:

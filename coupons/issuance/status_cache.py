@@ -191,11 +191,6 @@ def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unre
     return {id_: _decode(id_, entry) for id_, entry in zip(request_ids, raw, strict=True) if entry is not None}
 
 
-def remove(request_ids: Collection[UUID]) -> None:
-    """Remove the entries of requests. Raises RedisError."""
-    remove_keys([_key(request_id).encode() for request_id in request_ids])
-
-
 def remove_keys(names: Collection[bytes]) -> None:
     """Remove keys by name. Raises RedisError."""
     if names:

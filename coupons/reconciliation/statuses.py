@@ -41,8 +41,7 @@ class StatusCheck:
                 findings.add(STATUS_UNREADABLE, f"key {name!r}")
             if repair:
                 # Where there is no room for the right one, the wrong one is gone all the same.
-                status_cache.remove(wrong)
-                status_cache.remove_keys(foreign)
+                status_cache.remove_keys([name for name, id_ in requests.items() if id_ is None or id_ in wrong])
                 status_cache.write(rows[request_id] for request_id in wrong if request_id in rows)
                 self._repaired += wrong
 
