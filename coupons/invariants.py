@@ -162,10 +162,12 @@ def wrong_views() -> list[str]:
         return []
     wrong = []
     for request in requests:
-        status = cached.get(request.request_id)
-        if isinstance(status, status_cache.Unreadable):
+        if request.request_id not in cached:
+            continue
+        status = cached[request.request_id]
+        if status is None:
             wrong.append(f"request {request.request_id}: unreadable in Redis, {request.status} in PostgreSQL")
-        elif status is not None and (status.status, status.reason) != (request.status, request.reason):
+        elif (status.status, status.reason) != (request.status, request.reason):
             wrong.append(f"request {request.request_id}: {status.status} in Redis, {request.status} in PostgreSQL")
     return wrong
 

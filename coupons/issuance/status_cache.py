@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
@@ -84,13 +84,6 @@ return found
 """
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(RequestStatus)
-
-
-class Unreadable:
-    """The type of ``UNREADABLE``: an entry that is not a status of its request."""
-
-
-UNREADABLE: Final = Unreadable()
 
 
 class _Memory:
@@ -175,15 +168,18 @@ def load(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus]:
         return {}
     found = {}
     for request_id, entry in entries.items():
-        if isinstance(entry, Unreadable):
+        if entry is None:
             _warn_unreadable(request_id)
         else:
             found[request_id] = entry
     return found
 
 
-def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | Unreadable]:
-    """Return the entries of ``request_ids`` by id, without those that have none. Raises RedisError."""
+def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | None]:
+    """Return the entries of ``request_ids`` by id, without those that have none; None for an unreadable entry.
+
+    Raises RedisError.
+    """
     if not request_ids:
         return {}
     keys = [_key(request_id) for request_id in request_ids]
@@ -207,13 +203,13 @@ def seconds_kept(status: str) -> int:
     return WON_SECONDS if status == policy.SUCCESS else LOST_SECONDS
 
 
-def _decode(request_id: UUID, raw: bytes) -> RequestStatus | Unreadable:
+def _decode(request_id: UUID, raw: bytes) -> RequestStatus | None:
     try:
         found = _decoder.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return UNREADABLE
+        return None
     if found.request_id != request_id or found.status not in (policy.SUCCESS, policy.FAILED):
-        return UNREADABLE
+        return None
     return found
 
 

@@ -13,7 +13,7 @@ from common.processes.lifecycle import StopFlag
 from common.redis_client import KeyScan
 
 from ..issuance import status_cache
-from ..issuance.status_cache import RequestStatus, Unreadable
+from ..issuance.status_cache import RequestStatus
 from ..models import IssueRequest
 from ..reconciliation.findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 from ..selectors import terminal_status
@@ -56,7 +56,7 @@ def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID],
     rows = {row.request_id: terminal_status(row) for row in IssueRequest.objects.filter(request_id__in=list(entries))}
     wrong = []
     for request_id, entry in entries.items():
-        if isinstance(entry, Unreadable):
+        if entry is None:
             findings.add(STATUS_UNREADABLE, f"request {request_id}")
         elif request_id not in rows or _result(entry) != _result(rows[request_id]):
             findings.add(STATUS_WRONG, f"request {request_id}")
