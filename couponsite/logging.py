@@ -6,8 +6,6 @@ Loggers of the standard library use the same formatter, so lines of Django have 
 from __future__ import annotations
 
 import logging
-import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 import msgspec
 import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
+
+from common.processes.log_limit import LogLimit
 
 # Second line of defence: our code does not log these, but a library might.
 _HIDDEN = frozenset({"access", "authorization", "body", "cookie", "password", "payload", "refresh", "secret", "token"})
@@ -51,22 +51,15 @@ class RepeatFilter(logging.Filter):
     def __init__(self, loggers: Collection[str], seconds: float) -> None:
         super().__init__()
         self._loggers = frozenset(loggers)
-        self._seconds = seconds
-        self._last: dict[tuple[str, str], float] = {}
-        self._suppressed: Counter[tuple[str, str]] = Counter()
+        self._limit = LogLimit(seconds)
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name not in self._loggers:
             return True
-        kind = (record.name, record.getMessage().partition(" ")[0])
-        now = time.monotonic()
-        if now - self._last.get(kind, -self._seconds) < self._seconds:
-            self._suppressed[kind] += 1
-            return False
-        self._last[kind] = now
-        if suppressed := self._suppressed.pop(kind, 0):
-            record.msg, record.args = f"{record.getMessage()} ({suppressed} similar lines suppressed)", ()
-        return True
+        lines = self._limit.due((record.name, record.getMessage().partition(" ")[0]))
+        if lines > 1:
+            record.msg, record.args = f"{record.getMessage()} ({lines - 1} similar lines suppressed)", ()
+        return lines > 0
 
 
 class RequestFormatter(logging.Formatter):
