@@ -28,12 +28,6 @@ class Principal:
     session_user: AbstractBaseUser | None = None
 
     is_authenticated: ClassVar[bool] = True
-    is_anonymous: ClassVar[bool] = False
-    is_active: ClassVar[bool] = True
-
-    @property
-    def pk(self) -> int:
-        return self.user_id
 
     @property
     def may_issue_for_others(self) -> bool:
