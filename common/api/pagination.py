@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from common.api.errors import InvalidRequest
-from common.api.requests import APIView
+from common.api.requests import APIView, number_parameter
 
 from ..bigint import MAX_BIGINT
 
@@ -44,13 +44,7 @@ class CursorPage(CursorPagination):
         return cursor
 
     def get_page_size(self, request: Request) -> int:
-        raw = request.query_params.get("limit", str(self.page_size))
-        if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and 1 <= int(raw) <= MOST_ROWS):
-            raise InvalidRequest(
-                f"limit must be a number from 1 to {MOST_ROWS}.",
-                errors=[{"field": "limit", "message": f"must be a number from 1 to {MOST_ROWS}"}],
-            )
-        return int(raw)
+        return number_parameter(request, "limit", default=USUAL_ROWS, largest=MOST_ROWS)
 
 
 def _is_id(text: str) -> bool:

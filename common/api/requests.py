@@ -1,4 +1,4 @@
-"""Readers of a request's body, caller, Idempotency-Key and traceparent."""
+"""Readers of a request's body, caller, Idempotency-Key, traceparent and numbers in its query."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ def idempotency_key(request: Request) -> str | None:
 def is_idempotency_key(text: str) -> bool:
     """Whether ``text`` may be an Idempotency-Key."""
     return 1 <= len(text) <= KEY_LENGTH and text.isascii() and text.isprintable()
+
+
+def number_parameter(request: Request, name: str, *, default: int, largest: int) -> int:
+    """Return a number from 1 to ``largest`` of the query, ``default`` if it is missing. Raises InvalidRequest."""
+    raw = request.query_params.get(name, str(default))
+    if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and 1 <= int(raw) <= largest):
+        message = f"must be a number from 1 to {largest}"
+        raise InvalidRequest(f"{name} {message}.", errors=[{"field": name, "message": message}])
+    return int(raw)
 
 
 def traceparent(request: Request) -> str:

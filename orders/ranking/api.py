@@ -6,8 +6,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common.api.errors import InvalidRequest
-from common.api.requests import APIView
+from common.api.requests import APIView, number_parameter
 from common.api.schema import Operation
 
 from ..schemas import BestSeller, BestSellerPage
@@ -35,14 +34,6 @@ class BestSellersView(APIView):
         ],
     )
     def get(self, request: Request) -> Response:
-        days = _number(request, "days", _DAYS, MAX_DAYS)
-        limit = _number(request, "limit", _LIMIT, _MAX_LIMIT)
+        days = number_parameter(request, "days", default=_DAYS, largest=MAX_DAYS)
+        limit = number_parameter(request, "limit", default=_LIMIT, largest=_MAX_LIMIT)
         return Response(BestSellerPage(best_sellers(days=days, limit=limit), next=None))
-
-
-def _number(request: Request, name: str, default: int, largest: int) -> int:
-    raw = request.query_params.get(name, str(default))
-    if not (raw.isascii() and raw.isdigit() and len(raw) < 10 and 1 <= int(raw) <= largest):
-        message = f"must be a number from 1 to {largest}"
-        raise InvalidRequest(f"{name} {message}.", errors=[{"field": name, "message": message}])
-    return int(raw)
