@@ -18,7 +18,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from .bigint import MAX_BIGINT
+from .bigint import parse_id
 from .postgres.clock import isoformat_z
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 
 def number_in(text: str) -> int | None:
     """Parse a positive signed 64-bit number in decimal digits; None if ``text`` is not one."""
-    if not _NUMBER.fullmatch(text):
-        return None
-    number = int(text)
-    return number if 0 < number <= MAX_BIGINT else None
+    return parse_id(text) if _NUMBER.fullmatch(text) else None
 
 
 def uuid_in(text: str) -> UUID | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseRedirect
@@ -25,6 +25,7 @@ from common.admin_base import (
     utc,
     uuid_in,
 )
+from common.postgres.clock import database_time
 from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
@@ -203,10 +204,7 @@ class CouponAdmin(BigTableAdmin):
             obj.save(update_fields=form.changed_data)
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT statement_timestamp()")
-            (now,) = cursor.fetchone() or (None,)
-        return {"opens_at": now, **super().get_changeform_initial_data(request)}
+        return {"opens_at": database_time(), **super().get_changeform_initial_data(request)}
 
     def get_readonly_fields(self, request: HttpRequest, obj: Coupon | None = None) -> Any:
         # Topics, links and requests refer to the type, so it never changes.

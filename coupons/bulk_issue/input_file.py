@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from common.bigint import MAX_BIGINT
+from common.bigint import parse_id
 from common.processes.lifecycle import StopFlag
 
 HEADER = "userId"
@@ -115,7 +115,4 @@ def _field(raw: bytes) -> bytes:
 
 
 def _user_id(field: bytes) -> int | None:
-    if not _USER_ID.fullmatch(field):
-        return None
-    user_id = int(field)
-    return user_id if 0 < user_id <= MAX_BIGINT else None
+    return parse_id(field) if _USER_ID.fullmatch(field) else None
