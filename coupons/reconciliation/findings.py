@@ -75,17 +75,16 @@ class Findings:
         # A count instead of lines: there may be millions.
         self.waiting = 0
 
-    def add(self, name: str, line: str) -> None:
-        """Add a finding. The same line twice counts once."""
-        self._lines[name][line] = None
+    def add(self, name: str, *lines: str) -> None:
+        """Add findings. The same line twice counts once."""
+        self._lines[name] |= dict.fromkeys(lines)
 
     def intersection(self, other: Self) -> Findings:
         """Return the findings that are in this object and in ``other``."""
         common = Findings()
         common.waiting = self.waiting
         for name, lines in self._lines.items():
-            for line in lines.keys() & other._lines[name].keys():
-                common.add(name, line)
+            common.add(name, *(lines.keys() & other._lines[name].keys()))
         return common
 
     @property

@@ -86,6 +86,9 @@ class _Coupon(NamedTuple):
     by_gate: bool
     taken: int
 
+    def __str__(self) -> str:
+        return f"coupon {self.coupon_type}"
+
     @property
     def gate(self) -> GateStore:
         return GateStore(self.id)
@@ -139,7 +142,7 @@ class GateCheck:
             if stop:
                 break
             if not coupon.gate.is_complete(drop=repair):
-                findings.add(GATE_HALF_LOADED, f"coupon {coupon.coupon_type}")
+                findings.add(GATE_HALF_LOADED, str(coupon))
             elif self._is_due(coupon):
                 self._compare(coupon, findings, stop, repair=repair)
                 compared.add(coupon.id)
@@ -151,7 +154,7 @@ class GateCheck:
         """Check the gates again after a repair, those of ``coupon_ids`` entry by entry. Raises RedisError."""
         for coupon in self._coupons():
             if not coupon.gate.is_complete(drop=False):
-                findings.add(GATE_HALF_LOADED, f"coupon {coupon.coupon_type}")
+                findings.add(GATE_HALF_LOADED, str(coupon))
             elif coupon.id in coupon_ids:
                 self._compare(coupon, findings, stop, repair=False)
             elif old := coupon.gate.pending_for(self._patience, limit=_MAX_OLD_ENTRIES):
@@ -168,8 +171,7 @@ class GateCheck:
                 cursor.execute("SELECT id FROM coupons_coupon")
                 coupon_ids = {coupon_id for (coupon_id,) in cursor.fetchall()}
             if foreign := unexpected_keys(names, coupon_ids):
-                for name in foreign:
-                    findings.add(GATE_FOREIGN, f"key {name!r}")
+                findings.add(GATE_FOREIGN, *(f"key {name!r}" for name in foreign))
                 if repair:
                     remove_keys(foreign)
 
@@ -211,20 +213,15 @@ class GateCheck:
         suspects = {entry.user_id: entry for entry in entries if self._is_unexpected(entry, known)}
         reread = coupon.gate.read(list(suspects)).entries
         unexpected = [entry for entry in reread if entry.entry == suspects[entry.user_id].entry]
-        for entry in leaked:
-            findings.add(GATE_LEAKED, f"coupon {coupon.coupon_type}, user {entry.user_id}, request {entry.request_id}")
-        for entry in stale:
-            findings.add(GATE_UNTOLD, f"coupon {coupon.coupon_type}, user {entry.user_id}, request {entry.request_id}")
-        for entry in unexpected:
-            findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, user {entry.user_id}")
-        for field, content in foreign.items():
-            findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {field!r}: {content!r}")
+        findings.add(GATE_LEAKED, *(f"{coupon}, user {entry.user_id}, request {entry.request_id}" for entry in leaked))
+        findings.add(GATE_UNTOLD, *(f"{coupon}, user {entry.user_id}, request {entry.request_id}" for entry in stale))
+        findings.add(GATE_EXTRA, *(f"{coupon}, user {entry.user_id}" for entry in unexpected))
+        findings.add(GATE_FOREIGN, *(f"{coupon}, {field!r}: {content!r}" for field, content in foreign.items()))
         # With an admission time in the future an entry would never exceed the patience.
         future = [entry.user_id for entry in entries if (entry.age_ms or 0) < -_EARLY_MS]
-        for user_id in future:
-            findings.add(
-                GATE_FOREIGN, f"coupon {coupon.coupon_type}, user {user_id} has an admission time in the future"
-            )
+        findings.add(
+            GATE_FOREIGN, *(f"{coupon}, user {user_id} has an admission time in the future" for user_id in future)
+        )
         if repair:
             if leaked:
                 fail_orphaned_requests(
@@ -277,10 +274,7 @@ class GateCheck:
         # Read after the entries, so it is at least the highest sequence among them.
         sequence = coupon.gate.sequence()
         if sequence is None or sequence < last_sequence:
-            findings.add(
-                GATE_SEQUENCE,
-                f"coupon {coupon.coupon_type}: {sequence}, the highest sequence in use is {last_sequence}",
-            )
+            findings.add(GATE_SEQUENCE, f"{coupon}: {sequence}, the highest sequence in use is {last_sequence}")
             if repair:
                 coupon.gate.set_sequence(max(last_sequence, coupon.gate.number_of_holders()))
 
@@ -289,8 +283,7 @@ class GateCheck:
             # A request that finished in between has neither a pending mark nor an entry.
             absent = coupon.gate.read(users).absent
             pending = set(coupon.gate.still_pending(absent))
-            for user in pending:
-                findings.add(GATE_FOREIGN, f"coupon {coupon.coupon_type}, {user!r} is pending without an entry")
+            findings.add(GATE_FOREIGN, *(f"{coupon}, {user!r} is pending without an entry" for user in pending))
             if repair and pending:
                 coupon.gate.remove_pending(list(pending))
 
@@ -299,8 +292,7 @@ class GateCheck:
             ids = {user: int(user) for user in users if is_user(user)}
             barred = _revoked_of(coupon.id, ids.values())
             wrong = [user for user in users if user not in ids or not barred.get(ids[user])]
-            for user in wrong:
-                findings.add(GATE_EXTRA, f"coupon {coupon.coupon_type}, {user!r} is in the revoked set")
+            findings.add(GATE_EXTRA, *(f"{coupon}, {user!r} is in the revoked set" for user in wrong))
             if repair and wrong:
                 coupon.gate.unrevoke(wrong)
 
@@ -310,8 +302,7 @@ class GateCheck:
                 return
             absent = {int(user) for user in coupon.gate.read([user for user, *_ in holders]).absent}
             missing = _current_holders(coupon.id, [holder for holder in holders if holder[0] in absent])
-            for user_id, _, _ in missing:
-                findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}")
+            findings.add(GATE_MISSING, *(f"{coupon}, user {user_id}" for user_id, _, _ in missing))
             if repair and missing:
                 coupon.gate.add(missing)
                 # A request that finished before it was added was released in a gate without its entry: release it
@@ -319,8 +310,7 @@ class GateCheck:
                 release(read_finished([request_id for _, request_id, _ in missing if request_id is not None]))
         for barred in _chunks(_REVOKED, [coupon.id]):
             missing_ids = coupon.gate.not_revoked([user_id for (user_id,) in barred])
-            for user_id in missing_ids:
-                findings.add(GATE_MISSING, f"coupon {coupon.coupon_type}, user {user_id}, in the revoked set")
+            findings.add(GATE_MISSING, *(f"{coupon}, user {user_id}, in the revoked set" for user_id in missing_ids))
             if repair and missing_ids:
                 coupon.gate.revoke(missing_ids)
 

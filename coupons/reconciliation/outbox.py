@@ -111,8 +111,7 @@ class OutboxCheck:
         if not published or self._lag() != 0:
             return
         lost = list(self._still_undecided(published))
-        for request_id in lost:
-            findings.add(PUBLISHED_UNDECIDED, f"request {request_id}")
+        findings.add(PUBLISHED_UNDECIDED, *(f"request {request_id}" for request_id in lost))
         findings.waiting -= len(lost)
         if repair and lost:
             send_again(lost)
@@ -121,8 +120,7 @@ class OutboxCheck:
         if not overdue:
             return
         foreign = queue.keys_of_wrong_type()
-        for name in foreign:
-            findings.add(WORKER_FOREIGN, f"key {name!r}")
+        findings.add(WORKER_FOREIGN, *(f"key {name!r}" for name in foreign))
         if foreign and not repair:
             # The queue cannot be read, so lost requests cannot be distinguished from queued ones.
             return
@@ -131,8 +129,7 @@ class OutboxCheck:
         queued = queue.all_ids()
         absent = [request_id for request_id in overdue if str(request_id).encode() not in queued]
         lost = list(self._still_undecided(absent))
-        for request_id in lost:
-            findings.add(WORKER_LOST, f"request {request_id}")
+        findings.add(WORKER_LOST, *(f"request {request_id}" for request_id in lost))
         findings.waiting -= len(lost)
         if repair and lost:
             # A request requeued at the same moment is in the queue twice then; the second run finds it decided.

@@ -37,8 +37,7 @@ class StatusCheck:
             requests = {name: status_cache.request_of_key(name) for name in names}
             foreign = [name for name, request_id in requests.items() if request_id is None]
             wrong, rows = _wrong([request_id for request_id in requests.values() if request_id is not None], findings)
-            for name in foreign:
-                findings.add(STATUS_UNREADABLE, f"key {name!r}")
+            findings.add(STATUS_UNREADABLE, *(f"key {name!r}" for name in foreign))
             if repair:
                 # Where there is no room for the right one, the wrong one is gone all the same.
                 status_cache.remove_keys([name for name, id_ in requests.items() if id_ is None or id_ in wrong])
