@@ -131,34 +131,26 @@ class GateCheck:
         self._compared_at: dict[int, float] = defaultdict(lambda: float("-inf"))
         self._scan = KeyScan(KEYS)
 
-    def check(self, findings: Findings, stop: StopFlag, *, repair: bool) -> set[int]:
+    def check(
+        self, findings: Findings, stop: StopFlag, *, repair: bool, again: Collection[int] | None = None
+    ) -> set[int]:
         """Check all gates; return the ids of the coupons whose gate was due and compared entry by entry.
 
-        Of a gate that is not due, only the oldest pending entries are checked. Raises RedisError.
+        Of a gate that is not due, only the oldest pending entries are checked. ``again``: the coupons whose gate is due
+        in the check after a repair, whenever it was compared last. Raises RedisError.
         """
-        coupons = self._coupons()
         compared = set()
-        for coupon in coupons:
+        for coupon in self._coupons():
             if stop:
                 break
             if not coupon.gate.is_complete(drop=repair):
                 findings.add(GATE_HALF_LOADED, str(coupon))
-            elif self._is_due(coupon):
+            elif self._is_due(coupon) if again is None else coupon.id in again:
                 self._compare(coupon, findings, stop, repair=repair)
                 compared.add(coupon.id)
             elif old := coupon.gate.pending_for(self._patience, limit=_MAX_OLD_ENTRIES):
                 self._check_entries(coupon, old, findings, repair=repair)
         return compared
-
-    def check_again(self, coupon_ids: Collection[int], findings: Findings, stop: StopFlag) -> None:
-        """Check the gates again after a repair, those of ``coupon_ids`` entry by entry. Raises RedisError."""
-        for coupon in self._coupons():
-            if not coupon.gate.is_complete(drop=False):
-                findings.add(GATE_HALF_LOADED, str(coupon))
-            elif coupon.id in coupon_ids:
-                self._compare(coupon, findings, stop, repair=False)
-            elif old := coupon.gate.pending_for(self._patience, limit=_MAX_OLD_ENTRIES):
-                self._check_entries(coupon, old, findings, repair=False)
 
     def check_keys(self, findings: Findings, *, whole: bool, repair: bool) -> None:
         """Find keys with the prefix ``gate:`` that belong to no gate. Raises RedisError.

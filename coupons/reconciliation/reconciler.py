@@ -74,7 +74,7 @@ class Reconciler:
         if found.counts and not stop:
             outage_again = _run_checks(
                 partial(self._stock.check, again, repair=False, again=True),
-                partial(self._gate.check_again, compared, again, stop),
+                partial(self._gate.check, again, stop, repair=False, again=compared),
                 partial(self._outbox.check, again, stop, repair=False),
                 partial(self._statuses.check_again, again),
             )
@@ -100,7 +100,7 @@ def is_outage(error: BaseException) -> bool:
     return is_transient(error) or isinstance(error, RedisError)
 
 
-def _run_checks(*checks: Callable[[], None]) -> Exception | None:
+def _run_checks(*checks: Callable[[], object]) -> Exception | None:
     """Run every check; return the first outage, or None. Other errors are raised."""
     outage = None
     for check in checks:
