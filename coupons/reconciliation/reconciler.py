@@ -81,7 +81,7 @@ class Reconciler:
             outage = outage or outage_again
         # New findings of the second comparison are left to the next run.
         remaining = again.intersection(found)
-        if outage is None:
+        if outage is None and not stop:
             self._alert(remaining)
         return Reconciled(found, remaining, outage)
 

@@ -9,19 +9,22 @@ import pytest
 from django.db.models import F
 from uuid_utils.compat import uuid7
 
+from common.processes.lifecycle import StopFlag
 from coupons.admission.gate.redis_keys import Keys
 from coupons.admission.gate.store import GateStore
 from coupons.models import Coupon, Reservation, UserCoupon
-from coupons.reconciliation.reconciler import NOT_RECONCILED
+from coupons.reconciliation.reconciler import NOT_RECONCILED, Reconciler
 from kafka_bridge.models import Alert, OutboxMessage
 from tests.support.messages import message
 
 from .comparisons import (
+    PATIENCE,
     compare,
     found,
     leave_in_gate,
     make_old,
     mend,
+    nothing_left_to_read,
     publish_everything,
     redis,
 )
@@ -228,6 +231,10 @@ def test_what_no_counter_can_mend_is_told_and_opens_one_alert(make_coupon: Calla
     assert stock(coupon) == (0, 0)
     [alert] = Alert.objects.all()
     assert (alert.rule, alert.severity, alert.ended_at) == (NOT_RECONCILED, "critical", None)
+    stop = StopFlag()
+    stop.request()
+    Reconciler(PATIENCE, once=True, lag=nothing_left_to_read).run(stop, repair=True)
+    assert Alert.objects.get().ended_at is None, "a run that was stopped compared nothing a second time"
     UserCoupon.objects.filter(user_id=2).delete()
     assert mend() == {"counter-issued": 1}
     assert Alert.objects.get().ended_at is not None
