@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 from uuid import UUID
 
+from common.chunks import chunks
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.outages import is_transient
 from kafka_bridge.outbox.backpressure import OutboxBackpressure
@@ -60,7 +60,7 @@ class BatchRun:
 
     def accept(self, lines: Iterable[Line], report: Report) -> None:
         """Accept a request per user. Raises Interrupted, and NotFound or CouponNotOpen from ``bulk_accept``."""
-        for chunk in _chunks(lines):
+        for chunk in chunks(lines, _CHUNK):
             user_ids = [line.user_id for line in chunk if line.user_id is not None]
             self._log_invalid(chunk)
             self._wait_for_backpressure()
@@ -72,7 +72,7 @@ class BatchRun:
 
     def write_results(self, lines: Iterable[Line], results: ResultsFile, report: Report) -> None:
         """Wait for the results and write a row per line, in the order of the lines. Raises Interrupted."""
-        for chunk in _chunks(lines):
+        for chunk in chunks(lines, _CHUNK):
             ids = [None if line.user_id is None else self._batch.request_id(line.user_id) for line in chunk]
             outcomes = self._wait_for_results({request_id for request_id in ids if request_id is not None})
             rows = [_row(line, request_id, outcomes) for line, request_id in zip(chunk, ids, strict=True)]
@@ -133,12 +133,6 @@ class BatchRun:
         self._tick()
         if self._stop.wait(seconds):
             raise Interrupted
-
-
-def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    rest = iter(lines)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk
 
 
 def _invalid_reason(line: Line) -> str:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 
+from common.chunks import row_chunks
 from common.postgres import arrays
 from common.processes.lifecycle import StopFlag
 from common.redis_client import KeyScan
@@ -289,7 +290,7 @@ class GateCheck:
                 coupon.gate.unrevoke(wrong)
 
     def _check_missing(self, coupon: _Coupon, findings: Findings, stop: StopFlag, *, repair: bool) -> None:
-        for holders in _chunks(_HOLDERS_OF_UNITS, [coupon.id, coupon.id]):
+        for holders in row_chunks(_HOLDERS_OF_UNITS, [coupon.id, coupon.id], _CHUNK):
             if stop:
                 return
             absent = {int(user) for user in coupon.gate.read([user for user, *_ in holders]).absent}
@@ -300,7 +301,7 @@ class GateCheck:
                 # A request that finished before it was added was released in a gate without its entry: release it
                 # again.
                 release(read_finished([request_id for _, request_id, _ in missing if request_id is not None]))
-        for barred in _chunks(_REVOKED, [coupon.id]):
+        for barred in row_chunks(_REVOKED, [coupon.id], _CHUNK):
             missing_ids = coupon.gate.not_revoked([user_id for (user_id,) in barred])
             findings.add(GATE_MISSING, *(f"{coupon}, user {user_id}, in the revoked set" for user_id in missing_ids))
             if repair and missing_ids:
@@ -355,10 +356,3 @@ def _finished(coupon_id: int, entries: Sequence[GateEntry], known: Known) -> lis
         for entry in entries
         if entry.request_id is not None
     ]
-
-
-def _chunks(query: str, values: Sequence[int]) -> Iterator[list[tuple]]:  # type: ignore[type-arg]
-    with transaction.atomic(), connection.chunked_cursor() as cursor:
-        cursor.execute(query, values)
-        while rows := cursor.fetchmany(_CHUNK):
-            yield rows

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import date
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Sum
 
+from common.chunks import chunks
 from common.processes.lifecycle import StopFlag, first_line
 from common.processes.outages import ServiceUnavailable, is_transient
 from kafka_bridge.registry import ReceivedMessage, is_of_types
@@ -24,8 +24,6 @@ from .store import REBUILT_DAYS, Staging, rebuilding
 logger = logging.getLogger(__name__)
 
 _CHUNK = 5000
-
-_Item = TypeVar("_Item")
 
 
 class Rebuilt(NamedTuple):
@@ -63,7 +61,7 @@ def ranking_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag)
     with rebuilding() as staging:
         days = last_days(REBUILT_DAYS)
         events = unreadable = 0
-        for chunk in _chunks(messages):
+        for chunk in chunks(messages, _CHUNK):
             sales = []
             for message in chunk:
                 try:
@@ -90,18 +88,12 @@ def _stage_day(staging: Staging, day: date, stop: StopFlag) -> int:
     # Cancelled orders too: neither of their events may be counted again.
     event_id_rows = orders.values_list("completed_event_id", "cancelled_event_id")
     events = 0
-    for chunk in _chunks(event_id_rows.iterator(chunk_size=_CHUNK)):
+    for chunk in chunks(event_id_rows.iterator(chunk_size=_CHUNK), _CHUNK):
         _raise_if_stopped(stop)
         event_ids = [event_id for row in chunk for event_id in row if event_id is not None]
         staging.add(day, {}, event_ids)
         events += len(event_ids)
     return events
-
-
-def _chunks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, _CHUNK)):
-        yield chunk
 
 
 def _raise_if_stopped(stop: StopFlag) -> None:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from threading import BoundedSemaphore, Thread
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 from redis.exceptions import RedisError
 from redis.lock import Lock
 
+from common.chunks import row_chunks
 from common.postgres import arrays
 from common.processes.lifecycle import first_line
 
 from ... import metrics
 from ..base import FinishedRequest
 from .releasing import release
-from .store import GateStore, HolderRow
+from .store import GateStore
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _load(gate: GateStore, lock: Lock, *, max_chunks: int | None = None) -> bool
     started_at = time.monotonic()
     token = lock.local.token.decode()
     undecided: list[UUID] = []
-    with closing(_read_holders(gate.coupon_id)) as chunks:
+    with closing(row_chunks(_READ, [gate.coupon_id, gate.coupon_id], _CHUNK)) as chunks:
         for number, holders in enumerate(chunks, 1):
             if number == max_chunks and len(holders) == _CHUNK:
                 return False
@@ -107,14 +108,6 @@ def _load(gate: GateStore, lock: Lock, *, max_chunks: int | None = None) -> bool
     for start in range(0, len(undecided), _CHUNK):
         release(read_finished(undecided[start : start + _CHUNK]))
     return True
-
-
-def _read_holders(coupon_id: int) -> Generator[list[HolderRow]]:
-    # A server-side cursor, so that a million rows are not in memory at once; it needs a transaction.
-    with transaction.atomic(), connection.chunked_cursor() as cursor:
-        cursor.execute(_READ, [coupon_id, coupon_id])
-        while rows := cursor.fetchmany(_CHUNK):
-            yield rows
 
 
 def read_finished(request_ids: Sequence[UUID]) -> list[FinishedRequest]:
