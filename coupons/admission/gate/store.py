@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from redis.lock import Lock
 
 from common.bigint import MAX_BIGINT
+from common.chunks import chunks
 from common.redis_client import redis_connection
 
 from ... import metrics
@@ -169,15 +170,13 @@ class GateStore:
 
     def fields(self) -> Iterator[list[bytes]]:
         """Yield the user fields of ``holders``, in chunks; a field that is present throughout comes at least once."""
-        for found in _chunks(redis_connection().hscan, self.keys.holders):
-            if fields := [field for field in found if field != b"sequence"]:
-                yield fields
+        found = redis_connection().hscan_iter(self.keys.holders, count=_CHUNK)
+        return chunks((field for field, _ in found if field != b"sequence"), _CHUNK)
 
     def pending_members(self) -> Iterator[list[bytes]]:
         """Yield the members of ``pending``, in chunks."""
-        for found in _chunks(redis_connection().zscan, self.keys.pending):
-            if members := [member for member, _ in found if member != SENTINEL]:
-                yield members
+        found = redis_connection().zscan_iter(self.keys.pending, count=_CHUNK)
+        return chunks((member for member, _ in found if member != SENTINEL), _CHUNK)
 
     def pending_for(self, seconds: float, *, limit: int) -> list[bytes]:
         """Return the members that have been pending for more than ``seconds``, the oldest ``limit`` of them."""
@@ -196,9 +195,8 @@ class GateStore:
 
     def revoked(self) -> Iterator[list[bytes]]:
         """Yield the members of ``revoked``, in chunks."""
-        for found in _chunks(redis_connection().sscan, self.keys.revoked):
-            if members := [member for member in found if member != SENTINEL]:
-                yield members
+        found = redis_connection().sscan_iter(self.keys.revoked, count=_CHUNK)
+        return chunks((member for member in found if member != SENTINEL), _CHUNK)
 
     def not_revoked(self, user_ids: Sequence[int]) -> list[int]:
         """Return the users who are not in ``revoked``."""
@@ -290,15 +288,6 @@ def _entry(user: bytes, entry: bytes, pending_since: bytes | None, now: int) -> 
         return GateEntry(int(user), entry, None, 0, age)
     match = _ENTRY.fullmatch(entry)
     return match and GateEntry(int(user), entry, UUID(match[1].decode()), int(match[2]), age)
-
-
-def _chunks(scan: Callable[..., Any], name: str) -> Iterator[Any]:
-    cursor = 0
-    while True:
-        cursor, found = scan(name, cursor, count=_CHUNK)
-        yield found
-        if not cursor:
-            return
 
 
 def _now_ms() -> int:
