@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -11,6 +11,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q
 
+from common.chunks import chunks
 from common.postgres.clock import database_time, isoformat_z
 from common.processes.lifecycle import StopFlag, first_line
 from common.processes.outages import is_transient
@@ -53,17 +54,14 @@ def statuses_rebuild(*, stop: StopFlag) -> int:
     rows = IssueRequest.objects.filter(
         Q(status=SUCCESS, processed_at__gt=oldest[SUCCESS]) | Q(processed_at__gt=oldest[FAILED])
     )
-    written, chunk = 0, []
+    written = 0
     # Outside a transaction the cursor would be lost behind a pooler in transaction mode.
     with transaction.atomic():
-        for row in rows.iterator(chunk_size=_CHUNK):
-            chunk.append(terminal_status(row))
-            if len(chunk) == _CHUNK:
-                written += status_cache.write(chunk)
-                chunk = []
-                if stop:
-                    break
-    return written + status_cache.write(chunk)
+        for chunk in chunks(rows.iterator(chunk_size=_CHUNK), _CHUNK):
+            written += status_cache.write(map(terminal_status, chunk))
+            if stop:
+                break
+    return written
 
 
 def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag) -> ResultHistory:
@@ -74,8 +72,17 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
     """
     history = ResultHistory()
     oldest = _oldest()
+    results = (result for result in _read(messages, history) if result.processed_at > oldest[result.status])
+    for chunk in chunks(results, _CHUNK):
+        history.written += status_cache.write(_statuses(chunk))
+        if stop:
+            break
+    return history
+
+
+def _read(messages: Iterable[ReceivedMessage], history: ResultHistory) -> Iterator[IssueEnded]:
+    """Yield the result of each event once, and add it to the trails of ``history``."""
     seen: set[bytes] = set()
-    chunk: list[IssueEnded] = []
     for message in messages:
         try:
             if not is_of_types(message, RESULT_TYPES):
@@ -93,15 +100,7 @@ def statuses_rebuild_from(messages: Iterable[ReceivedMessage], *, stop: StopFlag
         history.trails[result.coupon_type].add(
             result.reason or result.status, 1, result.processed_at, result.processed_at
         )
-        if result.processed_at > oldest[result.status]:
-            chunk.append(result)
-        if len(chunk) == _CHUNK:
-            history.written += status_cache.write(_statuses(chunk))
-            chunk = []
-            if stop:
-                break
-    history.written += status_cache.write(_statuses(chunk))
-    return history
+        yield result
 
 
 def _statuses(results: Sequence[IssueEnded]) -> list[RequestStatus]:
