@@ -17,12 +17,12 @@ from common.processes.outages import is_transient
 from coupons.redemption import coupon_release
 
 from ..models import Order
-from .paying import payment_settle, payment_take_over, payments_in_doubt
-from .refunding import refund_settle, refund_take_over, refunds_in_doubt
+from .paying import payment_begin, payment_settle, payments_in_doubt
+from .refunding import refund_request, refund_settle, refunds_in_doubt
 
 logger = logging.getLogger(__name__)
 
-# A payment or a refund in doubt, taken over by this process.
+# A call to the provider that repeats a payment or a refund in doubt.
 Attempt = TypeVar("Attempt")
 
 _BATCH = 200
@@ -49,15 +49,13 @@ def expire_unpaid(stop: StopFlag) -> int:
 
 def settle_payments(stop: StopFlag) -> int:
     """Repeat the payments in doubt, oldest first; returns how many are settled."""
-    return _settle_each(
-        "payment", payments_in_doubt().order_by("paying_until"), payment_take_over, payment_settle, stop
-    )
+    return _settle_each("payment", payments_in_doubt().order_by("paying_until"), payment_begin, payment_settle, stop)
 
 
 def settle_refunds(stop: StopFlag) -> int:
     """Repeat the refunds in doubt, oldest first; returns how many are settled."""
     return _settle_each(
-        "refund", refunds_in_doubt().order_by("refund_requested_at"), refund_take_over, refund_settle, stop
+        "refund", refunds_in_doubt().order_by("refund_requested_at"), refund_request, refund_settle, stop
     )
 
 
@@ -84,18 +82,22 @@ def _expire(order: Order) -> bool:
 
 def _settle_each(
     kind: str,
-    orders: QuerySet[Order],
-    take_over: Callable[[int], Attempt | None],
+    in_doubt: QuerySet[Order],
+    begin: Callable[[Order], Attempt],
     settle: Callable[[Attempt], object],
     stop: StopFlag,
 ) -> int:
     settled = unavailable = 0
     until = time.monotonic() + _LONGEST_SECONDS
-    for order_id in list(orders.values_list("id", flat=True)):
+    for order_id in list(in_doubt.values_list("id", flat=True)):
         if stop:
             break
         try:
-            if (attempt := take_over(order_id)) is not None:
+            with transaction.atomic():
+                # Skip an order that another process has settled, or whose row it has locked.
+                order = in_doubt.filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
+                attempt = None if order is None else begin(order)
+            if attempt is not None:
                 settle(attempt)
                 settled += 1
             unavailable = 0

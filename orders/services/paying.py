@@ -64,7 +64,7 @@ def order_pay(*, order_id: int, user_id: int, idempotency_key: str | None = None
                 return stored
         if order.status == Order.Status.PAID:
             return _store_response(order)
-        attempt = _begin(order)
+        attempt = payment_begin(order)
     return payment_settle(attempt, traceparent=traceparent)
 
 
@@ -73,11 +73,22 @@ def payments_in_doubt() -> QuerySet[Order]:
     return Order.objects.filter(status=Order.Status.PAYING, paying_until__lte=Now())
 
 
-def payment_take_over(order_id: int) -> Attempt | None:
-    """Begin another attempt at a payment in doubt; None if it is not in doubt, or the order is locked."""
-    with transaction.atomic():
-        order = payments_in_doubt().filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
-        return None if order is None else _begin(order)
+def payment_begin(order: Order) -> Attempt:
+    """Move a PENDING order, or a payment in doubt, to PAYING by this attempt. The caller holds the order's lock.
+
+    Raises InProgress and InvalidState as ``order_pay``.
+    """
+    now = database_time()
+    if order.status == Order.Status.PAYING and _is_leased(order, now):
+        raise InProgress("The order is being paid: try again in a moment.", retry_after=1)
+    if order.status == Order.Status.PENDING and order.expires_at <= now:
+        raise InvalidState("The time to pay the order is over.")
+    if order.status not in (Order.Status.PENDING, Order.Status.PAYING):
+        raise InvalidState(f"The order is {order.status}.")
+    order.status = Order.Status.PAYING
+    order.paying_until = now + _LEASE
+    order.save(update_fields=["status", "paying_until"])
+    return Attempt(order.id, order.user_id, order.pay_amount, order.paying_until)
 
 
 def payment_settle(attempt: Attempt, *, traceparent: str = "") -> PaidOrder:
@@ -100,21 +111,6 @@ def payment_settle(attempt: Attempt, *, traceparent: str = "") -> PaidOrder:
             "The payment provider does not answer. Try again: the order will not be paid twice.", retry_after=1
         ) from error
     return _complete(attempt, traceparent)
-
-
-def _begin(order: Order) -> Attempt:
-    """Move a PENDING order, or a payment in doubt, to PAYING by this attempt. The caller holds the order's lock."""
-    now = database_time()
-    if order.status == Order.Status.PAYING and _is_leased(order, now):
-        raise InProgress("The order is being paid: try again in a moment.", retry_after=1)
-    if order.status == Order.Status.PENDING and order.expires_at <= now:
-        raise InvalidState("The time to pay the order is over.")
-    if order.status not in (Order.Status.PENDING, Order.Status.PAYING):
-        raise InvalidState(f"The order is {order.status}.")
-    order.status = Order.Status.PAYING
-    order.paying_until = now + _LEASE
-    order.save(update_fields=["status", "paying_until"])
-    return Attempt(order.id, order.user_id, order.pay_amount, order.paying_until)
 
 
 def _is_leased(order: Order, now: datetime) -> bool:

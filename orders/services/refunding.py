@@ -48,13 +48,6 @@ def refunds_in_doubt() -> QuerySet[Order]:
     return Order.objects.filter(refund_requested_at__lte=Now() - _IN_DOUBT_AFTER)
 
 
-def refund_take_over(order_id: int) -> Refund | None:
-    """Begin another attempt at a refund in doubt; None if it is not in doubt, or the order is locked."""
-    with transaction.atomic():
-        order = refunds_in_doubt().filter(id=order_id).select_for_update(no_key=True, skip_locked=True).first()
-        return None if order is None else refund_request(order)
-
-
 def refund_settle(refund: Refund, *, traceparent: str = "") -> Order:
     """Refund the money and cancel the order if it was PAID; returns the order. Must not be called inside a transaction.
 
