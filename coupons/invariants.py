@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -128,10 +129,7 @@ _OVERDUE = """
 
 def violations() -> Iterator[tuple[str, list[str]]]:
     """Yield (name, violations) per invariant. Violations are at most 20 lines and a count, none if it holds."""
-    names = {"succeeded": ISSUE_SUCCEEDED, "failed": ISSUE_FAILED}
-    for name, query in _QUERIES.items():
-        # "%s" belongs to PostgreSQL's format(), named placeholders to the driver.
-        yield name, query_lines(query.replace("%s", "%%s"), names)
+    yield from named_lines(_QUERIES, {"succeeded": ISSUE_SUCCEEDED, "failed": ISSUE_FAILED})
     yield "I1 I5 every accepted request has a result", overdue_requests()
     yield "I6 cached statuses agree with PostgreSQL", wrong_views()
 
@@ -143,11 +141,8 @@ def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
     ``lag`` returns the issuer's lag in messages; by default Kafka is asked. At most 20 lines and a count. Raises
     ServiceUnavailable if Kafka is needed and away.
     """
-    parameters = [ISSUE_REQUESTED, deadline(), TRANSPORT]
-    if not query_lines(_OVERDUE, parameters) or anything_unpublished() or (lag or _issuer_lag)() != 0:
-        return []
-    # Read again: requests in transit before the lag was known to be 0 have a result now.
-    return query_lines(_OVERDUE, parameters)
+    lag = lag or partial(group_lag, ISSUE.group_id, ISSUE.topics)
+    return lines_at_rest(_OVERDUE, [ISSUE_REQUESTED, deadline(), TRANSPORT], lag)
 
 
 def wrong_views() -> list[str]:
@@ -177,6 +172,24 @@ def deadline() -> datetime:
     return database_time() - timedelta(seconds=settings.REQUEST_DEADLINE_SECONDS)
 
 
+def named_lines(queries: Mapping[str, str], values: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name of each of ``queries`` with its lines of text, see ``query_lines``."""
+    for name, query in queries.items():
+        # PostgreSQL's format() and the driver both use "%s": the driver gets only the named placeholders.
+        yield name, query_lines(query.replace("%s", "%%s"), values)
+
+
+def lines_at_rest(query: str, values: Any, lag: Callable[[], int]) -> list[str]:
+    """Return the lines of ``query`` while nothing is in transit, as ``query_lines``; none while something is.
+
+    In transit are unpublished outbox rows and the messages that ``lag`` counts; it is called only if there are lines.
+    """
+    if not query_lines(query, values) or anything_unpublished() or lag() != 0:
+        return []
+    # Query again: what was in transit at the first query has arrived since the lag was 0.
+    return query_lines(query, values)
+
+
 def query_lines(query: str, values: Any) -> list[str]:
     """Return the only column that ``query`` selects, text; at most 20 lines and a count of the rest."""
     with connection.cursor() as cursor:
@@ -184,7 +197,3 @@ def query_lines(query: str, values: Any) -> list[str]:
         lines = [line for (line,) in cursor.fetchmany(_MAX_LINES)]
         more = cursor.rowcount - len(lines)
     return [*lines, f"and {more} more"] if more > 0 else lines
-
-
-def _issuer_lag() -> int:
-    return group_lag(ISSUE.group_id, ISSUE.topics)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from django.conf import settings
 
-from coupons.invariants import deadline, query_lines
+from coupons.invariants import deadline, lines_at_rest, named_lines
 from kafka_bridge.client import group_lag
 from kafka_bridge.consuming.dead_letters import RELAY
-from kafka_bridge.outbox.published import anything_unpublished
 from kafka_bridge.registry import prefixed
 
 from .messages import ORDER_CANCELLED, ORDER_COMPLETED
@@ -82,10 +82,7 @@ _QUERIES = {
 
 def violations() -> Iterator[tuple[str, list[str]]]:
     """Yield each invariant's name with one line per violation, see ``coupons.invariants.violations``."""
-    names = {"completed": ORDER_COMPLETED, "cancelled": ORDER_CANCELLED}
-    for name, query in _QUERIES.items():
-        # PostgreSQL's format() and the driver both use "%s": the driver gets only the named placeholders.
-        yield name, query_lines(query.replace("%s", "%%s"), names)
+    yield from named_lines(_QUERIES, {"completed": ORDER_COMPLETED, "cancelled": ORDER_CANCELLED})
     yield "I5 I7 every paid order reaches every effect", missed_effects()
 
 
@@ -114,10 +111,6 @@ def _missed(event: _TrackedEvent, group: str, lag: Callable[[str, list[str]], in
         ORDER BY o.id
     """
     values = {"group": group, "relay": RELAY, "deadline": deadline()}
-    if not query_lines(query, values) or anything_unpublished():
-        return []
     group_id = f"{settings.KAFKA_TOPIC_PREFIX}{settings.KAFKA_GROUPS[group]}"
-    if lag(group_id, [prefixed(settings.KAFKA_ROUTES[event.event_type].topic)]) != 0:
-        return []
-    # Query again: events that were in flight at the first query have arrived since the lag was 0.
-    return query_lines(query, values)
+    topic = prefixed(settings.KAFKA_ROUTES[event.event_type].topic)
+    return lines_at_rest(query, values, partial(lag, group_id, [topic]))
