@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -65,7 +66,7 @@ class OutboxCheck:
 
     def __init__(self, patience: float, lag: Callable[[], int] | None = None) -> None:
         self._patience = patience
-        self._lag = lag or _issuer_lag
+        self._lag = lag or partial(group_lag, ISSUE.group_id, ISSUE.topics)
         # Every request with a row id up to the mark is decided, or in `_undecided` with its row id.
         self._mark = 0
         self._undecided: dict[UUID, int] = {}
@@ -157,7 +158,3 @@ class OutboxCheck:
                 )
                 found.update((row[0], Undecided(*row[1:])) for row in cursor.fetchall())
         return found
-
-
-def _issuer_lag() -> int:
-    return group_lag(ISSUE.group_id, ISSUE.topics)
