@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand
 
 from common.bigint import MAX_BIGINT
 from couponsite.auth.tokens import issue_access_token
+from kafka_bridge.operating.worker_command import whole
 
 _MAX_HOURS = 24 * 366
 
@@ -26,12 +27,6 @@ def user_range(text: str) -> range:
     return range(int(first), int(last) + 1)
 
 
-def hours(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= _MAX_HOURS):
-        raise ArgumentTypeError(f"{text!r} is not a number of hours from 1 to {_MAX_HOURS}")
-    return int(text)
-
-
 class Command(BaseCommand):
     help = "Prints one access token per user and line, sorted by user id. The users need no rows in the database."
     requires_system_checks = []
@@ -39,7 +34,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--users", type=user_range, required=True, metavar="1-1000")
         parser.add_argument("--scope", default="", help="scopes, separated by spaces")
-        parser.add_argument("--hours", type=hours, default=24, help="lifetime (default 24)")
+        parser.add_argument("--hours", type=whole(1, _MAX_HOURS), default=24, help="lifetime (default 24)")
 
     def handle(self, *args: Any, users: range, scope: str, hours: int, **options: Any) -> None:
         lifetime = timedelta(hours=hours)
