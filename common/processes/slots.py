@@ -23,19 +23,25 @@ class Slots:
         self._free = [_new_connection() for _ in range(size)]
         self._waiting: deque[_Waiter] = deque()
 
-    def take(self, seconds: float) -> bool:
+    def take(self, seconds: float, *, first: bool = False) -> bool:
         """Take a slot for this thread, first come, first served; False if none became free within ``seconds``.
 
-        While the thread holds the slot, its default Django connection is the slot's connection.
+        ``first``: ahead of all waiting threads. While the thread holds the slot, its default Django connection is the
+        slot's connection.
         """
-        return self._take(seconds, first=False)
+        connection = self._wait(seconds, first=first)
+        if connection is None:
+            return False
+        connections[DEFAULT_DB_ALIAS] = connection
+        _thread.held = self
+        return True
 
     def take_again(self) -> None:
         """Take a slot ahead of all waiting threads, for a thread that released its slot in the middle of its work.
 
         Waits without a limit: every statement of a slot's holder has a timeout.
         """
-        self._take(-1, first=True)
+        self.take(-1, first=True)
 
     def give_back(self) -> None:
         """Release this thread's slot, if it holds one of these."""
@@ -51,14 +57,6 @@ class Slots:
                 waiter.wake.release()
             else:
                 self._free.append(connection)
-
-    def _take(self, seconds: float, *, first: bool) -> bool:
-        connection = self._wait(seconds, first=first)
-        if connection is None:
-            return False
-        connections[DEFAULT_DB_ALIAS] = connection
-        _thread.held = self
-        return True
 
     def _wait(self, seconds: float, *, first: bool) -> BaseDatabaseWrapper | None:
         with self._lock:
