@@ -7,7 +7,6 @@ know whether a control was applied repeats it. The accept API follows a change w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -23,9 +22,6 @@ from .models import Coupon, CouponControl
 
 Action = CouponControl.Action
 
-# Takes the locked coupon and the current time; returns the fields to change. Raises InvalidRequest to refuse.
-_Rule = Callable[[Coupon, datetime], dict[str, Any]]
-
 _MAX_LENGTHS = {"reason": 500, "actor": 150}
 
 # A concurrent control with the same id waits here until the first transaction has finished.
@@ -36,109 +32,65 @@ _INSERT_NEW = """
 """
 
 
-def coupon_open(*, id_or_type: int | str, actor: str, control_id: UUID | None = None, reason: str = "") -> Coupon:
-    """Open the coupon now: end a pause, move a future opening time to now, and remove a past closing time.
-
-    A closing time in the future stays. An open coupon is not changed. ``actor`` is the operator's name, ``control_id``
-    None takes a new id. Returns the changed coupon, as all controls do. Raises NotFound, and InvalidRequest if the id
-    was used for another control.
-    """
-    return _apply(Action.OPEN, _open, id_or_type, actor, control_id, reason)
-
-
-def coupon_pause(*, id_or_type: int | str, actor: str, control_id: UUID | None = None, reason: str = "") -> Coupon:
-    """Refuse new requests until ``coupon_resume``; accepted requests are still decided.
-
-    A coupon that is not open yet stays paused at its opening time. Raises InvalidRequest for a closed coupon.
-    """
-    return _apply(Action.PAUSE, _pause, id_or_type, actor, control_id, reason)
-
-
-def coupon_resume(*, id_or_type: int | str, actor: str, control_id: UUID | None = None, reason: str = "") -> Coupon:
-    """End a pause; a coupon that is not paused is not changed. Raises InvalidRequest for a closed coupon: open it."""
-    return _apply(Action.RESUME, _resume, id_or_type, actor, control_id, reason)
-
-
-def coupon_close(*, id_or_type: int | str, actor: str, control_id: UUID | None = None, reason: str = "") -> Coupon:
-    """Refuse new requests from now on; accepted requests are still decided.
-
-    A coupon that is not open yet will not open. A closed coupon is not changed.
-    """
-    return _apply(Action.CLOSE, _close, id_or_type, actor, control_id, reason)
-
-
-def coupon_restock(
-    *, id_or_type: int | str, quantity: int, actor: str, control_id: UUID | None = None, reason: str = ""
-) -> Coupon:
-    """Add ``quantity`` units (1 or more) to a coupon in any state; the restock does not open or close it.
-
-    A request with the result SOLD_OUT keeps it: its user sends a new request.
-    """
-    if quantity < 1:
-        raise InvalidRequest("A restock adds 1 or more; to reduce the stock, change the quantity in the admin.")
-
-    def add(coupon: Coupon, now: datetime) -> dict[str, Any]:
-        if coupon.total_quantity + quantity > MAX_BIGINT:
-            raise InvalidRequest(f"A coupon has at most {MAX_BIGINT} units.")
-        return {"total_quantity": coupon.total_quantity + quantity}
-
-    if quantity > MAX_BIGINT:
-        raise InvalidRequest(f"A coupon has at most {MAX_BIGINT} units.")
-    return _apply(Action.RESTOCK, add, id_or_type, actor, control_id, reason, quantity)
-
-
-def _open(coupon: Coupon, now: datetime) -> dict[str, Any]:
-    ended = coupon.closes_at is not None and coupon.closes_at <= now
-    return {
-        # A past opening time stays: the issuer compares it with the time at which each accepted request was made.
-        "opens_at": min(coupon.opens_at, now),
-        "closes_at": None if ended else coupon.closes_at,
-        "paused": False,
-    }
-
-
-def _pause(coupon: Coupon, now: datetime) -> dict[str, Any]:
-    if _is_closed(coupon, now):
-        raise InvalidRequest(f"Coupon {coupon.coupon_type} is closed: it cannot be paused.")
-    return {"paused": True}
-
-
-def _resume(coupon: Coupon, now: datetime) -> dict[str, Any]:
-    if _is_closed(coupon, now):
-        raise InvalidRequest(f"Coupon {coupon.coupon_type} is closed, not paused: open it instead.")
-    return {"paused": False}
-
-
-def _close(coupon: Coupon, now: datetime) -> dict[str, Any]:
-    if _is_closed(coupon, now):
-        return {}
-    return {"opens_at": min(coupon.opens_at, now), "closes_at": now}
-
-
-def _is_closed(coupon: Coupon, now: datetime) -> bool:
-    return coupon.window.state(now, coupon.remaining) == "CLOSED"
-
-
-def _apply(
+def coupon_control(
+    *,
     action: Action,
-    rule: _Rule,
     id_or_type: int | str,
     actor: str,
-    control_id: UUID | None,
-    reason: str,
-    quantity: int | None = None,
+    quantity: int = 0,
+    control_id: UUID | None = None,
+    reason: str = "",
 ) -> Coupon:
+    """Apply a control to a coupon and return the coupon.
+
+    OPEN ends a pause, moves a future opening time to now and removes a past closing time; a closing time in the future
+    stays. PAUSE refuses new requests until RESUME; a coupon that is not open yet stays paused at its opening time.
+    CLOSE refuses new requests from now on; a coupon that is not open yet will not open. RESTOCK adds ``quantity`` units
+    (1 or more) in any state and does not open the coupon; a request with the result SOLD_OUT keeps it. Accepted
+    requests are decided in any case, and a control that is in effect already changes nothing.
+
+    ``actor`` is the operator's name; ``control_id`` None takes a new id. Raises NotFound, and InvalidRequest if the id
+    was used for another control, for PAUSE and RESUME of a closed coupon, or for too few or too many units.
+    """
     _check_text("reason", reason)
     _check_text("actor", actor)
+    if action == Action.RESTOCK and quantity < 1:
+        raise InvalidRequest("A restock adds 1 or more; to reduce the stock, change the quantity in the admin.")
+    if quantity > MAX_BIGINT:
+        raise InvalidRequest(f"A coupon has at most {MAX_BIGINT} units.")
     with transaction.atomic():
         coupon = _locked(id_or_type)
-        if _is_new(control_id or new_event_id(), coupon, action, quantity, reason, actor):
+        if _is_new(control_id or new_event_id(), coupon, action, quantity or None, reason, actor):
             # Read after the lock, in a statement of its own: a time read before the wait would be in the past.
-            changes = rule(coupon, database_time())
+            changes = _changes(action, coupon, quantity, database_time())
             if changes:
                 Coupon.objects.filter(id=coupon.id).update(**changes)
                 coupon.refresh_from_db()
     return coupon
+
+
+def _changes(action: Action, coupon: Coupon, quantity: int, now: datetime) -> dict[str, Any]:
+    """Return the fields of the locked coupon to change. Raises InvalidRequest to refuse the control."""
+    is_closed = coupon.window.state(now, coupon.remaining) == "CLOSED"
+    match action:
+        case Action.OPEN:
+            # A past opening time stays: the issuer compares it with the time at which each accepted request was made.
+            opens_at = min(coupon.opens_at, now)
+            return {"opens_at": opens_at, "closes_at": None if is_closed else coupon.closes_at, "paused": False}
+        case Action.PAUSE:
+            if is_closed:
+                raise InvalidRequest(f"Coupon {coupon.coupon_type} is closed: it cannot be paused.")
+            return {"paused": True}
+        case Action.RESUME:
+            if is_closed:
+                raise InvalidRequest(f"Coupon {coupon.coupon_type} is closed, not paused: open it instead.")
+            return {"paused": False}
+        case Action.CLOSE:
+            return {} if is_closed else {"opens_at": min(coupon.opens_at, now), "closes_at": now}
+        case Action.RESTOCK:
+            if coupon.total_quantity + quantity > MAX_BIGINT:
+                raise InvalidRequest(f"A coupon has at most {MAX_BIGINT} units.")
+            return {"total_quantity": coupon.total_quantity + quantity}
 
 
 def _check_text(name: str, text: str) -> None:

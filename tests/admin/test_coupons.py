@@ -13,7 +13,7 @@ from django.test import Client
 
 from common.admin_base import BigTableAdmin
 from coupons import admin
-from coupons.controls import coupon_pause, coupon_restock
+from coupons.controls import Action, coupon_control
 from coupons.issuance.issue import issue_many
 from coupons.messages import read_issue_task
 from coupons.models import Coupon
@@ -256,8 +256,8 @@ def test_two_clicks_on_save_create_one_coupon_and_no_error(superuser: Client) ->
 
 def test_the_page_shows_who_controlled_the_coupon_and_why(superuser: Client, make_coupon: MakeCoupon) -> None:
     coupon = make_coupon()
-    coupon_restock(id_or_type=coupon.id, quantity=5, actor="olga", reason="<b>more</b>")
-    coupon_pause(id_or_type=coupon.id, actor="victor")
+    coupon_control(action=Action.RESTOCK, id_or_type=coupon.id, quantity=5, actor="olga", reason="<b>more</b>")
+    coupon_control(action=Action.PAUSE, id_or_type=coupon.id, actor="victor")
     page = html_of(superuser.get(page_of(coupon)))
     assert "restock 5 by olga &lt;b&gt;more&lt;/b&gt;" in page
     newest, _, rest = page[page.index("pause by victor") :].partition("<br>")

@@ -22,7 +22,7 @@ from common.api.errors import InvalidRequest
 from common.processes.lifecycle import StopFlag
 from coupons import controls
 from coupons.consumer_groups import ISSUE
-from coupons.controls import coupon_close, coupon_open, coupon_pause, coupon_restock, coupon_resume
+from coupons.controls import Action, coupon_control
 from coupons.models import Coupon, CouponControl, IssueRequest
 from devstack.processes import wait_until
 from kafka_bridge.consuming.batch import BatchHandler
@@ -226,7 +226,9 @@ def restock_twice_at_once(coupon: Coupon, first_id: UUID, second_id: UUID) -> in
     """Restock by 5 in two sessions, of which the second begins before the first has committed."""
 
     def restock(control_id: UUID) -> Coupon:
-        return coupon_restock(id_or_type=coupon.id, quantity=5, actor="olga", control_id=control_id)
+        return coupon_control(
+            action=Action.RESTOCK, id_or_type=coupon.id, quantity=5, actor="olga", control_id=control_id
+        )
 
     with OpenTransaction(lambda: restock(first_id)) as first:
         second = in_another_session(lambda: restock(second_id))
@@ -268,8 +270,12 @@ def test_without_the_lock_one_of_two_restocks_would_be_lost(
 @pytest.mark.django_db(transaction=True)
 def test_one_id_for_two_coupons_at_the_same_moment_is_refused_for_one(make_coupon: MakeCoupon) -> None:
     one, other, its_id = make_coupon(), make_coupon(), uuid4()
-    with OpenTransaction(lambda: coupon_close(id_or_type=one.id, actor="olga", control_id=its_id)) as first:
-        second = in_another_session(lambda: coupon_close(id_or_type=other.id, actor="olga", control_id=its_id))
+    with OpenTransaction(
+        lambda: coupon_control(action=Action.CLOSE, id_or_type=one.id, actor="olga", control_id=its_id)
+    ) as first:
+        second = in_another_session(
+            lambda: coupon_control(action=Action.CLOSE, id_or_type=other.id, actor="olga", control_id=its_id)
+        )
         wait_until_blocked(beside=second)
         first.commit()
         with pytest.raises(InvalidRequest, match="use a new id"):
@@ -281,7 +287,7 @@ def test_one_id_for_two_coupons_at_the_same_moment_is_refused_for_one(make_coupo
     "statement", ["UPDATE coupons_couponcontrol SET reason = ''", "DELETE FROM coupons_couponcontrol"]
 )
 def test_what_is_written_down_stays(make_coupon: MakeCoupon, statement: str) -> None:
-    coupon_pause(id_or_type=make_coupon().id, actor="olga", reason="an error in the terms")
+    coupon_control(action=Action.PAUSE, id_or_type=make_coupon().id, actor="olga", reason="an error in the terms")
     with pytest.raises(DatabaseError, match="append-only"), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(statement)
 
@@ -307,11 +313,11 @@ def test_a_control_is_in_effect_at_the_accept_api_within_a_second(
     def answers(status: int) -> bool:
         return bool(ask(coupon, 1).status_code == status)
 
-    steps = ((coupon_pause, 409), (coupon_resume, 202), (coupon_close, 409), (coupon_open, 202))
+    steps = ((Action.PAUSE, 409), (Action.RESUME, 202), (Action.CLOSE, 409), (Action.OPEN, 202))
     for action, status in steps:
         assert not answers(status)
-        action(id_or_type=coupon.coupon_type, actor="olga")
-        wait_until(partial(answers, status), 1.0, f"{action.__name__}: no {status}")
+        coupon_control(action=action, id_or_type=coupon.coupon_type, actor="olga")
+        wait_until(partial(answers, status), 1.0, f"{action}: no {status}")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -332,7 +338,7 @@ def test_after_a_restock_the_answer_stands_and_the_user_asks_again(
     deliver(winner, loser)
     assert status(loser) == ("FAILED", "SOLD_OUT")
 
-    coupon_restock(id_or_type=coupon.id, quantity=1, actor="olga")
+    coupon_control(action=Action.RESTOCK, id_or_type=coupon.id, quantity=1, actor="olga")
     deliver(winner, loser)
     assert status(loser) == ("FAILED", "SOLD_OUT")
     assert IssueRequest.objects.get(request_id=loser).reason == "SOLD_OUT"

@@ -14,7 +14,7 @@ from common.processes.lifecycle import StopFlag
 from coupons.bulk_issue import run as bulk_run
 from coupons.bulk_issue.input_file import UserFile
 from coupons.bulk_issue.run import BatchRun
-from coupons.controls import coupon_close, coupon_open
+from coupons.controls import Action, coupon_control
 from coupons.coupon_cache import coupon_cache
 from coupons.issuance import accept_bulk
 from coupons.issuance.accept_bulk import BulkIssue
@@ -32,7 +32,7 @@ PAST, FUTURE = "2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"
 
 
 def close(coupon: Coupon) -> None:
-    coupon_close(id_or_type=coupon.id, actor="olga")
+    coupon_control(action=Action.CLOSE, id_or_type=coupon.id, actor="olga")
     # Otherwise it takes up to a second.
     coupon_cache.clear()
 
@@ -157,7 +157,7 @@ def test_a_batch_that_is_shut_out_midway_says_where_and_goes_on_when_the_coupon_
     close(coupon)
     with pytest.raises(CommandError, match=r"closed\. The batch is at line 10 of 25: run the same again"):
         users.accept(coupon, "--id", BATCH_ID)
-    coupon_open(id_or_type=coupon.id, actor="olga")
+    coupon_control(action=Action.OPEN, id_or_type=coupon.id, actor="olga")
     coupon_cache.clear()
     assert users.accept(coupon, "--id", BATCH_ID) == 1
     assert requested_users() == list(range(1, 26))

@@ -10,7 +10,7 @@ from django.core.management import CommandError
 
 from common.processes.lifecycle import StopFlag
 from coupons.bulk_issue.input_file import BadUserFile, UserFile
-from coupons.controls import coupon_restock
+from coupons.controls import Action, coupon_control
 from coupons.models import UserCoupon
 
 from .conftest import MakeCoupon, Users, decide_everything, requested, requested_users
@@ -64,7 +64,7 @@ def test_after_a_restock_another_id_asks_again_for_who_was_sold_out(users: Users
     for batch_id in ("first", "second"):
         users.accept(coupon, "--id", batch_id)
         decide_everything()
-        coupon_restock(id_or_type=coupon.id, quantity=1, actor="olga")
+        coupon_control(action=Action.RESTOCK, id_or_type=coupon.id, quantity=1, actor="olga")
     users.issue(coupon, "--id", "first")
     assert [row["reason"] for row in users.results()] == ["", "SOLD_OUT"]
     users.issue(coupon, "--id", "second")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -15,17 +14,10 @@ from common.processes.outages import is_transient
 from kafka_bridge.operating.worker_command import WorkerCommand, shell_user
 from kafka_bridge.outbox.writing import new_event_id
 
-from ... import controls, schemas, selectors
-from ...models import Coupon
+from ... import schemas, selectors
+from ...controls import Action, coupon_control
 from ...policy import is_coupon_type
 
-_ACTIONS: dict[str, Callable[..., Coupon]] = {
-    "open": controls.coupon_open,
-    "pause": controls.coupon_pause,
-    "resume": controls.coupon_resume,
-    "close": controls.coupon_close,
-    "restock": controls.coupon_restock,
-}
 _RETRY_SECONDS = 0.5
 
 
@@ -46,7 +38,7 @@ class Command(WorkerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("coupon_type", metavar="TYPE")
-        parser.add_argument("action", choices=list(_ACTIONS), help="what to do")
+        parser.add_argument("action", choices=Action.values, help="what to do")
         parser.add_argument("--quantity", type=int, metavar="N", help="units that a restock adds, 1 or more")
         parser.add_argument(
             "--id",
@@ -60,30 +52,31 @@ class Command(WorkerCommand):
         if not is_coupon_type(options["coupon_type"]):
             raise CommandError("TYPE must be 1 to 64 of A-Z a-z 0-9 _ -")
         values = {
+            "action": Action(options["action"]),
             "id_or_type": options["coupon_type"],
             "actor": shell_user(),
             "control_id": options["id"] or new_event_id(),
             "reason": options["reason"],
         }
-        if options["action"] == "restock":
+        if options["action"] == Action.RESTOCK:
             if options["quantity"] is None:
                 raise CommandError("restock needs --quantity")
             values["quantity"] = options["quantity"]
         elif options["quantity"] is not None:
             raise CommandError("--quantity is only for restock")
         try:
-            view = _apply(options["action"], values, stop, options["wait"])
+            view = _apply(values, stop, options["wait"])
         except DomainError as error:
             raise CommandError(error.detail) from error
         self.stdout.write(json.dumps(_state(view)))
 
 
-def _apply(action: str, values: dict[str, Any], stop: StopFlag, seconds: float) -> schemas.Coupon:
+def _apply(values: dict[str, Any], stop: StopFlag, seconds: float) -> schemas.Coupon:
     """Apply a control; while the database is away retry for ``seconds``, which is idempotent by the control's id."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            coupon = _ACTIONS[action](**values)
+            coupon = coupon_control(**values)
             return selectors.coupon_view(selectors.coupons().get(id=coupon.id))
         except Exception as error:
             if not is_transient(error):
