@@ -44,12 +44,12 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 def number_in(text: str) -> int | None:
-    """Parse a positive signed 64-bit number in decimal digits; None if ``text`` is not one."""
+    """Parse a positive signed 64-bit number in decimal digits; None for any other text."""
     return parse_id(text) if _NUMBER.fullmatch(text) else None
 
 
 def uuid_in(text: str) -> UUID | None:
-    """Parse a UUID; None if ``text`` is not one."""
+    """Parse a UUID; None for any other text."""
     try:
         return UUID(text)
     except ValueError:
@@ -139,14 +139,14 @@ class NewestFirst(ChangeList):
             messages.warning(request, f"The list ends with page {_MAX_PAGES}. Search for older rows.")
         self.page_num = min(max(self.page_num, 1), _MAX_PAGES)
         super().get_results(request)
-        # No rows were counted: the template shows the full count only where it differs from this one.
+        # No rows were counted: the template shows the full count only where it differs from this count.
         self.full_result_count = self.result_count
 
 
 class BigTableAdmin(AnyModelAdmin):
     """Lists by primary key and searches by index.
 
-    A filter needs an index too: without one, a value that few rows have is searched through the whole table.
+    A filter needs an index too: without an index, a value that few rows have is searched through the whole table.
     """
 
     list_per_page = _ROWS_PER_PAGE

@@ -95,7 +95,7 @@ class AsyncGroupCommit(Generic[Item, Result]):
     ) -> None:
         for index, (_, _, future) in enumerate(entries):
             self._in_progress.end(is_answered=error is None)
-            # A caller that was cancelled has left; its work was done all the same.
+            # Its caller was cancelled; the work was done all the same.
             if future.done():
                 continue
             if error is not None:
@@ -105,7 +105,7 @@ class AsyncGroupCommit(Generic[Item, Result]):
         self._begin()
 
     def _expire(self) -> None:
-        """Take out the items that have waited too long, and look again when the next one is due."""
+        """Take out the items that have waited too long, and set the timer for the next item."""
         self._timer = None
         now = time.monotonic()
         # A round may take items at the same time, in its thread.

@@ -51,7 +51,7 @@ class CallRecord:
                 self._failing[key] = _Failing(before.since if before else since, now)
 
     def others_succeed(self, keys: Collection[UUID]) -> bool:
-        """Whether one of these failing calls is an exception among calls that succeed."""
+        """Whether at least one of these failing calls is an exception among calls that succeed."""
         with self._lock:
             return any(self._is_exception(self.successes - self._failing[key].since) for key in keys)
 

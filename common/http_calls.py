@@ -122,7 +122,7 @@ class Endpoint:
             return [outcomes[index] for index in indexes]
 
         # In order, but calls that failed before come last: a redelivered batch may begin with calls that never succeed.
-        # First as many as run at once: if none of them succeeds, the others are spared their timeouts.
+        # First as many as run at once: if none of them succeeds, the rest is not tried and costs no timeouts.
         failing = self._record.failing()
         failing_keys = {
             call.ordering_key for call in calls if call.idempotency_key in failing and call.ordering_key is not None
@@ -164,7 +164,7 @@ class Endpoint:
     async def _post(
         self, call: HttpCall, limits: _Limits, previous: Future[Exception | None] | None
     ) -> Exception | None:
-        """Make a call with its retries, after the ``previous`` call of its ordering key; postponed if that one is."""
+        """Make a call with its retries, after the ``previous`` call of its ordering key; postponed if that was."""
         if previous is not None:
             outcome = await asyncio.wrap_future(previous)
             if isinstance(outcome, CallPostponed):

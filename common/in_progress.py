@@ -30,7 +30,7 @@ class InProgress:
         return True
 
     def end(self, *, is_answered: bool = True) -> None:
-        """Count a call that has ended; only those that were answered say how fast calls are answered."""
+        """Count a call that has ended; only answered calls count for the rate."""
         self._count -= 1
         self._answered += is_answered
         elapsed = self._clock() - self._window_began

@@ -50,7 +50,7 @@ Trails = defaultdict[str, Trail]
 
 
 def decided() -> Trails:
-    """The trails by PostgreSQL. Reads the whole table of terminal rows."""
+    """Return the trails according to PostgreSQL. Reads the whole table of terminal rows."""
     trails = Trails(Trail)
     counted = IssueRequest.objects.values_list("coupon_type", "status", "reason").annotate(
         Count("request_id"), Min("processed_at"), Max("processed_at")
@@ -61,7 +61,10 @@ def decided() -> Trails:
 
 
 def published() -> Trails:
-    """The trails of ``decided`` without results whose event is not published yet. Must not run in a transaction."""
+    """Return the trails of ``decided`` without results whose event is not published yet.
+
+    Must not be called inside a transaction.
+    """
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -82,7 +85,7 @@ def published() -> Trails:
 
 
 def differing(on_topics: Trails, *, before: Trails, after: Trails) -> set[str]:
-    """The coupon types whose counts on the topics differ from PostgreSQL.
+    """Return the coupon types whose counts on the topics differ from PostgreSQL.
 
     A count differs if it is lower than ``before``, the results published before the topics were read, or higher than
     ``after``, the results decided after that. Results decided or published in between are no difference.
@@ -95,7 +98,7 @@ def differing(on_topics: Trails, *, before: Trails, after: Trails) -> set[str]:
 
 
 def stock() -> dict[str, str]:
-    """The stock by coupon type as text: counter, total and coupons of users."""
+    """Return the stock by coupon type as text: counter, total and coupons of users."""
     rows = Coupon.objects.annotate(held=Count("user_coupons", filter=~Q(user_coupons__status="REVOKED")))
     return {
         row.coupon_type: f"counter {row.issued} of {row.total_quantity}, {row.held} in users' hands" for row in rows

@@ -135,7 +135,7 @@ def violations() -> Iterator[tuple[str, list[str]]]:
 
 
 def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
-    """Requests PENDING past ``REQUEST_DEADLINE_SECONDS`` although relay, issuer and issue worker have no work left.
+    """List requests PENDING past ``REQUEST_DEADLINE_SECONDS`` though relay, issuer and issue worker have no work left.
 
     A request of the issue worker counts only without a reservation: the worker finds it by its reservation, if late.
     ``lag`` returns the issuer's lag in messages; by default Kafka is asked. At most 20 lines and a count. Raises
@@ -146,7 +146,7 @@ def overdue_requests(lag: Callable[[], int] | None = None) -> list[str]:
 
 
 def wrong_views() -> list[str]:
-    """A line for each of the last 100 decided requests whose cached status is wrong.
+    """Return a line for each of the last 100 decided requests whose cached status is wrong.
 
     Statuses that are not cached are skipped; the list is empty while Redis is away.
     """
@@ -168,7 +168,7 @@ def wrong_views() -> list[str]:
 
 
 def deadline() -> datetime:
-    """The time before which accepted requests are overdue, by the database's clock."""
+    """Return the time before which accepted requests are overdue, by the database's clock."""
     return database_time() - timedelta(seconds=settings.REQUEST_DEADLINE_SECONDS)
 
 

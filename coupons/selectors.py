@@ -31,7 +31,7 @@ _READ_OUTCOMES = """
 
 
 def coupons() -> QuerySet[Coupon]:
-    """All coupons, annotated with the database's time for ``coupon_view``."""
+    """Select all coupons, annotated with the database's time for ``coupon_view``."""
     return Coupon.objects.annotate(server_time=Now())
 
 
@@ -55,12 +55,12 @@ def coupon_view(coupon: Any) -> schemas.Coupon:
 
 
 def coupon_list(limit: int) -> Sequence[schemas.Coupon]:
-    """The newest ``limit`` coupons."""
+    """Return the newest ``limit`` coupons."""
     return [coupon_view(coupon) for coupon in coupons().order_by("-id")[:limit]]
 
 
 def user_coupons(user_id: int) -> QuerySet[UserCoupon]:
-    """The coupons of a user, annotated with the database's time for ``user_coupon_view``."""
+    """Select the coupons of a user, annotated with the database's time for ``user_coupon_view``."""
     return UserCoupon.objects.filter(user_id=user_id).select_related("coupon").annotate(server_time=Now())
 
 
@@ -79,12 +79,12 @@ def user_coupon_view(row: Any) -> schemas.UserCoupon:
 
 
 def request_status(request_id: UUID) -> RequestStatus | None:
-    """The status of a request; None if it does not exist."""
+    """Return the status of a request; None if it does not exist."""
     return request_statuses([request_id])[0]
 
 
 def request_statuses(request_ids: Sequence[UUID]) -> list[RequestStatus | None]:
-    """The statuses of requests, in order, None for each that does not exist; one call to Redis, at most two queries.
+    """Return the statuses of requests in order, None if one does not exist; one call to Redis, at most two queries.
 
     Sources, in this order: the status cache in Redis, the terminal row, the outbox row. A request with only an outbox
     row is PENDING.
@@ -114,7 +114,7 @@ def terminal_status(row: IssueRequest) -> RequestStatus:
 
 
 def request_outcomes(request_ids: Collection[UUID]) -> dict[UUID, tuple[str, str | None]]:
-    """(status, reason) by id of the decided requests among ``request_ids``, from PostgreSQL."""
+    """Return (status, reason) by id of the decided requests among ``request_ids``, from PostgreSQL."""
     with connection.cursor() as cursor:
         cursor.execute(_READ_OUTCOMES, [arrays.uuids(request_ids)])
         return {request_id: (status, reason) for request_id, status, reason in cursor.fetchall()}

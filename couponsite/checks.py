@@ -34,7 +34,7 @@ def topics_can_be_created(app_configs: Sequence[AppConfig] | None, **_options: A
 
 @register(Tags.compatibility)
 def payment_gateway_can_be_used(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
-    """Load the gateway at start: with a broken one every payment would stay in doubt.
+    """Load the gateway at start: with a broken gateway every payment would stay in doubt.
 
     Raises instead of returning an Error, so that a start that fails over a setting prints one line.
     """

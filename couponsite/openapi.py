@@ -1,4 +1,4 @@
-"""What drf-spectacular takes from the site: its authenticators as security schemes, and one document per process."""
+"""Extensions of drf-spectacular: the authenticators as security schemes, and one document per process."""
 
 from __future__ import annotations
 

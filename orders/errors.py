@@ -1,4 +1,4 @@
-"""Errors of orders; each class carries its HTTP status and problem code, see ``coupons.errors``."""
+"""Errors of orders; each class carries its HTTP status and problem code, see ``common.api.errors``."""
 
 from __future__ import annotations
 

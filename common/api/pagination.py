@@ -31,7 +31,7 @@ class CursorPage(CursorPagination):
     page_size = USUAL_ROWS
     page_size_query_param = "limit"
     max_page_size = MOST_ROWS
-    invalid_cursor_message = "The cursor is not one that this list gave out."
+    invalid_cursor_message = "The cursor was not issued by this list."
 
     def decode_cursor(self, request: Request) -> Any:
         try:

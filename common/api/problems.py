@@ -121,9 +121,9 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpRespo
         case drf.PermissionDenied():
             return problem(request, "forbidden", str(error.detail))
         case drf.NotFound() | Http404():
-            return problem(request, "not_found", "There is nothing here for you.")
+            return problem(request, "not_found", "There is nothing at this address.")
         case PermissionDenied():
-            return problem(request, "forbidden", "This is not for you.")
+            return problem(request, "forbidden", "You have no permission for this.")
         case SuspiciousOperation():
             return problem(request, "invalid", "The request is malformed.")
     return failure_response(request, error)

@@ -61,7 +61,7 @@ def caller_of(request: Request) -> Caller:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the ``Idempotency-Key`` header, None without one. Raises InvalidRequest for an invalid key."""
+    """Return the ``Idempotency-Key`` header, None if it is missing. Raises InvalidRequest for an invalid key."""
     # META, since ``request.headers`` converts the names of all headers first.
     key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
@@ -89,7 +89,7 @@ def number_parameter(request: Request, name: str, *, default: int, largest: int)
 
 
 def traceparent(request: Request) -> str:
-    """Return the request's trace context; empty if it has no valid one, and a new trace begins."""
+    """Return the request's trace context; empty without a valid one: then a new trace begins."""
     return read_traceparent(request.META.get("HTTP_TRACEPARENT", ""))
 
 

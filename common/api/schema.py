@@ -172,7 +172,7 @@ class AutoSchema(openapi.AutoSchema):
     def _resolve_path_parameters(self, variables: Sequence[str]) -> list[Schema]:
         parameters: list[Schema] = super()._resolve_path_parameters(variables)  # type: ignore[no-untyped-call]
         examples = self._operation.path
-        return [one | {"examples": {"Example": {"value": examples[one["name"]]}}} for one in parameters]
+        return [item | {"examples": {"Example": {"value": examples[item["name"]]}}} for item in parameters]
 
     def _get_response_bodies(self, direction: Direction = "response") -> Schema:
         responses = super()._get_response_bodies(direction)

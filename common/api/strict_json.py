@@ -37,7 +37,7 @@ def decode(body: bytes) -> Any:
         value = _decoder.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidJSON(f"The body is not JSON: {error.msg} (character {error.pos}).") from None
-    # The decoders above refuse raw NULs and surrogates: only an escape can produce them.
+    # The decoders of UTF-8 and JSON refuse raw NULs and surrogates: only an escape can produce them.
     if "\\u" in text:
         _refuse_unstorable(value)
     return value

@@ -98,7 +98,7 @@ def check_redis() -> None:
     except RedisError as error:
         if isinstance(error, ResponseError) and _NO_DATABASE in str(error):
             raise BadRedisDatabase(
-                "REDIS_URL: its server has no database of that number, take a smaller one (as in redis://host:6379/0)"
+                "REDIS_URL: its server has no database of that number, use a smaller number (as in redis://host:6379/0)"
             ) from error
         raise ServiceUnavailable(f"Redis does not answer: {first_line(error)}") from error
 

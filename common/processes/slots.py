@@ -44,7 +44,7 @@ class Slots:
         self.take(-1, first=True)
 
     def give_back(self) -> None:
-        """Release this thread's slot, if it holds one of these."""
+        """Release the slot that this thread holds; does nothing if it holds none of these."""
         if _thread.held is not self:
             return
         connection = connections[DEFAULT_DB_ALIAS]

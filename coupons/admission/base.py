@@ -77,8 +77,8 @@ class Admission:
     def admit_bulk(self, candidates: Sequence[AdmissionRequest]) -> Sequence[AdmissionRequest]:
         """Reserve what is available for requests of one coupon, within the caller's transaction.
 
-        All of them are accepted: for a refused one nothing is reserved, and the issuer alone decides about it. Returns
-        those for which it inserted a reservation.
+        All of them are accepted: nothing is reserved for a refused request, and the issuer alone decides about it.
+        Returns those for which it inserted a reservation.
         """
         self.admit(candidates)
         return self.confirm(candidates)
@@ -90,4 +90,7 @@ class Admission:
         """Handle finished requests of this or any other admission, after the commit. Does not raise on an outage."""
 
     def revoke(self, coupon_id: int, user_ids: Sequence[int]) -> None:
-        """Handle units that returned to the stock; their users get no other. Does not raise on an outage."""
+        """Handle units that returned to the stock; their users cannot get the coupon again.
+
+        Does not raise on an outage.
+        """

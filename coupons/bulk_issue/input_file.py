@@ -108,7 +108,7 @@ class UserFile:
 
 
 def _field(raw: bytes) -> bytes:
-    """The field of a line, without surrounding space and without the quotes that spreadsheets add."""
+    """Return the field of a line, without surrounding space and without the quotes that spreadsheets add."""
     text = raw.strip()
     quoted = len(text) >= 2 and text[:1] == text[-1:] == b'"'
     return text[1:-1].strip() if quoted else text

@@ -66,7 +66,7 @@ class ResultsFile:
         self._rows.writerows([_escape_formula(cell) for cell in row] for row in rows)
 
     def finish(self) -> None:
-        """Sync the part file to disk and rename it to the results file, replacing an older one."""
+        """Sync the part file to disk and rename it to the results file, replacing an older file."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._part.replace(self._path)

@@ -6,7 +6,7 @@ The words of the meanings:
 - orphaned: a reservation without an outbox row or a result
 - stale: the request is decided, and the gate entry or the reservation still counts as undecided
 - missing: the coupon or the undecided request exists in PostgreSQL, and its gate entry does not
-- unexpected: an entry or a key with nothing in PostgreSQL behind it, or one that this service does not write
+- unexpected: an entry or a key with nothing in PostgreSQL behind it, or an entry that this service does not write
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class GateCheck:
                     remove_keys(foreign)
 
     def _coupons(self) -> list[_Coupon]:
-        """The coupons with a gate, or with part of one."""
+        """Return the coupons that have a gate or a part of it."""
         with connection.cursor() as cursor:
             cursor.execute(_COUPONS)
             coupons = [_Coupon(*row) for row in cursor.fetchall()]
@@ -322,7 +322,7 @@ def read_known(coupon_id: int, entries: Sequence[GateEntry]) -> Known:
 
 
 def _revoked_of(coupon_id: int, user_ids: Collection[int]) -> dict[int, bool]:
-    """By user id whether the user's coupon was revoked; users who never had the coupon are left out."""
+    """Return by user id whether the user's coupon was revoked, without users who never had the coupon."""
     with connection.cursor() as cursor:
         cursor.execute(_HOLDERS, [arrays.numbers(user_ids), coupon_id])
         return dict(cursor.fetchall())

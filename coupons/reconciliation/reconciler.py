@@ -1,4 +1,4 @@
-"""One comparison of everything and, after a repair, a second one that reports what is still wrong."""
+"""Compare everything and, after a repair, once more to report what is still wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The status cache held against PostgreSQL.
+"""Compare the status cache with PostgreSQL.
 
-An entry is written after its terminal row was committed, and that row never changes: so the entries are read first, and
-one that differs from its row, or has none, is wrong.
+An entry is written after its terminal row was committed, and that row never changes. So the entries are read first, and
+an entry that differs from its row, or has no row, is wrong.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from common.redis_client import KeyScan
 from ..issuance import status_cache
 from ..issuance.status_cache import RequestStatus
 from ..models import IssueRequest
-from ..reconciliation.findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 from ..selectors import terminal_status
+from .findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 
 _SCAN_CALLS = 50
 
 
 class StatusCheck:
-    """Compares all entries, or with each check some more than last time."""
+    """Compares all entries of the status cache, or with each check a few more."""
 
     def __init__(self) -> None:
         self._scan = KeyScan(status_cache.KEYS)
         self._repaired: list[UUID] = []
 
     def check(self, findings: Findings, stop: StopFlag, *, whole: bool, repair: bool) -> None:
-        """Look at entries and, to repair, write those anew that are wrong. Raises RedisError."""
+        """Compare entries and, with ``repair``, rewrite the wrong ones. Raises RedisError.
+
+        ``whole``: scan all of Redis; otherwise continue the last scan by 50 calls.
+        """
         self._repaired = []
         for names in self._scan.step(None if whole else _SCAN_CALLS):
             if stop:
@@ -39,18 +42,18 @@ class StatusCheck:
             wrong, rows = _wrong([request_id for request_id in requests.values() if request_id is not None], findings)
             findings.add(STATUS_UNREADABLE, *(f"key {name!r}" for name in foreign))
             if repair:
-                # Where there is no room for the right one, the wrong one is gone all the same.
+                # Removed first: a wrong entry must not stay because Redis has no room for the right one.
                 status_cache.remove_keys([name for name, id_ in requests.items() if id_ is None or id_ in wrong])
                 status_cache.write(rows[request_id] for request_id in wrong if request_id in rows)
                 self._repaired += wrong
 
     def check_again(self, findings: Findings) -> None:
-        """Look once more at what was repaired. Raises RedisError."""
+        """Compare the entries again that ``check`` has repaired. Raises RedisError."""
         _wrong(self._repaired, findings)
 
 
 def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID], dict[UUID, RequestStatus]]:
-    """(requests whose entries are wrong, the terminal statuses of all that have one)."""
+    """Return the requests whose entries are wrong, and by request the terminal statuses of those that have a result."""
     entries = status_cache.read_entries(request_ids)
     rows = {row.request_id: terminal_status(row) for row in IssueRequest.objects.filter(request_id__in=list(entries))}
     wrong = []

@@ -60,8 +60,8 @@ _REMAINING = """
     FROM coupons_coupon WHERE id = %(id)s
 """
 _LOCK = "SELECT FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE"
-# The remaining stock is then total - issued - reserved. If that were negative, more units were given out than exist,
-# and no counter can repair it: the row stays as it is.
+# The remaining stock is then total - issued - reserved. If that were negative, more units were issued than exist,
+# which no counter can repair: the row stays as it is.
 _COUNT = """
     WITH is_ AS MATERIALIZED (
         SELECT (SELECT count(*) FROM coupons_usercoupon WHERE coupon_id = %(id)s AND status <> 'REVOKED') AS issued,

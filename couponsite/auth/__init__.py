@@ -1,1 +1,1 @@
-"""Who calls: tokens and sessions of API calls, the endpoints that issue tokens, and the throttling of logins."""
+"""Authentication: tokens and sessions of API calls, the endpoints that issue tokens, and the throttling of logins."""

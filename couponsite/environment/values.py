@@ -1,4 +1,4 @@
-"""What parsers of settings share: the shapes of limits and rates, and checks of characters, ports and addresses."""
+"""Shared by the parsers of settings: limits, rates, and checks of characters, ports and addresses."""
 
 from __future__ import annotations
 

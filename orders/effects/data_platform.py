@@ -90,7 +90,7 @@ def send_orders(orders: Sequence[DecodedOrder], stop: StopFlag) -> Sequence[Exce
     """Post each event unchanged to DATA_PLATFORM_URL, if set; results as in ``Endpoint.post_all``."""
     if not settings.DATA_PLATFORM_URL:
         return [None] * len(orders)
-    platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, fix_hint="look at DATA_PLATFORM_URL")
+    platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, fix_hint="check DATA_PLATFORM_URL")
     return platform.post_all([item.call for item in orders], stop)
 
 

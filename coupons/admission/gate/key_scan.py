@@ -1,4 +1,4 @@
-"""Find keys with the prefix of gates that belong to no gate, for the reconciler. Everything here raises RedisError."""
+"""Find keys with a gate's prefix that belong to no gate, for the reconciler. Every function raises RedisError."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _READ_FINISHED = """
 
 
 def load(gate: GateStore) -> bool:
-    """Load a gate, a large one in a background thread; False if another loader holds the lock.
+    """Load a gate, in a background thread if it is large; False if another loader holds the lock.
 
     Raises Redis and database errors.
     """

@@ -6,7 +6,8 @@ holders  a hash, key ``gate:{<coupon id>}``. By user id, the request that holds 
          ``sequence``, so there is no counter that could be wrong.
 pending  a sorted set, key suffix ``:open``: user ids whose requests are undecided, by the time of their reservation
          (Redis's clock, in ms).
-revoked  a set, key suffix ``:revoked``: users whose unit returned to the stock. They get no other.
+revoked  a set, key suffix ``:revoked``: users whose unit returned to the stock. They cannot get the coupon
+         again.
 
 ``pending`` and ``revoked`` also hold a dash as sentinel, so that the keys exist even without members. If one of the
 three keys, the field ``sequence`` or a sentinel is missing, the gate is not loaded. The keys expire together when no

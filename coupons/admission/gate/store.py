@@ -169,7 +169,7 @@ class GateStore:
         return int(text) if text and re.fullmatch(rb"\d{1,15}", text) else None
 
     def fields(self) -> Iterator[list[bytes]]:
-        """Yield the user fields of ``holders``, in chunks; a field that is present throughout comes at least once."""
+        """Yield the user fields of ``holders``, in chunks; a field present all the time is yielded at least once."""
         found = redis_connection().hscan_iter(self.keys.holders, count=_CHUNK)
         return chunks((field for field, _ in found if field != b"sequence"), _CHUNK)
 
@@ -264,7 +264,7 @@ class GateStore:
 
 
 def existing(coupon_ids: Collection[int]) -> list[GateStore]:
-    """Return the gates of the coupons, those without one left out, and those with a part of one included."""
+    """Return the gates of those coupons that have a gate or a part of it."""
     if not coupon_ids:
         return []
     gates = [GateStore(coupon_id) for coupon_id in coupon_ids]
@@ -282,7 +282,7 @@ def is_user(text: bytes) -> bool:
 def _entry(user: bytes, entry: bytes, pending_since: bytes | None, now: int) -> GateEntry | None:
     if not is_user(user):
         return None
-    # Scores written by others may be any number, also infinite.
+    # Another writer's score may be any number, also infinite.
     age = now - int(min(max(float(pending_since), 0), _LARGEST_TIME)) if pending_since else None
     if entry == b"-":
         return GateEntry(int(user), entry, None, 0, age)
