@@ -297,8 +297,8 @@ class RolloutChange(models.Model):
         """Refuse a flag that would have no effect. Raises ValidationError."""
         general, _, coupon_type = self.flag.partition(self.ONE_COUPON)
         if self.flag != self.ALL_COUPONS and (general or not Coupon.objects.filter(coupon_type=coupon_type).exists()):
-            one, every = f"{self.ONE_COUPON}<coupon type>", self.ALL_COUPONS
-            raise ValidationError({"flag": f"Use {every} for every coupon, or {one} for one that exists."})
+            by_type = f"{self.ONE_COUPON}<coupon type> for a coupon that exists"
+            raise ValidationError({"flag": f"Use {self.ALL_COUPONS} for every coupon, or {by_type}."})
 
 
 class Notification(models.Model):
