@@ -95,11 +95,11 @@ def test_a_request_that_is_decided_before_the_gate_hears_of_it_does_not_stay_ope
     ask(coupon, 1)
     add = GateStore.add
 
-    def decide_first(*args: Any) -> int:
+    def decide_first(*args: Any) -> None:
         Coupon.objects.update(total_quantity=1)
         issue()
         Coupon.objects.update(total_quantity=3)
-        return add(*args)
+        add(*args)
 
     monkeypatch.setattr(GateStore, "add", decide_first)
     ask_for(coupon, [2])

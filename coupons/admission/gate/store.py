@@ -220,40 +220,39 @@ class GateStore:
                     found.entries.append(gate_entry)
         return found
 
-    def add(self, holders: Sequence[tuple[int, UUID | None, float | None]]) -> int:
-        """Add (user, undecided request or None, its age in seconds) for users without an entry; returns how many."""
+    def add(self, holders: Sequence[tuple[int, UUID | None, float | None]]) -> None:
+        """Add (user, undecided request or None, its age in seconds) for users without an entry."""
         now = _now_ms()
         arguments: list[object] = []
         for user_id, request_id, age in holders:
             arguments += [user_id, "-" if request_id is None else f"{request_id}:0"]
             arguments.append("" if age is None else now - round(age * 1000))
-        return self._repair("add", arguments, width=3)
+        self._repair("add", arguments, width=3)
 
-    def remove(self, entries: Sequence[tuple[bytes | int, bytes]]) -> int:
-        """Remove entries by (field, entry), each only if it is unchanged; returns the number removed."""
-        return self._repair("remove", [argument for entry in entries for argument in entry])
+    def remove(self, entries: Sequence[tuple[bytes | int, bytes]]) -> None:
+        """Remove entries by (field, entry), each only if it is unchanged."""
+        self._repair("remove", [argument for entry in entries for argument in entry])
 
-    def remove_pending(self, users: Sequence[bytes]) -> int:
-        """Remove users without an entry from ``pending``; returns the number removed."""
-        return self._repair("remove_pending", list(users))
+    def remove_pending(self, users: Sequence[bytes]) -> None:
+        """Remove users without an entry from ``pending``."""
+        self._repair("remove_pending", list(users))
 
     def pending_from_now(self, user_ids: Sequence[int]) -> None:
         """Restart the age of pending users at zero."""
         if user_ids:
             redis_connection().zadd(self.keys.pending, dict.fromkeys(map(str, user_ids), _now_ms()), xx=True)
 
-    def set_sequence(self, least: int) -> int:
-        """Raise the last sequence to ``least``, or replace it if it is not a number; returns the number of changes."""
-        return self._repair("sequence", [least])
+    def set_sequence(self, least: int) -> None:
+        """Raise the last sequence to ``least``, or replace it if it is not a number."""
+        self._repair("sequence", [least])
 
     def unrevoke(self, users: Sequence[bytes]) -> None:
         redis_connection().srem(self.keys.revoked, *users)
 
-    def _repair(self, kind: str, arguments: Sequence[object], *, width: int = 2) -> int:
-        repaired, step = 0, MOST_PER_CALL * width
+    def _repair(self, kind: str, arguments: Sequence[object], *, width: int = 2) -> None:
+        step = MOST_PER_CALL * width
         for start in range(0, len(arguments), step):
-            repaired += run("repair.lua", self.keys, [kind, *arguments[start : start + step]])
-        return repaired
+            run("repair.lua", self.keys, [kind, *arguments[start : start + step]])
 
     def _keys(self, suffix: str) -> Keys:
         return Keys(f"{self._base}{suffix}", f"{self._base}:open{suffix}", f"{self._base}:revoked{suffix}")
