@@ -36,8 +36,8 @@ class OrphanedRequest(NamedTuple):
     age_seconds: float | None
 
 
-def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest]) -> set[UUID]:
-    """Finish the requests that have neither an outbox row nor a terminal row; returns the ids of those finished.
+def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest]) -> None:
+    """Finish the requests that have neither an outbox row nor a terminal row.
 
     They are FAILED: UNKNOWN_COUPON if the coupon does not exist, ALREADY_ISSUED if the user has it, else ERROR. If the
     outbox row of such a request is inserted later, the request is found decided. Reservations are released with the
@@ -54,7 +54,7 @@ def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest
             {request.request_id: request for request in orphaned if request.request_id in unwritten}.values()
         )
         if not finished:
-            return set()
+            return
         cursor.execute(_HOLDERS, [arrays.numbers([request.user_id for request in finished]), coupon_id])
         holders = {user_id for (user_id,) in cursor.fetchall()}
         reservations.release(unwritten)
@@ -80,7 +80,6 @@ def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest
                 for request in finished
             ]
         )
-        return unwritten
 
 
 def _reason(coupon_exists: bool, is_holder: bool) -> str:
