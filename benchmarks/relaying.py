@@ -13,7 +13,7 @@ from common.postgres.clock import isoformat_z
 from common.processes.lifecycle import StopFlag
 from common.trace_context import new_traceparent
 from coupons.events import IssueEnded
-from coupons.messages import message_of
+from coupons.messages import ISSUE_SUCCEEDED
 from coupons.models import Coupon
 from kafka_bridge.client import Producer, make_producer
 from kafka_bridge.cloudevents import cloud_event_headers
@@ -91,4 +91,4 @@ def _result(coupon: Coupon) -> Message:
         user_coupon_id=1_000_000,
         processed_at=datetime.now(UTC),
     )
-    return message_of(result, traceparent=new_traceparent())
+    return Message(ISSUE_SUCCEEDED, result, traceparent=new_traceparent())

@@ -11,6 +11,9 @@ _TRACEPARENT = re.compile(
     re.DOTALL,
 )
 
+# A valid one of version 00: the usual case, in one match.
+_PLAIN = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
 
 def new_traceparent() -> str:
     """Create a new, sampled traceparent (version 00)."""
@@ -24,6 +27,8 @@ def read_traceparent(text: str) -> str:
     W3C Trace Context, 3.2 and 4: upper case, all-zero ids and version ff are invalid. Of a later version the fields
     that version 00 knows are kept, and of its flags only ``sampled``.
     """
+    if _PLAIN.fullmatch(text):
+        return text
     found = _TRACEPARENT.fullmatch(text)
     if (
         found is None
@@ -33,5 +38,5 @@ def read_traceparent(text: str) -> str:
     ):
         return ""
     if found["version"] == "00":
-        return "" if found["later_fields"] else text
+        return ""
     return f"00-{found['trace_id']}-{found['parent_id']}-{int(found['flags'], 16) & 1:02x}"

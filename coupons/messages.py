@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
+from django.conf import settings
 
+from common.trace_context import new_traceparent
+from kafka_bridge.cloudevents import encode_body
 from kafka_bridge.errors import PoisonMessage
-from kafka_bridge.outbox.writing import Message
+from kafka_bridge.outbox.writing import Message, OutboxRow, new_event_id
 from kafka_bridge.registry import ReceivedMessage, decode_body, traceparent_of
+from kafka_bridge.routes import Route
 
 from .admission import ADMISSIONS
 from .events import IssueEnded, IssueRequested
-from .policy import SUCCESS
+from .policy import FAILED, SUCCESS
 
 ISSUE_REQUESTED = "coupon.issue.requested.v1"
 ISSUE_SUCCEEDED = "coupon.issue.succeeded.v1"
 ISSUE_FAILED = "coupon.issue.failed.v1"
+_RESULT_TYPES = {SUCCESS: ISSUE_SUCCEEDED, FAILED: ISSUE_FAILED}
 
 
-class IssueTask(NamedTuple):
+class IssueTask(msgspec.Struct, frozen=True, gc=False):
     """A request read from its topic, with its position (topic, partition, offset)."""
 
     request_id: UUID
@@ -39,13 +46,28 @@ class ResultTask(NamedTuple):
     traceparent: str
 
 
-def message_of(event: IssueRequested | IssueEnded, *, traceparent: str = "") -> Message:
-    """Build the message of ``event``; the event id of a request is the request's id."""
-    if isinstance(event, IssueEnded):
-        event_type = ISSUE_SUCCEEDED if event.status == SUCCESS else ISSUE_FAILED
-        return Message(event_type, event, traceparent=traceparent)
+def message_of(event: IssueRequested, *, traceparent: str = "") -> Message:
+    """Build the message of ``event``; its event id is the request's id."""
     assert event.request_id is not None
     return Message(ISSUE_REQUESTED, event, event_id=event.request_id, traceparent=traceparent)
+
+
+def result_rows(results: Iterable[tuple[IssueEnded, str]]) -> list[OutboxRow]:
+    """Build the outbox rows of results, each with its traceparent; an empty one starts a new trace.
+
+    For a whole batch, so that routes and key fields are looked up once and not per result.
+    """
+    targets = {}
+    for status, event_type in _RESULT_TYPES.items():
+        route: Route = settings.KAFKA_ROUTES[event_type]
+        targets[status] = event_type, route.topic, attrgetter(settings.EVENT_KEY_FIELDS[route.key])
+    rows = []
+    for result, traceparent in results:
+        event_type, topic, key_of = targets[result.status]
+        key = f"{key_of(result) or ''}".encode()
+        payload = encode_body(result)
+        rows.append(OutboxRow(new_event_id(), event_type, topic, key, payload, None, traceparent or new_traceparent()))
+    return rows
 
 
 _request_decoder = msgspec.json.Decoder(IssueRequested)

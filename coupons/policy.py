@@ -7,8 +7,10 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 from uuid import UUID
+
+import msgspec
 
 SUCCESS: Final = "SUCCESS"
 FAILED: Final = "FAILED"
@@ -60,7 +62,7 @@ _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 _FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
-class Claim(NamedTuple):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """One request of a batch. ``coupon_id`` None: no such coupon; ``in_window`` False: requested outside its window.
 
     ``reserved``: a unit of the coupon was reserved for it when it was accepted.
@@ -73,7 +75,7 @@ class Claim(NamedTuple):
     reserved: bool = False
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The decision of one claim. ``reason`` None is success; ``remaining``: stock after it, None without a coupon."""
 
     claim: Claim

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
 from uuid import UUID, uuid5
 
 import msgspec
@@ -23,8 +24,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedMessage:
+class ReceivedMessage(msgspec.Struct, frozen=True, gc=False):
     """A message received from Kafka. ``topic`` is without the prefix; ``timestamp`` is in ms since 1970.
 
     ``unreadable`` names what cannot be read, else it is empty; ``is_of_types`` treats such a message as poison.
@@ -193,12 +193,20 @@ def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], w
         raise PoisonMessage("the message has no body")
     try:
         body = decoder.decode(message.value)
-        for name in body.__struct_fields__:
-            if isinstance(moment := getattr(body, name), datetime) and not 2 <= moment.year <= 9998:
+        for name in _time_fields(type(body)):
+            moment: datetime | None = getattr(body, name)
+            if moment is not None and not 2 <= moment.year <= 9998:
                 raise ValueError(f"{name} is at the edge of the calendar: {moment}")
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PoisonMessage(f"not a valid {what}: {error}") from error
     return body
+
+
+@cache
+def _time_fields(body: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Return the names of the fields that hold a datetime, or a datetime or None."""
+    optional_times: tuple[object, ...] = (datetime, datetime | None)
+    return tuple(name for name, kind in get_type_hints(body).items() if kind in optional_times)
 
 
 def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
+import msgspec
+
 
 def numbers(values: Iterable[int | None]) -> str:
     """Return the literal for ``%s::bigint[]`` and other arrays of integers."""
@@ -22,7 +24,8 @@ def booleans(values: Iterable[bool]) -> str:
 
 def uuids(values: Iterable[UUID]) -> str:
     """Return the literal for ``%s::uuid[]``."""
-    return "{" + ",".join([value.hex for value in values]) + "}"
+    # Converted in one call: a property of UUID costs three times as much.
+    return "{" + ",".join(msgspec.to_builtins(list(values))) + "}"
 
 
 def texts(values: Iterable[str | None]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import lru_cache
 
+import msgspec
 from django.db import connection
 
 
@@ -17,8 +17,8 @@ def database_time() -> datetime:
     return now
 
 
-# Cached, since all rows of a batch or transaction have the same time.
-@lru_cache(maxsize=16)
 def isoformat_z(moment: datetime) -> str:
     """Format ``moment`` (aware) as ISO 8601 in UTC with ``Z``."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    # A fifth of the time of datetime's own methods, which counts once per request of a batch.
+    text: str = msgspec.to_builtins(moment if moment.tzinfo is UTC else moment.astimezone(UTC))
+    return text

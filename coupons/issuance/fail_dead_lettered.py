@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from common.bigint import MAX_BIGINT
 from common.postgres.clock import database_time
@@ -39,11 +39,11 @@ def fail_dead_lettered_requests(rejected: Sequence[Rejected]) -> None:
     alert_gate_mismatch(rejected_by_id, reservations.release(list(rejected_by_id)))
     now = database_time()
     accepted = stored_payloads(ISSUE_REQUESTED, list(rejected_by_id))
-    rows = [_failed_result(id_, rejection, accepted.get(id_), now) for id_, rejection in rejected_by_id.items()]
+    rows = [_failed_result(id_, rejection, accepted.get(id_)) for id_, rejection in rejected_by_id.items()]
     coupon_ids = dict(
         Coupon.objects.filter(coupon_type__in={row.coupon_type for row in rows}).values_list("coupon_type", "id")
     )
-    finish_requests([row._replace(coupon_id=coupon_ids.get(row.coupon_type)) for row in rows])
+    finish_requests([replace(row, coupon_id=coupon_ids.get(row.coupon_type)) for row in rows], now)
 
 
 class _Readable(msgspec.Struct, rename="camel"):
@@ -68,7 +68,7 @@ def _request_id_of(rejected: Rejected) -> UUID | None:
         return rejected.message.event_id
 
 
-def _failed_result(request_id: UUID, rejected: Rejected, accepted: bytes | None, now: datetime) -> RequestResult:
+def _failed_result(request_id: UUID, rejected: Rejected, accepted: bytes | None) -> RequestResult:
     message = rejected.message
     # The accepted outbox row is trusted before the payload from the topic.
     readable = _read_leniently(accepted or message.value)
@@ -83,7 +83,6 @@ def _failed_result(request_id: UUID, rejected: Rejected, accepted: bytes | None,
         user_coupon_id=None,
         source="",
         requested_at=None,
-        processed_at=now,
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,

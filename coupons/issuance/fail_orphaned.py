@@ -70,7 +70,6 @@ def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest
                     user_coupon_id=None,
                     source="",
                     requested_at=_requested_at(request, now),
-                    processed_at=now,
                     topic=NO_TOPIC,
                     partition=-1,
                     offset=-1,
@@ -78,7 +77,8 @@ def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest
                     traceparent="",
                 )
                 for request in finished
-            ]
+            ],
+            now,
         )
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import UUID
 
+import msgspec
 from django.db import connection, transaction
 
 from common.postgres import arrays
@@ -16,12 +17,12 @@ from common.postgres.clock import isoformat_z
 from coupons.admission import reservations
 from coupons.admission.reservations import Reservation
 from kafka_bridge.operating.alerts import open_alert
-from kafka_bridge.outbox.writing import publish
+from kafka_bridge.outbox.writing import insert_rows
 
 from .. import metrics, request_log
 from ..admission import finished_requests, notify_finished
 from ..events import IssueEnded
-from ..messages import message_of
+from ..messages import result_rows
 from . import status_cache
 from .status_cache import RequestStatus
 
@@ -32,18 +33,18 @@ _READ_DECIDED = """
 """
 _REQUEST_COLUMNS = (
     "request_id, coupon_id, coupon_type, user_id, status, reason, user_coupon_id, source, requested_at,"
-    ' processed_at, topic, partition, "offset", remaining'
+    ' topic, partition, "offset", remaining'
 )
 _INSERT_REQUESTS = f"""
-    INSERT INTO coupons_issuerequest ({_REQUEST_COLUMNS})
-    SELECT * FROM unnest(
+    INSERT INTO coupons_issuerequest (processed_at, {_REQUEST_COLUMNS})
+    SELECT %s, * FROM unnest(
         %s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[],
-        %s::timestamptz[], %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::bigint[]
+        %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::bigint[]
     )
 """
 
 
-class RequestResult(NamedTuple):
+class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A row of IssueRequest, and ``traceparent``, which only the event carries. ``requested_at`` is ISO 8601 in UTC."""
 
     request_id: UUID
@@ -55,7 +56,6 @@ class RequestResult(NamedTuple):
     user_coupon_id: int | None
     source: str
     requested_at: str | None
-    processed_at: datetime
     topic: str
     partition: int
     offset: int
@@ -70,9 +70,10 @@ def find_decided(request_ids: Sequence[UUID]) -> set[UUID]:
         return {request_id for (request_id,) in cursor.fetchall()}
 
 
-def finish_requests(rows: Sequence[RequestResult]) -> None:
-    """Write terminal rows and their events; after the commit, notify the admissions and cache the statuses."""
-    columns = [
+def finish_requests(rows: Sequence[RequestResult], now: datetime) -> None:
+    """Write terminal rows, processed at ``now``, and their events; after the commit, update what depends on them."""
+    columns: list[datetime | str] = [
+        now,
         arrays.uuids([row.request_id for row in rows]),
         arrays.numbers([row.coupon_id for row in rows]),
         arrays.texts([row.coupon_type for row in rows]),
@@ -82,7 +83,6 @@ def finish_requests(rows: Sequence[RequestResult]) -> None:
         arrays.numbers([row.user_coupon_id for row in rows]),
         arrays.texts([row.source for row in rows]),
         arrays.texts([row.requested_at for row in rows]),
-        arrays.texts([isoformat_z(row.processed_at) for row in rows]),
         arrays.texts([row.topic for row in rows]),
         arrays.numbers([row.partition for row in rows]),
         arrays.numbers([row.offset for row in rows]),
@@ -99,27 +99,27 @@ def finish_requests(rows: Sequence[RequestResult]) -> None:
             status=row.status,
             reason=row.reason,
             user_coupon_id=row.user_coupon_id,
-            processed_at=row.processed_at,
+            processed_at=now,
         )
         for row in rows
     ]
-    publish(message_of(result, traceparent=row.traceparent) for row, result in zip(rows, results, strict=True))
+    insert_rows(result_rows(zip(results, [row.traceparent for row in rows], strict=True)))
     transaction.on_commit(partial(_notify_admissions, results), robust=True)
-    transaction.on_commit(partial(_cache_statuses, rows), robust=True)
-    transaction.on_commit(partial(_log_decided, rows), robust=True)
+    transaction.on_commit(partial(_cache_statuses, rows, now), robust=True)
+    transaction.on_commit(partial(_log_decided, rows, now), robust=True)
 
 
 def _notify_admissions(results: Sequence[IssueEnded]) -> None:
     notify_finished(finished_requests(results))
 
 
-def _log_decided(rows: Sequence[RequestResult]) -> None:
+def _log_decided(rows: Sequence[RequestResult], now: datetime) -> None:
     """Log the committed decisions and count them in the metrics."""
     for (status, reason), count in Counter((row.status, row.reason) for row in rows).items():
         metrics.DECIDED.labels(status, reason or "").inc(count)
     for row in rows:
         if row.requested_at is not None:
-            time_to_result = row.processed_at - datetime.fromisoformat(row.requested_at)
+            time_to_result = now - datetime.fromisoformat(row.requested_at)
             metrics.TIME_TO_RESULT.observe(max(0.0, time_to_result.total_seconds()))
     request_log.log_requests(
         "request decided",
@@ -137,7 +137,8 @@ def _log_decided(rows: Sequence[RequestResult]) -> None:
     )
 
 
-def _cache_statuses(rows: Sequence[RequestResult]) -> None:
+def _cache_statuses(rows: Sequence[RequestResult], now: datetime) -> None:
+    processed_at = isoformat_z(now)
     status_cache.store(
         RequestStatus(
             request_id=row.request_id,
@@ -147,7 +148,7 @@ def _cache_statuses(rows: Sequence[RequestResult]) -> None:
             reason=row.reason,
             user_coupon_id=row.user_coupon_id,
             requested_at=row.requested_at,
-            processed_at=isoformat_z(row.processed_at),
+            processed_at=processed_at,
         )
         for row in rows
     )

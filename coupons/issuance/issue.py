@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.db import connection
+from msgspec.structs import replace
 
 from common.postgres import arrays
 from common.postgres.clock import database_time, isoformat_z
@@ -89,7 +90,7 @@ def issue_many(tasks: Sequence[IssueTask]) -> None:
     alert_gate_mismatch(
         {decision.claim.request_id for _, decision in decisions if decision.reason == policy.SOLD_OUT}, reserved
     )
-    finish_requests([_result(tasks[index], decision, types, user_coupon_ids, now) for index, decision in decisions])
+    finish_requests([_result(tasks[index], decision, types, user_coupon_ids) for index, decision in decisions], now)
 
 
 def _lock_coupons(tasks: Sequence[IssueTask]) -> list[_LockedCoupon]:
@@ -113,39 +114,42 @@ def _remove_reservations(tasks: Sequence[IssueTask], coupons: Sequence[_LockedCo
 def _claims(
     tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon], now: datetime, reserved: Sequence[Reservation]
 ) -> list[Claim]:
-    by_id = {coupon.id: coupon for coupon in coupons}
-    by_type = {coupon.coupon_type: coupon for coupon in coupons}
+    by_name = _by_name(tasks, coupons)
     holding_stock = {(item.request_id, item.coupon_id, item.user_id) for item in reserved if item.holds_stock}
     claims: list[Claim] = []
     outside_window: list[int] = []
     for index, task in enumerate(tasks):
         request = task.request
-        named_coupons = [
-            by_id.get(request.coupon_id) if request.coupon_id is not None else None,
-            by_type.get(request.coupon_type) if request.coupon_type is not None else None,
-        ]
-        coupon = named_coupons[0] or named_coupons[1]
-        if (
-            request.coupon_id is not None
-            and request.coupon_type is not None
-            and named_coupons[0] is not named_coupons[1]
-        ):
-            raise PoisonMessage(
-                f"couponId {request.coupon_id} and couponType {request.coupon_type!r} are not the same coupon"
-            )
+        coupon = by_name[request.coupon_id, request.coupon_type]
         in_window = coupon is None or coupon.window.contains(request.requested_at or now)
         if not in_window:
             outside_window.append(index)
         coupon_id = coupon.id if coupon else None
-        holds_stock = (task.request_id, coupon_id, request.user_id) in holding_stock
+        holds_stock = bool(holding_stock) and (task.request_id, coupon_id, request.user_id) in holding_stock
         claims.append(Claim(task.request_id, request.user_id, coupon_id, in_window, holds_stock))
     if outside_window:
         # A request that the accept API accepted was inside the window, even if the window has changed since. Only
         # messages of other producers are refused.
         accepted = stored_payloads(ISSUE_REQUESTED, [claims[index].request_id for index in outside_window])
         for index in outside_window:
-            claims[index] = claims[index]._replace(in_window=claims[index].request_id in accepted)
+            claims[index] = replace(claims[index], in_window=claims[index].request_id in accepted)
     return claims
+
+
+def _by_name(
+    tasks: Sequence[IssueTask], coupons: Sequence[_LockedCoupon]
+) -> dict[tuple[int | None, str | None], _LockedCoupon | None]:
+    """Return the coupon by the id and type that a request names, None if there is none."""
+    by_id = {coupon.id: coupon for coupon in coupons}
+    by_type = {coupon.coupon_type: coupon for coupon in coupons}
+    found: dict[tuple[int | None, str | None], _LockedCoupon | None] = {}
+    for coupon_id, coupon_type in {(task.request.coupon_id, task.request.coupon_type) for task in tasks}:
+        of_id = by_id.get(coupon_id) if coupon_id is not None else None
+        of_type = by_type.get(coupon_type) if coupon_type is not None else None
+        if coupon_id is not None and coupon_type is not None and of_id is not of_type:
+            raise PoisonMessage(f"couponId {coupon_id} and couponType {coupon_type!r} are not the same coupon")
+        found[coupon_id, coupon_type] = of_id or of_type
+    return found
 
 
 def _holders(claims: Sequence[Claim]) -> set[tuple[int, int]]:
@@ -192,11 +196,7 @@ def _move_stock(winners: Sequence[Claim], reserved: Sequence[Reservation]) -> No
 
 
 def _result(
-    task: IssueTask,
-    decision: Decision,
-    types: dict[int, str],
-    user_coupon_ids: dict[tuple[int, int], int],
-    now: datetime,
+    task: IssueTask, decision: Decision, types: dict[int, str], user_coupon_ids: dict[tuple[int, int], int]
 ) -> RequestResult:
     claim, request = decision.claim, task.request
     user_coupon_id = None
@@ -212,7 +212,6 @@ def _result(
         user_coupon_id=user_coupon_id,
         source=request.source,
         requested_at=isoformat_z(request.requested_at) if request.requested_at else None,
-        processed_at=now,
         topic=task.topic,
         partition=task.partition,
         offset=task.offset,

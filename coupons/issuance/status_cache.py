@@ -235,4 +235,5 @@ def request_of_key(name: bytes) -> UUID | None:
 
 
 def _key(request_id: UUID) -> str:
-    return f"{_PREFIX}{request_id}"
+    # A quarter of the time of str(), for the same text.
+    return f"{_PREFIX}{msgspec.to_builtins(request_id)}"

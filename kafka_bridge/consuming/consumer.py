@@ -22,7 +22,7 @@ from common.processes.outages import is_transient
 from .. import metrics
 from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
 from ..errors import PoisonLimitExceeded
-from ..registry import ConsumerGroup, ReceivedMessage
+from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
@@ -47,6 +47,7 @@ class GroupConsumer:
         self._handler = BatchHandler(group)
         self._tick = tick
         self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
+        self._topics = {topic: unprefixed(topic) for topic in group.topics}
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
         # The next offset of each partition that is read to its end.
@@ -153,7 +154,7 @@ class GroupConsumer:
         if error is None:
             # A message fetched before its partition was revoked may still come out of the client's queue.
             if partition in self._assigned:
-                arrived = received(message, topic, number)
+                arrived = received(message, self._topics[topic], number)
                 self._at_end.pop(partition, None)
                 self._buffers[partition].append(arrived)
                 self._next_offsets.setdefault(partition, arrived.offset)

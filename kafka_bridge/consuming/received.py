@@ -7,7 +7,7 @@ from operator import methodcaller
 
 from ..client import Message
 from ..cloudevents import Headers
-from ..registry import ReceivedMessage, unprefixed
+from ..registry import ReceivedMessage
 
 # Replaces the name of a header that is not UTF-8, also on the dead-letter topic.
 UNREADABLE_NAME = "x-unreadable-name"
@@ -18,7 +18,7 @@ _read_headers = methodcaller("headers")
 
 
 def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
-    """Convert a message of ``topic`` (with the prefix); ``message`` must not be an error.
+    """Convert a message of ``topic`` (without the prefix); ``message`` must not be an error.
 
     If a header cannot be read, ``unreadable`` says why, and ``headers`` holds what can be read.
     """
@@ -26,14 +26,7 @@ def received(message: Message, topic: str, partition: int) -> ReceivedMessage:
     assert offset is not None
     headers, unreadable = _headers(message)
     return ReceivedMessage(
-        topic=unprefixed(topic),
-        partition=partition,
-        offset=offset,
-        timestamp=message.timestamp()[1],
-        key=message.key(),
-        value=message.value(),
-        headers=headers,
-        unreadable=unreadable,
+        topic, partition, offset, message.timestamp()[1], message.key(), message.value(), headers, unreadable
     )
 
 

@@ -9,7 +9,7 @@ from common.processes.lifecycle import StopFlag, first_line
 from common.processes.outages import ServiceUnavailable
 
 from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
-from ..registry import ReceivedMessage, prefixed
+from ..registry import ReceivedMessage, prefixed, unprefixed
 from .received import received
 
 _REQUEST_SECONDS = 10.0
@@ -73,6 +73,6 @@ def _before_end(message: Message, ends: dict[Partition, tuple[int, int]]) -> Ite
             del ends[partition]
         return
     if offset < end:
-        yield received(message, topic, number)
+        yield received(message, unprefixed(topic), number)
     if offset >= end - 1:
         ends.pop(partition, None)
