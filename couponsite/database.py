@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import psycopg2
 from psycopg2 import extensions, sql
@@ -87,6 +87,12 @@ class Cursor(extensions.cursor):  # type: ignore[misc]
                 with connection.cursor() as first:
                     first.execute("SELECT")
         _watched(connection, connection.longest_call_seconds, super().execute, query, vars)
+
+    def copy_expert(self, sql: str, file: IO[bytes], size: int = 8192) -> None:
+        if self.connection.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE:
+            # COPY cannot be sent in one message with the limits.
+            self.execute("SELECT")
+        _watched(self.connection, self.connection.longest_call_seconds, super().copy_expert, sql, file, size)
 
 
 def _text(query: str | bytes | sql.Composable, cursor: Cursor) -> str:

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from django.db import connection, transaction
 
-from common.postgres import arrays
+from common.postgres import arrays, copying
 from common.postgres.clock import isoformat_z
 from coupons.admission import reservations
 from coupons.admission.reservations import Reservation
@@ -30,17 +30,6 @@ from .status_cache import RequestStatus
 _READ_DECIDED = """
     SELECT id FROM unnest(%s::uuid[]) AS asked (id)
     WHERE (SELECT true FROM coupons_issuerequest WHERE request_id = asked.id)
-"""
-_REQUEST_COLUMNS = (
-    "request_id, coupon_id, coupon_type, user_id, status, reason, user_coupon_id, source, requested_at,"
-    ' topic, partition, "offset", remaining'
-)
-_INSERT_REQUESTS = f"""
-    INSERT INTO coupons_issuerequest (processed_at, {_REQUEST_COLUMNS})
-    SELECT %s, * FROM unnest(
-        %s::uuid[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::bigint[], %s::text[],
-        %s::timestamptz[], %s::text[], %s::int[], %s::bigint[], %s::bigint[]
-    )
 """
 
 
@@ -72,24 +61,25 @@ def find_decided(request_ids: Sequence[UUID]) -> set[UUID]:
 
 def finish_requests(rows: Sequence[RequestResult], now: datetime) -> None:
     """Write terminal rows, processed at ``now``, and their events; after the commit, update what depends on them."""
-    columns: list[datetime | str] = [
-        now,
-        arrays.uuids([row.request_id for row in rows]),
-        arrays.numbers([row.coupon_id for row in rows]),
-        arrays.texts([row.coupon_type for row in rows]),
-        arrays.numbers([row.user_id for row in rows]),
-        arrays.texts([row.status for row in rows]),
-        arrays.texts([row.reason for row in rows]),
-        arrays.numbers([row.user_coupon_id for row in rows]),
-        arrays.texts([row.source for row in rows]),
-        arrays.texts([row.requested_at for row in rows]),
-        arrays.texts([row.topic for row in rows]),
-        arrays.numbers([row.partition for row in rows]),
-        arrays.numbers([row.offset for row in rows]),
-        arrays.numbers([row.remaining for row in rows]),
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(_INSERT_REQUESTS, columns)
+    copying.copy_rows(
+        "coupons_issuerequest",
+        {
+            "request_id": copying.uuids([row.request_id for row in rows]),
+            "coupon_id": copying.numbers([row.coupon_id for row in rows]),
+            "coupon_type": copying.texts([row.coupon_type for row in rows]),
+            "user_id": copying.numbers([row.user_id for row in rows]),
+            "status": copying.texts([row.status for row in rows]),
+            "reason": copying.texts([row.reason for row in rows]),
+            "user_coupon_id": copying.numbers([row.user_coupon_id for row in rows]),
+            "source": copying.texts([row.source for row in rows]),
+            "requested_at": copying.texts([row.requested_at for row in rows]),
+            "processed_at": [isoformat_z(now)] * len(rows),
+            "topic": copying.texts([row.topic for row in rows]),
+            "partition": copying.numbers([row.partition for row in rows]),
+            '"offset"': copying.numbers([row.offset for row in rows]),
+            "remaining": copying.numbers([row.remaining for row in rows]),
+        },
+    )
     results = [
         IssueEnded(
             request_id=row.request_id,

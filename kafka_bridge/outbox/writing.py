@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
-from common.postgres import arrays
+from common.postgres import arrays, copying
 from common.trace_context import new_traceparent
 
 from ..cloudevents import encode_body
@@ -100,8 +100,21 @@ def insert_rows(rows: Sequence[OutboxRow]) -> None:
     _require_transaction()
     if not rows:
         return
-    with connection.cursor() as cursor:
-        cursor.execute(_INSERT_MANY, _columns(rows))
+    copying.copy_rows(
+        OutboxMessage._meta.db_table,
+        {
+            "event_id": copying.uuids([row.event_id for row in rows]),
+            "event_type": copying.texts([row.event_type for row in rows]),
+            "topic": copying.texts([row.topic for row in rows]),
+            "key": copying.blobs([row.key for row in rows]),
+            "payload": copying.blobs([row.payload for row in rows]),
+            "headers": copying.blobs([row.headers for row in rows]),
+            "traceparent": copying.texts([row.traceparent for row in rows]),
+            "shard": copying.numbers([row.shard for row in rows]),
+            # PostgreSQL reads "now" as the start of the transaction.
+            "published_at": copying.texts(["now" if row.by_transport else None for row in rows]),
+        },
+    )
     _wake_relay(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import psycopg2
@@ -65,6 +66,15 @@ def test_a_transaction_that_begins_with_a_named_cursor_has_its_limits(session: A
     with session.cursor("named") as cursor:
         cursor.execute(_LIMITS)
         assert cursor.fetchall() == [_LIMITED]
+
+
+def test_a_transaction_that_begins_with_a_copy_has_its_limits(session: Any) -> None:
+    with session.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE copied (n int)")
+        session.commit()
+        cursor.copy_expert("COPY copied FROM STDIN", BytesIO(b"1\n2\n"))
+    assert rows(session, "SHOW lock_timeout") == [("2s",)]
+    assert rows(session, "SELECT n FROM copied ORDER BY n") == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
