@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from ..errors import PoisonLimitExceeded, is_poison
 from ..registry import ConsumerGroup, ReceivedMessage, Rejected, is_of_types
 from . import inbox
 from .dead_letters import write_dead_letters
+from .lock_waits import limit_lock_waits
 
 logger = logging.getLogger(__name__)
 
@@ -170,14 +172,14 @@ class BatchHandler:
             first = decoded[0][0]
             logger.warning("%s: batch from %s failed, bisecting it: %s", self._group.name, first, first_line(error))
             self._bisect(decoded, stop)
-            with transaction.atomic():
+            with self._transaction():
                 self._write_dead_letters(unreadable)
 
     def _handle_with_retries(self, decoded: Sequence[Decoded], unreadable: Sequence[Rejected], stop: StopFlag) -> None:
         """Handle the batch in one transaction; an error that is neither transient nor poison is retried."""
         for attempt in range(1, settings.CONSUMER_MAX_ATTEMPTS + 1):
             try:
-                with transaction.atomic():
+                with self._transaction():
                     self._apply(decoded)
                     self._write_dead_letters(unreadable)
                 if decoded:
@@ -188,6 +190,17 @@ class BatchHandler:
                     raise
             if stop.wait(settings.CONSUMER_BACKOFF_SECONDS):
                 raise BatchInterrupted
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction whose lock waits are limited, so that the other partitions of this consumer continue.
+
+        Not with ``call``: the outcome of calls that were made must not be lost to a lock of seconds.
+        """
+        with transaction.atomic():
+            if self._group.call is None:
+                limit_lock_waits()
+            yield
 
     def _apply(self, decoded: Sequence[Decoded]) -> None:
         """Apply the effects within the caller's transaction; with an inbox, only those of new events."""
@@ -204,7 +217,7 @@ class BatchHandler:
         if stop:
             raise BatchInterrupted
         try:
-            with transaction.atomic():
+            with self._transaction():
                 self._apply(decoded)
             self._forget_failures()
         except Exception as error:
@@ -220,7 +233,7 @@ class BatchHandler:
 
     def _dead_letter(self, message: ReceivedMessage, error: Exception, failures: set[tuple[str, int, int]]) -> None:
         """Dead-letter a message and count it in ``failures``; a bad message counts in ``_bad`` instead."""
-        with transaction.atomic():
+        with self._transaction():
             if not self._write_dead_letters([Rejected(message, error)]):
                 return
             # Past the limit this raises within the transaction: no dead letter is written.

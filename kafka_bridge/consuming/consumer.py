@@ -24,6 +24,7 @@ from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPart
 from ..errors import PoisonLimitExceeded
 from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed
+from .lock_waits import cause_of
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
 
@@ -95,7 +96,8 @@ class GroupConsumer:
             worked = True
             messages = self._buffers[partition]
             batch = messages[: self._batch_size]
-            if self._handle(consumer, partition, batch, stop):
+            is_handled = self._handle(consumer, partition, batch, stop)
+            if is_handled:
                 end = self._end_of(partition, batch)
                 self._postponed.pop(partition, None)
                 del messages[: len(batch)]
@@ -103,6 +105,9 @@ class GroupConsumer:
             # After each batch, not after the pass: batches that call a provider take seconds each.
             if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
                 self._commit_handled(consumer)
+            if not is_handled:
+                # Poll first: failures of many partitions in a row, seconds each, would take longer than a poll may.
+                break
         if not worked:
             self._commit_handled(consumer)
         if time.monotonic() - self._ticked_at >= _TICK_SECONDS:
@@ -112,10 +117,13 @@ class GroupConsumer:
         return worked
 
     def _ready(self) -> list[Partition]:
-        """Return the partitions with buffered messages that may be tried now."""
-        return sorted(
-            partition for partition, messages in self._buffers.items() if messages and self._retrying.is_due(partition)
-        )
+        """Return the partitions with buffered messages that may be tried now; of the retrying ones only the first due.
+
+        It comes last, since its try may wait for seconds while the others have work.
+        """
+        due = [item for item, messages in self._buffers.items() if messages and self._retrying.is_due(item)]
+        retrying = sorted((item for item in due if item in self._retrying), key=self._retrying.retry_at)
+        return [*sorted(item for item in due if item not in self._retrying), *retrying[:1]]
 
     def _pause_full_partitions(self, consumer: Consumer) -> None:
         """Fetch no more of a retrying partition that has buffered a whole batch.
@@ -236,9 +244,10 @@ class GroupConsumer:
 
     def _retry_later(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Retry this partition later; no message is dropped, and the other partitions continue."""
-        self._retrying.retry_later(partition, str(batch[0]), first_line(error))
+        cause = cause_of(error)
+        self._retrying.retry_later(partition, str(batch[0]), cause)
         if is_transient(error):
-            logger.warning("%s: %s waits: %s", self._group.name, batch[0], first_line(error))
+            logger.warning("%s: %s waits: %s", self._group.name, batch[0], cause)
         elif isinstance(error, PoisonLimitExceeded):
             logger.error("%s: %s waits, nothing is dropped: %s", self._group.name, batch[0], error)
         else:

@@ -39,7 +39,11 @@ class RetryingPartitions:
 
     def is_due(self, partition: Partition) -> bool:
         """Whether the partition may be tried now."""
-        return self._retry_at.get(partition, 0.0) <= time.monotonic()
+        return self.retry_at(partition) <= time.monotonic()
+
+    def retry_at(self, partition: Partition) -> float:
+        """Return the time of the partition's next try, on the monotonic clock; 0 for one that is not retrying."""
+        return self._retry_at.get(partition, 0.0)
 
     def retry_later(self, partition: Partition, position: str, why: str, seconds: float | None = None) -> None:
         """Postpone the partition's next try, by a pause that doubles up to 10 s, or by ``seconds`` if given.
