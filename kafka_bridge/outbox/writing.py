@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+import uuid_utils
 from django.conf import settings
 from django.db import connection, transaction
-from uuid_utils.compat import uuid7
 
 from common.postgres import arrays, copying
 from common.trace_context import new_traceparent
@@ -28,7 +28,8 @@ MAX_PAYLOAD_BYTES = 900_000
 
 def new_event_id() -> UUID:
     """Return a UUIDv7: new ids are adjacent in the index, whereas random ids cost many times the WAL."""
-    return uuid7()
+    # The library's own conversion to UUID takes twice as long, and a batch needs thousands.
+    return msgspec.convert(uuid_utils.uuid7().bytes, UUID)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
