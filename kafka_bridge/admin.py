@@ -23,8 +23,8 @@ from .models import Alert, DeadLetter, OutboxMessage
 from .outbox.published import is_published_sql, unpublished_sql
 
 _SHOWN_IN_LISTS = 80
-# How many unpublished rows the filter lists.
-_MOST_WAITING = "100000"
+# How many unpublished rows of each kind the filter lists, the oldest.
+_MOST_WAITING = "50"
 
 
 def readable(raw: bytes | memoryview | None, *, cut: bool = False) -> str:
@@ -118,7 +118,7 @@ class WaitingFilter(admin.SimpleListFilter):
     parameter_name = "published"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("no", "waiting for the relay")]
+        return [("no", "not published, the oldest 50")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() != "no":

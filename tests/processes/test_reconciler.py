@@ -185,7 +185,7 @@ def test_the_process_mends_again_and_again_and_outlives_every_service(own_redis:
 def test_a_kafka_that_is_away_keeps_only_its_own_part_from_being_mended(transactional_db: None) -> None:
     coupon = CouponFactory.create()
     request_accept(id_or_type=coupon.id, user_id=1, caller_id=1)
-    OutboxMessage.objects.update(published_at="2026-01-01T00:00:00Z")
+    OutboxMessage.objects.update(published_at="2026-01-01T00:00:00Z", created_at="2026-01-01T00:00:00Z")
     break_a_counter(coupon)
     ended = run_command("reconcile", "--repair", env=environment(KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9"))
     assert (ended.returncode, is_mended(coupon)) == (1, True), ended.stdout
