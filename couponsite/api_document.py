@@ -32,7 +32,12 @@ _PAGE_REFUSALS = {
     for status, code in (("400", "invalid"), ("405", "method_not_allowed"), ("413", "too_large"))
 }
 _UP_OR_NOT = ("ok", "unavailable")
-_READINESS = _states(status=_UP_OR_NOT, postgresql=_UP_OR_NOT, redis=("ok", "read_only", "unavailable"))
+_READINESS = _states(
+    status=_UP_OR_NOT,
+    postgresql=_UP_OR_NOT,
+    redis=("ok", "read_only", "unavailable"),
+    outbox=("ok", "holding", "unknown"),
+)
 
 _NON_API_PATHS: Schema = {
     "/livez": _non_api(

@@ -13,6 +13,7 @@ from common.api.problems import problem
 from common.postgres.connections import drop_connections
 from common.redis_client import NotPrimary, redis_connection
 from kafka_bridge import metrics
+from kafka_bridge.outbox.holds import holds_anything
 
 # Written by the readiness probe: a successful PING does not prove that writes succeed.
 _PROBE_KEY = "readyz"
@@ -32,10 +33,12 @@ def ready(request: HttpRequest) -> HttpResponse:
     """Answer 200 if PostgreSQL answers, else 503; Redis is only reported and Kafka not checked: both may be down.
 
     ``redis`` is ``ok``, ``read_only`` (it answers and refuses writes: a replica, full, or unable to save) or
-    ``unavailable``. In each state, coupons with admission ``queue`` and ``reserve`` are served as usual.
+    ``unavailable``. In each state, coupons with admission ``queue`` and ``reserve`` are served as usual. ``outbox`` is
+    ``ok``, ``holding`` (rows of a topic or key are held) or ``unknown``.
     """
     postgresql = "ok" if _postgresql_answers() else "unavailable"
-    body = {"status": postgresql, "postgresql": postgresql, "redis": _redis_state()}
+    outbox = _outbox_state() if postgresql == "ok" else "unknown"
+    body = {"status": postgresql, "postgresql": postgresql, "redis": _redis_state(), "outbox": outbox}
     return JsonResponse(body, status=200 if postgresql == "ok" else 503)
 
 
@@ -48,6 +51,14 @@ def _postgresql_answers() -> bool:
         drop_connections()
         return False
     return True
+
+
+def _outbox_state() -> str:
+    try:
+        return "holding" if holds_anything() else "ok"
+    except DatabaseError:
+        drop_connections()
+        return "unknown"
 
 
 def _redis_state() -> str:

@@ -9,6 +9,7 @@ from django.db import connection
 
 from common.postgres import arrays
 
+from ..models import HeldMessage
 from .published import is_published_sql
 
 _SEND_AGAIN = f"""
@@ -17,6 +18,11 @@ _SEND_AGAIN = f"""
     WHERE event_id = ANY(%s::uuid[]) AND {is_published_sql("message")}
     ON CONFLICT DO NOTHING
 """
+
+
+def holds_anything() -> bool:
+    """Return whether rows are held: for their topic, for their key, or to be sent again."""
+    return HeldMessage.objects.exists()
 
 
 def send_again(event_ids: Collection[UUID]) -> None:

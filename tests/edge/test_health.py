@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from django.test import Client
 
+from kafka_bridge.models import HeldMessage
+
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 def test_a_probe_may_call_us_by_any_name(db: None, client: Client, path: str) -> None:
@@ -17,7 +19,10 @@ def test_liveness_asks_no_service(client: Client) -> None:
 
 
 def test_readiness_reports_its_servers(db: None, client: Client) -> None:
-    assert client.get("/readyz").json() == {"status": "ok", "postgresql": "ok", "redis": "ok"}
+    expected = {"status": "ok", "postgresql": "ok", "redis": "ok", "outbox": "ok"}
+    assert client.get("/readyz").json() == expected
+    HeldMessage.objects.create(message_id=1, shard=0, topic="order-completed", reason="topic")
+    assert client.get("/readyz").json() == expected | {"outbox": "holding"}
 
 
 def test_a_probe_is_only_read(db: None, client: Client) -> None:
