@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 # Calls in progress that are always allowed: a burst when nothing was in progress has no rate yet.
 LEAST = 500
-# A call that begins now is answered after those before it: as many as are answered in this time.
 _WAIT_SECONDS = 0.5
 _WINDOW_SECONDS = 0.25
 
@@ -15,12 +14,17 @@ _WINDOW_SECONDS = 0.25
 class InProgress:
     """Counts the calls in progress, and measures how many are answered a second."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, least: int = LEAST, seconds: float = _WAIT_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Allow as many calls as are answered in ``seconds``, how long the last of them waits, but at least ``least``."""
+        self._least = least
+        self._seconds = seconds
         self._clock = clock
         self._count = 0
         self._answered = 0
         self._window_began = clock()
-        self._limit = LEAST
+        self._limit = least
 
     def begin(self) -> bool:
         """Count a call; False if it must be refused, since too many are in progress."""
@@ -36,5 +40,5 @@ class InProgress:
         elapsed = self._clock() - self._window_began
         if elapsed >= _WINDOW_SECONDS:
             rate = self._answered / elapsed
-            self._limit = max(LEAST, round(rate * _WAIT_SECONDS))
+            self._limit = max(self._least, round(rate * self._seconds))
             self._answered, self._window_began = 0, self._clock()

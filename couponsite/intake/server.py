@@ -16,7 +16,7 @@ from django.http.request import split_domain_port, validate_host
 from django.http.response import HttpResponseBase
 from django.middleware.security import SecurityMiddleware
 
-from common.api.errors import DomainError
+from common.api.errors import DomainError, Unavailable
 from common.api.lane import Endpoint, Headers, LaneRequest, LaneResponse, lane_refusal, lane_response
 from common.api.problems import failure_response
 from common.api.requests import is_idempotency_key
@@ -32,6 +32,7 @@ from couponsite.middleware import LOOPBACK, body_limit, content_length
 from .bodies import API_BODIES_BYTES, SITE_BODIES_BYTES, Bodies, BodyError
 from .client_address import HEADER
 from .forwarding import Send, Site, SiteUnavailable
+from .loop_load import LoopLoad
 from .token_cache import TokenCache
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ _READ = frozenset(
 )
 _JSON_TYPES = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _MOST_HOSTS = 1000
+_OVERLOADED = Unavailable("Too many requests are in progress. This request was not executed.", retry_after=1)
 
 
 class Intake:
@@ -79,6 +81,7 @@ class Intake:
         self._answer_probe = answer_probes(lambda request: HttpResponse(status=404))
         self._answer_probes = on_live_connections(self._answer_each)
         self._tokens = TokenCache()
+        self._load = LoopLoad()
         self._behind_proxy = bool(settings.TRUSTED_PROXY_COUNT)
         self._security_headers = {secure: _security_headers(secure=secure) for secure in (False, True)}
         frame_options = (b"x-frame-options", settings.X_FRAME_OPTIONS.encode())
@@ -94,8 +97,13 @@ class Intake:
         elif scope["type"] == "http":
             if scope["path"] in PROBES:
                 await _respond(send, await self._probe(scope), with_body=scope["method"] != "HEAD")
+            elif (taken := self._load.take()) is None:
+                await self._refuse_overload(scope, send)
             else:
-                await self._handle(scope, receive, send)
+                try:
+                    await self._handle(scope, receive, send)
+                finally:
+                    self._load.release(taken)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -227,6 +235,17 @@ class Intake:
                 else "The service is unavailable for a moment. The request was not executed."
             )
             await self._refuse(scope, send, read, "unavailable", detail)
+
+    async def _refuse_overload(self, scope: Scope, send: Send) -> None:
+        """Refuse before any work, at a sixth of the CPU of an accepted request.
+
+        Not even the headers are read: the answer is a problem on every path, without the header that https adds.
+        """
+        if count := _log_limit.due("overload"):
+            logger.warning("the event loop is overloaded: 503 for %d requests since the last line", count)
+        response = lane_refusal(scope["path"], _OVERLOADED)
+        response.headers.extend(self._security_headers[False])
+        await _respond(send, response)
 
     async def _refuse(
         self,

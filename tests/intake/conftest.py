@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse
@@ -22,6 +23,10 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
 def read_answer(connection: socket.socket, method: str) -> Answer:
@@ -56,6 +61,15 @@ class Pair:
             connection.connect(self.process.site_socket)
             connection.sendall(message)
             return read_answer(connection, method)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """This process may have as many open sockets as the system allows."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture(scope="session")

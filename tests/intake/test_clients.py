@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -22,7 +20,7 @@ from kafka_bridge.models import OutboxMessage
 from tests.support.calls import ask, assert_prompt, call, probed
 from tests.support.factories import CouponFactory
 
-from .conftest import Pair, read_answer
+from .conftest import Pair, connected, read_answer
 
 SILENT = 1500
 USER = 41
@@ -34,15 +32,6 @@ def coupon(pair: Pair) -> Coupon:
     return made
 
 
-@pytest.fixture
-def many_files() -> Iterator[None]:
-    """This process may have as many open sockets as the system allows."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 def head(coupon: Coupon, framing: str, path: str = "") -> bytes:
     return (
         f"POST {path or f'/api/v1/coupons/{coupon.id}/issue-async'} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n"
@@ -52,10 +41,6 @@ def head(coupon: Coupon, framing: str, path: str = "") -> bytes:
 
 def accepted_requests() -> int:
     return OutboxMessage.objects.filter(event_type=ISSUE_REQUESTED).count()
-
-
-def connected(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +126,8 @@ def test_silent_connections_keep_nothing_from_others(pair: Pair, coupon: Coupon,
         for number in range(SILENT):
             client = stack.enter_context(connected(pair.port))
             client.sendall(beginnings[number % len(beginnings)])
+        # Until the last of them were taken in, they are as many requests at once as any other crowd.
+        wait_until(lambda: ask(pair.port, coupon.coupon_type, USER).status == 202, 5, "they keep others out")
         with probed(pair.port) as probes:
             for user in range(1, 11):
                 assert_prompt([ask(pair.port, coupon.coupon_type, user)], status=202)
