@@ -17,7 +17,7 @@ class InProgress:
     def __init__(
         self, *, least: int = LEAST, seconds: float = _WAIT_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Allow as many calls as are answered in ``seconds``, how long the last of them waits, but at least ``least``."""
+        """Allow as many calls as are answered in ``seconds``, which the last of them waits, but at least ``least``."""
         self._least = least
         self._seconds = seconds
         self._clock = clock
