@@ -101,6 +101,11 @@ class CouponLane:
                 return partial(self._coupon, coupon_id)
         return None
 
+    def count_overload(self, method: str, path: str) -> None:
+        """Count a call that is refused before its endpoint is called."""
+        if method == "POST" and self.find(method, path) is not None:
+            _overload_count.inc()
+
     async def _issue_by_type(self, request: LaneRequest) -> LaneResponse | None:
         if (body := _BY_TYPE.fullmatch(request.body)) is None:
             return None
@@ -185,6 +190,7 @@ class CouponLane:
 
 
 _accepted_count = metrics.ACCEPTED.labels("API")
+_overload_count = metrics.REFUSED.labels(Unavailable.code)
 
 
 def _grouped(work: Callable[[Sequence[Item]], Sequence[Result]], executor: Executor) -> AsyncGroupCommit[Item, Result]:

@@ -241,6 +241,7 @@ class Intake:
 
         Not even the headers are read: the answer is a problem on every path, without the header that https adds.
         """
+        self._coupons.count_overload(scope["method"], scope["path"])
         if count := _log_limit.due("overload"):
             logger.warning("the event loop is overloaded: 503 for %d requests since the last line", count)
         response = lane_refusal(scope["path"], _OVERLOADED)
