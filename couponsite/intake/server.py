@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 from django.conf import settings
@@ -237,16 +238,18 @@ class Intake:
             await self._refuse(scope, send, read, "unavailable", detail)
 
     async def _refuse_overload(self, scope: Scope, send: Send) -> None:
-        """Refuse before any work, at a sixth of the CPU of an accepted request.
-
-        Not even the headers are read: the answer is a problem on every path, without the header that https adds.
-        """
-        self._coupons.count_overload(scope["method"], scope["path"])
+        """Refuse before any work, at a sixth of the CPU of an accepted request: not even the headers are read."""
+        path = scope["path"]
+        self._coupons.count_overload(scope["method"], path)
         if count := _log_limit.due("overload"):
             logger.warning("the event loop is overloaded: 503 for %d requests since the last line", count)
-        response = lane_refusal(scope["path"], _OVERLOADED)
-        response.headers.extend(self._security_headers[False])
-        await _respond(send, response)
+        response = lane_refusal(path, _OVERLOADED) if is_api_path(path) else self._overload_page
+        await _respond(send, response._replace(headers=[*response.headers, *self._security_headers[False]]))
+
+    @cached_property
+    def _overload_page(self) -> LaneResponse:
+        request = django_request({"method": "GET", "path": "/"})
+        return lane_response(refusal(request, _OVERLOADED.code, _OVERLOADED.detail, headers={"Retry-After": "1"}))
 
     async def _refuse(
         self,
