@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # Calls in progress that are always allowed: a burst when nothing was in progress has no rate yet.
-LEAST = 500
+LEAST = 1_100
 _WAIT_SECONDS = 0.5
 _WINDOW_SECONDS = 0.25
 

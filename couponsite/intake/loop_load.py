@@ -7,11 +7,12 @@ from collections import deque
 
 from common.in_progress import InProgress
 
-# Requests that are always taken in: a burst when nothing was in progress has no rate yet.
-LEAST = 300
-# While the loop is saturated an accepted request takes about that long, and four to five turns of the loop; a refused
+# Requests that are always taken in: a burst when nothing was in progress has no rate yet. A thousand connections that
+# each wait for their answer are not refused.
+LEAST = 1_100
+# While the loop is saturated an accepted request takes about that long, in four to five turns of the loop; a refused
 # one waits for one turn.
-_SECONDS = 0.1
+_SECONDS = 0.25
 _TICK_SECONDS = 0.01
 # A request counts for so many ticks.
 TICKS = 10

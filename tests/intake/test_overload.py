@@ -27,7 +27,7 @@ from tests.support.threads import lock
 from .conftest import Answer, Pair, connected, read_answer
 
 # More than a process takes in, and more than wait in line.
-CROWD = 1000
+CROWD = 3000
 
 
 class Clock:
