@@ -41,23 +41,10 @@ from .topic_checks import (
 )
 
 __all__ = [
-    "Consumer",
-    "KafkaError",
-    "KafkaException",
-    "Message",
-    "Producer",
-    "TopicMetadata",
-    "TopicPartition",
-    "check_client_options",
-    "check_kafka",
-    "delete_topics",
-    "ensure_topics",
-    "existing_topics",
-    "group_lag",
-    "make_consumer",
-    "make_producer",
-    "topic_configs",
-]
+    "Consumer", "KafkaError", "KafkaException", "Message", "Producer", "TopicMetadata", "TopicPartition",
+    "check_client_options", "check_kafka", "delete_topics", "ensure_topics", "existing_topics", "group_lag",
+    "make_consumer", "make_producer", "topic_configs",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

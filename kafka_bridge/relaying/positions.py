@@ -79,7 +79,7 @@ class Positions:
         self.forget()
         self._session = session
         self._shards = shards
-        self.unsent = reduce(or_, set(found.values()))
+        self.unsent = reduce(or_, set(found.values())) if found else self.unsent
         self._ahead = {shard: unsent for shard, unsent in found.items() if unsent != self.unsent}
 
     def only_unsent(self, rows: Sequence[OutboxRecord]) -> Sequence[OutboxRecord]:

@@ -168,10 +168,10 @@ class Relay:
             # Another relay may be given some of the shards now: it must not start at an old position.
             self._positions.save()
         shards = self._leases.held()
-        if not shards:
-            return 0
         if not self._positions.is_of(shards):
             self._start_with(shards)
+        if not shards:
+            return 0
         started_at = time.monotonic()
         sent = self._send_held(stop) if time.monotonic() >= self._next_held_at else 0
         settled = self._settled_mark.value
