@@ -23,7 +23,7 @@ from .models import Alert, DeadLetter, OutboxMessage
 from .outbox.published import is_published_sql, unpublished_sql
 
 _SHOWN_IN_LISTS = 80
-# How many unpublished rows of each kind the filter lists, the oldest.
+# How many unpublished rows of each kind the filter lists, the newest.
 _MOST_WAITING = "50"
 
 
@@ -118,12 +118,13 @@ class WaitingFilter(admin.SimpleListFilter):
     parameter_name = "published"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("no", "not published, the oldest 50")]
+        return [("no", "not published, the newest 50")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() != "no":
             return queryset
-        return queryset.filter(id__in=RawSQL(f"SELECT id FROM ({unpublished_sql(_MOST_WAITING)}) AS unpublished", []))
+        unpublished = unpublished_sql(_MOST_WAITING, newest=True)
+        return queryset.filter(id__in=RawSQL(f"SELECT id FROM ({unpublished}) AS unpublished", []))
 
 
 class GroupFilter(admin.SimpleListFilter):

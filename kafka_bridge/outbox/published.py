@@ -16,35 +16,36 @@ _WAITING = """
      FROM kafka_bridge_outboxmessage AS message LEFT JOIN kafka_bridge_relaylease AS lease USING (shard)
      WHERE message.published_at IS NULL AND message.id > coalesce(lease.sent_through, 0)
        AND message.id > (SELECT coalesce(min(sent_through), 0) FROM kafka_bridge_relaylease)
-     ORDER BY message.id LIMIT {limit})
+     ORDER BY message.id {order} LIMIT {limit})
     UNION ALL
     (SELECT message.id, message.created_at
      FROM (SELECT unnest(range_agg(gaps)) AS ids FROM kafka_bridge_relaylease) AS gap
      CROSS JOIN LATERAL (
          SELECT id, shard, created_at FROM kafka_bridge_outboxmessage
-         WHERE id >= lower(gap.ids) AND id < upper(gap.ids) AND published_at IS NULL ORDER BY id LIMIT {limit}
+         WHERE id >= lower(gap.ids) AND id < upper(gap.ids) AND published_at IS NULL ORDER BY id {order} LIMIT {limit}
      ) AS message
      JOIN kafka_bridge_relaylease AS lease ON lease.shard = message.shard AND message.id <@ lease.gaps
-     ORDER BY message.id LIMIT {limit})
+     ORDER BY message.id {order} LIMIT {limit})
 """
 _HELD = """
     (SELECT message.id, message.created_at
      FROM kafka_bridge_heldmessage AS held JOIN kafka_bridge_outboxmessage AS message ON message.id = held.message_id
-     ORDER BY held.message_id LIMIT {limit})
+     ORDER BY held.message_id {order} LIMIT {limit})
 """
 
 
-def waiting_sql(limit: str = "ALL") -> str:
+def waiting_sql(limit: str = "ALL", *, newest: bool = False) -> str:
     """Return a query of the rows that wait for a relay (id, created_at), held rows apart.
 
-    At most ``limit`` of each kind are read, the oldest of each.
+    At most ``limit`` of those in gaps and of the others are read, the oldest or the ``newest``.
     """
-    return _WAITING.format(limit=limit)
+    return _WAITING.format(limit=limit, order="DESC" if newest else "")
 
 
-def unpublished_sql(limit: str = "ALL") -> str:
+def unpublished_sql(limit: str = "ALL", *, newest: bool = False) -> str:
     """Return a query of the unpublished rows (id, created_at): those of ``waiting_sql`` and the held ones."""
-    return f"{waiting_sql(limit)} UNION ALL {_HELD.format(limit=limit)}"
+    held = _HELD.format(limit=limit, order="DESC" if newest else "")
+    return f"{waiting_sql(limit, newest=newest)} UNION ALL {held}"
 
 
 def is_published_sql(alias: str = _TABLE) -> str:

@@ -155,7 +155,7 @@ def test_the_transaction_of_a_change_holds_no_statement_more() -> None:
     with waking():
         with CaptureQueriesContext(connection) as queries:
             publish_keys([1, 2])
-        assert [query["sql"].split()[0] for query in queries] == ["BEGIN", "INSERT", "COMMIT"]
+        assert [query["sql"].split()[0] for query in queries] == ["BEGIN", "COPY", "COMMIT"]
         wait_until(lambda: sessions_of_wakers() > others, SOON_SECONDS, "the thread has no session of its own")
 
 

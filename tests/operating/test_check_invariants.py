@@ -1,9 +1,9 @@
 """``check_invariants`` finds each thing that must never happen, when it is made to happen."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from io import StringIO
 
+import msgspec
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
@@ -228,7 +228,7 @@ def test_a_paid_order_that_misses_an_effect_is_a_violation_until_it_is_handled_o
     missed = f"order {order.id}: event {order.completed_event_id} never reached ranking"
     assert order_invariants.missed_effects(nothing_to_consume) == [missed]
     with transaction.atomic():
-        event = replace(completed(order), headers=(("ce_id", str(order.completed_event_id).encode()),))
+        event = msgspec.structs.replace(completed(order), headers=(("ce_id", str(order.completed_event_id).encode()),))
         write_dead_letters("ranking", "order-ranking-group", [Rejected(event, PoisonMessage("spoiled"))], publish=False)
     assert order_invariants.missed_effects(nothing_to_consume) == []
 

@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from coupons.models import Coupon
 from devstack import wait_until
 from devstack.procinfo import children, identify
-from kafka_bridge.models import OutboxMessage
+from kafka_bridge.models import RelayLease
 from tests.processes.conftest import (
     Web,
     assert_in_the_middle_of,
@@ -73,16 +73,16 @@ def test_a_killed_web_server_forgets_no_request_that_it_accepted(
     assert_guarantees_hold(crowd, coupons)
 
 
-def test_a_relay_killed_between_acknowledgement_and_mark_publishes_again(
+def test_a_relay_killed_between_acknowledgement_and_position_publishes_again(
     service: Service, burst: Begin, coupons: Sequence[Coupon]
 ) -> None:
     service.start("issuer")
+    relay = service.start("relay")
     crowd = burst()
     when_accepted(crowd, 200)
     with transaction.atomic():
-        # Kafka has acknowledged what the relay cannot mark.
-        assert list(OutboxMessage.objects.select_for_update())
-        relay = service.start("relay")
+        # Kafka acknowledges rows, and the relay cannot save its position past them.
+        assert list(RelayLease.objects.select_for_update())
         for backend in when_waiting_for_a_lock("relay_outbox"):
             relay.kill()
             end_connection(backend)
