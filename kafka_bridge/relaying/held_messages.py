@@ -52,7 +52,7 @@ _WAIT_FOR_KEY = """
     WHERE message.id = held.message_id AND held.topic = %s AND held.reason = 'topic' AND held.shard = ANY(%s::int[])
       AND message.key = ANY(%s::bytea[])
 """
-# A held row without its message was deleted, or published by a relay of the version before.
+# A held row without its message is to be freed: it was deleted, or published by a relay of the version before.
 _READ = f"""
     SELECT message_id, {", ".join(COLUMNS)} FROM (
         SELECT held.message_id, message.*, coalesce(octet_length(message.payload), 0) AS size,
@@ -65,7 +65,8 @@ _READ = f"""
             )
             ORDER BY message_id LIMIT %(limit)s
         ) AS held LEFT JOIN kafka_bridge_outboxmessage AS message
-            ON message.id = held.message_id AND (message.published_at IS NULL OR held.reason = 'again')
+            ON message.id = held.message_id AND message.topic = %(topic)s
+            AND (message.published_at IS NULL OR held.reason = 'again')
         WINDOW so_far AS (ORDER BY held.message_id ROWS UNBOUNDED PRECEDING)
     ) AS read
     WHERE total - size < %(bytes)s

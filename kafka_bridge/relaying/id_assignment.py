@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from datetime import datetime
 
 from django.core.management.base import CommandError
 from django.db import connection, transaction
 
 from ..operating.alerts import end_alert, open_alert
 from ..outbox.settled_mark import SettledMark
+from .positions import Positions
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,9 @@ _SETTINGS = """
     FROM pg_sequences WHERE sequencename = 'kafka_bridge_outboxmessage_id_seq' AND schemaname = current_schema()
 """
 _LAST_ID = "SELECT coalesce((SELECT last_value FROM kafka_bridge_outboxmessage_id_seq WHERE is_called), 0)"
+_LOOK = f"""
+    SELECT ({_LAST_ID}), statement_timestamp(), (SELECT coalesce(max(sent_through), 0) FROM kafka_bridge_relaylease)
+"""
 _STOP_INSERTS = "LOCK TABLE kafka_bridge_outboxmessage IN SHARE ROW EXCLUSIVE MODE"
 # Rows that were inserted after the ids above the sequence had been assigned: their statements began later than that of
 # the last row above it. A minute for statements that ran at the same time. Without such a row, all rows.
@@ -38,6 +44,15 @@ _HOLD_ROWS_BENEATH = """
       ) - interval '1 minute', '-infinity')
     ON CONFLICT DO NOTHING
 """
+# A row under what was sent at an earlier look, but inserted after it.
+_HOLD_ROWS_BORN_BENEATH = """
+    INSERT INTO kafka_bridge_heldmessage (message_id, shard, topic, reason, last_error)
+    SELECT id, shard, topic, 'again', 'its id was assigned a second time' FROM kafka_bridge_outboxmessage
+    WHERE published_at IS NULL AND id > %(sent_through)s - %(ids)s AND id <= %(sent_through)s AND created_at > %(at)s
+    ON CONFLICT DO NOTHING
+"""
+_LOOKS = 60
+_SEARCHED_IDS = 5_000
 _RAISE = """
     SELECT setval('kafka_bridge_outboxmessage_id_seq', greatest(
         %s, (SELECT max(sent_through) FROM kafka_bridge_relaylease), (SELECT max(id) FROM kafka_bridge_outboxmessage)
@@ -82,28 +97,62 @@ def check_id_assignment() -> None:
         raise CommandError("the relay would lose or reorder rows: " + "; ".join(wrong))
 
 
-def raise_sequence(sent_through: int) -> None:
-    """Set the sequence of ids above ``sent_through`` if it is behind, as after a restore or ``setval``.
+class IdWatch:
+    """Notices that ids under the position are assigned again, by a look at the sequence once a second.
 
-    Rows that got an id at or under it meanwhile would never be read: they are held to be sent, and an alert is opened.
+    A sequence that stands under what was seen was set back. One that was set back a little may have climbed past that
+    again before the look: so the last ids under an earlier look are searched for rows that were inserted after it.
     """
-    if _last_id() >= sent_through:
-        return
+
+    def __init__(self) -> None:
+        self._highest = self._last_id = 0
+        # Of the last minute: what was sent then, and the database's time.
+        self._looks: deque[tuple[int, datetime]] = deque(maxlen=_LOOKS)
+
+    def look(self, positions: Positions) -> None:
+        """Hold rows beneath the position to be sent, open an alert, and set the sequence above, if it was set back."""
+        with connection.cursor() as cursor:
+            cursor.execute(_LOOK)
+            ((last_id, now, saved),) = cursor.fetchall()
+        sent_through = max(saved, positions.unsent.sent_through)
+        if last_id < max(sent_through, self._highest):
+            positions.save()
+            _raise_sequence(max(sent_through, self._highest))
+        elif self._looks and last_id != self._last_id:
+            for earlier in {self._looks[0], self._looks[-1]}:
+                _hold_rows_born_beneath(*earlier)
+        self._highest = max(self._highest, last_id)
+        self._last_id = last_id
+        self._looks.append((positions.unsent.sent_through, now))
+
+
+def _raise_sequence(above: int) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
         # No insert may take an id while the rows are listed.
         cursor.execute(_STOP_INSERTS)
         last_id = _last_id()
         cursor.execute(_HOLD_ROWS_BENEATH, {"last_id": last_id})
-        rows = cursor.rowcount
-        open_alert(
-            rule=_SEQUENCE_RULE,
-            severity="critical",
-            summary=f"the sequence of outbox ids stood at {last_id}, and ids up to {sent_through} were sent: it is set"
-            f" above them, and {rows} rows are sent again",
-            runbook="docs/operations.md#a-sequence-of-ids-that-was-set-back",
+        _open_sequence_alert(
+            f"stood at {last_id}, and ids up to {above} were assigned: it is set above", cursor.rowcount
         )
         # Takes effect at once and is not rolled back, hence last.
-        cursor.execute(_RAISE, [sent_through])
+        cursor.execute(_RAISE, [above])
+
+
+def _hold_rows_born_beneath(sent_through: int, at: datetime) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_HOLD_ROWS_BORN_BENEATH, {"sent_through": sent_through, "at": at, "ids": _SEARCHED_IDS})
+        if cursor.rowcount:
+            _open_sequence_alert(f"was set back under {sent_through}", cursor.rowcount)
+
+
+def _open_sequence_alert(what: str, rows: int) -> None:
+    open_alert(
+        rule=_SEQUENCE_RULE,
+        severity="critical",
+        summary=f"the sequence of outbox ids {what}, and {rows} rows are sent again",
+        runbook="docs/operations.md#a-sequence-of-ids-that-was-set-back",
+    )
 
 
 class SettledMarkAlert:

@@ -76,6 +76,9 @@ class Leases:
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4()
+        # How often shards were claimed. After a claim their positions must be read, also if the shards are those of
+        # before: another relay may have had them meanwhile.
+        self.claims = 0
         self._shards: list[int] = []
         self._renewed_at = self._extended_at = float("-inf")
 
@@ -122,7 +125,9 @@ class Leases:
             if len(kept) < share:
                 cursor.execute(_ENSURE_SHARDS, values)
                 cursor.execute(_CLAIM, {**values, "wanted": share - len(kept)})
-                kept += [shard for (shard,) in cursor.fetchall()]
+                claimed = [shard for (shard,) in cursor.fetchall()]
+                self.claims += bool(claimed)
+                kept += claimed
         self._shards = sorted(kept)
         self._renewed_at = time.monotonic()
 

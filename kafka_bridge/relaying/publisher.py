@@ -19,7 +19,7 @@ import msgspec
 from ..client import REFUSED_FOR_GOOD, KafkaError, KafkaException, Message, Producer, make_producer
 from ..cloudevents import cloud_event_headers, decode_headers
 from ..registry import ReceivedMessage, prefixed
-from .topic_problems import TopicProblem, find_problem, problem_of_error
+from .topic_problems import TopicProblem, find_problem, problem_of_error, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ COLUMNS = (
 _FLUSH_SLICE = 0.05
 # How long a full queue, or a row that is sent alone, may make no progress.
 _FULL_SECONDS = 1.0
+# How long rows are sent one by one while other topics wait.
+_SINGLY_SECONDS = 0.25
 
 
 class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
@@ -121,6 +123,8 @@ class Publisher:
         self._on_wait = on_wait
         self._producers: dict[str, Producer] = {}
         self._single: Producer | None = None
+        # Topics that refuse a row that is not found yet.
+        self._refusing: set[str] = set()
 
     def prepare(self, topics: Iterable[str]) -> None:
         """Make the producers of ``topics``: the first message of a new one takes half a second to be acknowledged."""
@@ -130,7 +134,8 @@ class Publisher:
     def begin(self, topic: str, rows: Sequence[OutboxRecord]) -> TopicBatch:
         """Hand ``rows`` of ``topic`` to its producer, in order. The last batch of the topic must have ended."""
         batch = TopicBatch(topic, rows)
-        self._hand_over(batch, rows)
+        if topic not in self._refusing:
+            self._hand_over(batch, rows)
         return batch
 
     def wait(self, batches: Collection[TopicBatch], seconds: float) -> None:
@@ -195,6 +200,9 @@ class Publisher:
                 return
 
     def _flush(self, batch: TopicBatch, seconds: float) -> None:
+        if batch.topic in self._refusing:
+            self._skip_refused(batch)
+            return
         failure: KafkaError | None = None
         unreported = 0
         try:
@@ -213,19 +221,29 @@ class Publisher:
             batch.problem = problem_of_error(prefixed(batch.topic), failure)
 
     def _skip_refused(self, batch: TopicBatch) -> None:
-        """Send the remaining rows one by one until the refused row is found, and hand over the rest again."""
+        """Send the remaining rows one by one until the refused row is found, and hand over the rest again.
+
+        Only for a quarter of a second, since other topics wait meanwhile: then the batch ends with the rest unsent.
+        """
         rows = batch.remaining()
+        self._refusing.add(batch.topic)
+        deadline = time.monotonic() + _SINGLY_SECONDS
         for index, row in enumerate(rows):
+            if time.monotonic() >= deadline:
+                batch.problem = refusal(prefixed(batch.topic))
+                return
             error = self._send_one(row)
             if error is None:
                 batch.acked.append(row)
             elif error.code() in REFUSED_FOR_GOOD:
                 batch.refused.append((row, KafkaException(error)))
+                self._refusing.discard(batch.topic)
                 self._hand_over(batch, rows[index + 1 :])
                 return
             else:
                 batch.problem = problem_of_error(prefixed(batch.topic), error)
                 return
+        self._refusing.discard(batch.topic)
 
     def _send_one(self, row: OutboxRecord) -> KafkaError | None:
         """Send a row and wait for its acknowledgement; return the error that prevents it.

@@ -36,7 +36,7 @@ from ..outbox.settled_mark import SettledMark
 from ..registry import Rejected, broker_rejected, prefixed
 from ..routes import topics_of
 from .held_messages import HeldMessages, HeldRow
-from .id_assignment import SettledMarkAlert, raise_sequence
+from .id_assignment import IdWatch, SettledMarkAlert
 from .leases import Leases
 from .positions import LeaseLost, Positions
 from .publisher import COLUMNS, OutboxRecord, Publisher, TopicBatch
@@ -116,9 +116,11 @@ class Relay:
         self._publisher = Publisher(on_wait=self._keep_alive)
         self._topic_alerts = TopicAlerts()
         self._leases = Leases()
+        self._claims = 0
         self._positions = Positions(self._leases.owner)
         self._settled_mark = SettledMark()
         self._settled_mark_alert = SettledMarkAlert()
+        self._id_watch = IdWatch()
         self._held = HeldMessages()
         # Batches of held rows that were handed to a producer and are not acknowledged.
         self._in_flight: dict[str, _HeldBatch] = {}
@@ -168,12 +170,12 @@ class Relay:
             # Another relay may be given some of the shards now: it must not start at an old position.
             self._positions.save()
         shards = self._leases.held()
-        if not self._positions.is_of(shards):
+        if not self._positions.is_of(shards) or self._claims != self._leases.claims:
             self._start_with(shards)
         if not shards:
             return 0
         started_at = time.monotonic()
-        sent = self._send_held(stop) if time.monotonic() >= self._next_held_at else 0
+        sent = self._send_held(shards, stop) if time.monotonic() >= self._next_held_at else 0
         settled = self._settled_mark.value
         rows, seen, complete_through = self._read(shards)
         batches, held = self._send(rows, stop)
@@ -202,13 +204,15 @@ class Relay:
         self._in_flight.clear()
         self._settled_mark.reset()
         self._positions.load(shards)
-        raise_sequence(self._positions.unsent.sent_through)
+        self._claims = self._leases.claims
+        self._id_watch = IdWatch()
+        self._id_watch.look(self._positions)
         self._held.load(shards)
 
     def _watch_ids(self) -> None:
         """Learn the settled mark for the next pass; alert if it stands, or if ids are assigned below the position."""
         if self._settled_mark.observe_when_due():
-            raise_sequence(self._positions.unsent.sent_through)
+            self._id_watch.look(self._positions)
             self._settled_mark_alert.judge(self._settled_mark)
 
     def _read(self, shards: Sequence[int]) -> tuple[Sequence[OutboxRecord], list[int], int | None]:
@@ -238,6 +242,9 @@ class Relay:
         for row in rows:
             if not holds_nothing and (reason := self._held.reason_to_hold(row)):
                 held.append((row, reason, ""))
+            elif row.topic in self._in_flight:
+                # Rows to be sent again are in flight: the topic does not acknowledge them.
+                held.append((row, HeldMessage.Reason.TOPIC, ""))
             else:
                 by_topic.setdefault(row.topic, []).append(row)
         for topic in by_topic.keys() - self._known_topics:
@@ -288,15 +295,18 @@ class Relay:
                 if time.monotonic() >= gives_up_at:
                     return
 
-    def _send_held(self, stop: StopFlag) -> int:
+    def _send_held(self, shards: Sequence[int], stop: StopFlag) -> int:
         """Send what is held and may be sent; returns the number of rows that left the list."""
         self._next_held_at = time.monotonic() + _HELD_SECONDS
-        shards = self._leases.held()
         topics = self._held.load(shards)
         for topic, reason in self._held.held_topics.items():
             remedy = "release it when its messages may be sent"
             self._topic_alerts.open(TopicProblem(prefixed(topic), f"is held by an operator ({reason})", remedy))
-        freed = sum(self._send_held_of(topic) for topic in topics if topic not in self._held.held_topics and not stop)
+        freed = 0
+        for topic in topics:
+            if topic not in self._held.held_topics and not stop:
+                self._keep_alive()
+                freed += self._send_held_of(topic)
         if freed:
             self._held.load(shards)
             self._next_held_at = 0.0

@@ -100,6 +100,11 @@ def find_problem(producer: Producer, topic: str) -> TopicProblem | None:
     return None
 
 
+def refusal(topic: str) -> TopicProblem:
+    """Return the problem of a topic that refuses a row, while the rows before it are sent one by one to find it."""
+    return TopicProblem(topic, "refuses a message", "none: it becomes a dead letter once it is found", is_lasting=False)
+
+
 def silence(topic: str, number: int) -> TopicProblem:
     """Return the problem of a topic that does not acknowledge ``number`` messages, and the brokers see no reason."""
     return TopicProblem(

@@ -49,7 +49,7 @@ def test_rows_under_a_sequence_that_was_set_back_are_sent_and_the_sequence_is_se
     assert list(dict.fromkeys(sent)) == list(range(15))
     assert ids()[-2] > before[-1]
     alert = Alert.objects.get(rule="outbox-sequence")
-    assert f"ids up to {before[-1]} were sent" in alert.summary
+    assert f"ids up to {before[-1]} were assigned" in alert.summary
 
 
 @pytest.mark.usefixtures("observing_always")
@@ -65,6 +65,22 @@ def test_a_sequence_set_back_under_a_running_relay_is_noticed() -> None:
     some_relay.close()
     relay_everything()
     assert set(numbers(read_to_end(NUMBERS))) == set(range(12))
+
+
+@pytest.mark.usefixtures("observing_always")
+def test_rows_under_a_sequence_that_was_set_back_a_little_and_has_climbed_past_again_are_sent() -> None:
+    publish_numbers(range(3))
+    some_relay = Relay()
+    settle(some_relay)
+    execute(f"SELECT setval('{SEQUENCE}', %s)", ids()[-1] + 100)
+    settle(some_relay)
+    execute(f"SELECT setval('{SEQUENCE}', %s)", ids()[-1] + 50)
+    publish_numbers(range(3, 103))
+    settle(some_relay)
+    some_relay.close()
+    relay_everything()
+    assert set(numbers(read_to_end(NUMBERS))) == set(range(103))
+    assert "rows are sent again" in Alert.objects.get(rule="outbox-sequence").summary
 
 
 @pytest.mark.usefixtures("observing_always")

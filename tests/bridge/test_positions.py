@@ -185,3 +185,19 @@ def test_a_shard_taken_over_from_a_relay_that_was_ahead_is_not_repeated() -> Non
         pass
     assert len(read_to_end(NUMBERS)) == 100
     behind.close()
+
+
+@pytest.mark.usefixtures("saving_always", "renewing_always")
+def test_a_relay_that_gets_the_same_shards_back_reads_what_another_has_sent_meanwhile() -> None:
+    publish_numbers(range(2))
+    stopped = Relay()
+    for _ in range(2):
+        stopped.relay_batch(StopFlag())
+    take_over()
+    heir = Relay()
+    publish_numbers(range(2, 5))
+    settle(heir)
+    heir.close()
+    settle(stopped)
+    stopped.close()
+    assert numbers(read_to_end(NUMBERS)) == [0, 1, 2, 3, 4]

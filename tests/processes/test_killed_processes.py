@@ -78,6 +78,7 @@ def test_a_relay_killed_between_acknowledgement_and_position_publishes_again(
 ) -> None:
     service.start("issuer")
     relay = service.start("relay")
+    wait_until(lambda: RelayLease.objects.exclude(owner=None).exists(), 30, "the relay claims no shard")
     crowd = burst()
     when_accepted(crowd, 200)
     with transaction.atomic():
