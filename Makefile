@@ -72,7 +72,7 @@ $(INSTALLED): requirements-dev.txt
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "make: Python 3.11 or newer is missing: install it" >&2; exit 1; fi; \
-	echo "installing requirements-dev.txt into $(VENV)" >&2; \
+	echo "installing requirements-dev.txt into $(VENV), which may take minutes" >&2; \
 	if ! "$$found" -m venv $(VENV); then echo "make: $$found cannot create $(VENV): install its venv module" >&2; exit 1; fi; \
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	  -r requirements-dev.txt
