@@ -130,6 +130,7 @@ class Publisher:
         """Make the producers of ``topics``: the first message of a new one takes half a second to be acknowledged."""
         for topic in topics:
             self._producer(topic)
+        self._single = self._single or make_producer(gapless=False)
 
     def begin(self, topic: str, rows: Sequence[OutboxRecord]) -> TopicBatch:
         """Hand ``rows`` of ``topic`` to its producer, in order. The last batch of the topic must have ended."""
@@ -227,12 +228,14 @@ class Publisher:
         """
         rows = batch.remaining()
         self._refusing.add(batch.topic)
-        deadline = time.monotonic() + _SINGLY_SECONDS
+        deadline: float | None = None
         for index, row in enumerate(rows):
-            if time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 batch.problem = refusal(prefixed(batch.topic))
                 return
             error = self._send_one(row)
+            # The first message of a new producer takes half a second.
+            deadline = deadline or time.monotonic() + _SINGLY_SECONDS
             if error is None:
                 batch.acked.append(row)
             elif error.code() in REFUSED_FOR_GOOD:

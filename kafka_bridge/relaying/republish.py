@@ -14,7 +14,7 @@ from common.processes.lifecycle import StopFlag
 
 from ..errors import TopicsUnavailable
 from ..outbox.published import is_published_sql
-from .publisher import COLUMNS, OutboxRecord, Publisher
+from .publisher import COLUMNS, OutboxRecord, Publisher, TopicBatch
 from .topic_problems import silence
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,17 @@ class Republisher:
             publisher.discard()
 
     def _send(self, publisher: Publisher, rows: Sequence[OutboxRecord], stop: StopFlag) -> None:
+        while rows:
+            batch = self._send_batch(publisher, rows, stop)
+            self.published += len(batch.acked)
+            self.refused += len(batch.refused)
+            for row, error in batch.refused:
+                logger.error("row %d (event %s) is refused: %s", row.id, row.event_id, error.args[0].str())
+            if batch.problem is not None and not batch.problem.is_search:
+                raise TopicsUnavailable(str(batch.problem))
+            rows = batch.remaining()
+
+    def _send_batch(self, publisher: Publisher, rows: Sequence[OutboxRecord], stop: StopFlag) -> TopicBatch:
         batch = publisher.begin(self._selection.topic, rows)
         silent_since = time.monotonic()
         while not batch.has_ended:
@@ -135,9 +146,4 @@ class Republisher:
                 logger.warning(
                     "%s", publisher.find_problem(batch.topic) or silence(batch.topic, len(batch.remaining()))
                 )
-        if batch.problem is not None:
-            raise TopicsUnavailable(str(batch.problem))
-        self.published += len(batch.acked)
-        self.refused += len(batch.refused)
-        for row, error in batch.refused:
-            logger.error("row %d (event %s) is refused: %s", row.id, row.event_id, error.args[0].str())
+        return batch

@@ -41,8 +41,9 @@ _CLIENT_ERRORS = frozenset({KafkaError._FATAL, KafkaError._PURGE_QUEUE, KafkaErr
 class TopicProblem(NamedTuple):
     """Why a topic (named with the prefix) accepts no messages, and what to do.
 
-    ``is_lasting`` False: the next attempt may succeed, so a log line without an alert is enough. ``of_cluster``: no
-    broker answers, so other topics have the same problem.
+    ``is_lasting`` False: the next attempt may succeed, so a log line without an alert is enough. ``is_search``: a row
+    that the broker refuses is searched for, so the rest is to be sent again. ``of_cluster``: no broker answers, so
+    other topics have the same problem.
     """
 
     topic: str
@@ -50,6 +51,7 @@ class TopicProblem(NamedTuple):
     remedy: str
     is_lasting: bool = True
     is_missing: bool = False
+    is_search: bool = False
     of_cluster: bool = False
 
     def __str__(self) -> str:
@@ -102,7 +104,8 @@ def find_problem(producer: Producer, topic: str) -> TopicProblem | None:
 
 def refusal(topic: str) -> TopicProblem:
     """Return the problem of a topic that refuses a row, while the rows before it are sent one by one to find it."""
-    return TopicProblem(topic, "refuses a message", "none: it becomes a dead letter once it is found", is_lasting=False)
+    remedy = "none is needed, it becomes a dead letter once it is found"
+    return TopicProblem(topic, "refuses a message", remedy, is_lasting=False, is_search=True)
 
 
 def silence(topic: str, number: int) -> TopicProblem:
