@@ -37,7 +37,8 @@ _RESULT_SECONDS = 120.0
 _POLL_SECONDS = 0.02
 _IDLE_SHARE = 0.25
 _IDLE_WINDOW = 1.0
-_IDLE_SECONDS = 60.0
+# Consumers also read what the parts before have published, some hundred thousand events.
+_IDLE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
