@@ -14,15 +14,17 @@ from django.db import transaction
 from pytest_django import Settings
 
 from common.processes.lifecycle import StopFlag
+from devstack.processes import wait_until
 from kafka_bridge.client import ensure_topics
 from kafka_bridge.models import Alert, DeadLetter, HeldMessage, OutboxHold, OutboxMessage
 from kafka_bridge.outbox.holds import send_again
+from kafka_bridge.outbox.published import anything_unpublished
 from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
 from tests.stub_app.events import publish_numbers
 from tests.stub_app.routes import NUMBER_DRAWN, NUMBERS
-from tests.support.kafka import lose_topics, read_to_end, relay_everything
+from tests.support.kafka import lose_topics, read_to_end, relay_everything, set_topic_config
 from tests.support.published import unpublished_rows
 
 from .scenes import numbers
@@ -218,3 +220,29 @@ def test_rows_refused_in_mid_batch_become_dead_letters_and_no_later_row_of_their
     letters = DeadLetter.objects.order_by("id")
     assert [json.loads(bytes(letter.payload or b""))["number"] for letter in letters] == sorted(refused)
     assert not unpublished_rows().exists()
+
+
+@pytest.mark.usefixtures("small_topic", "looking_always")
+def test_new_rows_wait_behind_rows_sent_again_that_are_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_topic_config(SMALL, {"max.message.bytes": "100000"})
+    with transaction.atomic():
+        publish(Message(NUMBER_DRAWN, {"key": 1, "number": n, "text": NOISE}) for n in range(3))
+    relay_everything()
+    # Sent again, the topic refuses them.
+    set_topic_config(SMALL, {"max.message.bytes": "2000"})
+    send_again(list(OutboxMessage.objects.values_list("event_id", flat=True)))
+    publish_numbers(range(3, 6))
+    some_relay = Relay()
+    with monkeypatch.context() as patched:
+        patched.setattr("kafka_bridge.relaying.relay._PATIENCE_BESIDE_OTHERS", 0.0)
+        some_relay.relay_batch(StopFlag())
+    assert HeldMessage.objects.filter(reason="topic").count() == 3
+
+    def is_everything_sent() -> bool:
+        some_relay.relay_batch(StopFlag())
+        return not anything_unpublished()
+
+    wait_until(is_everything_sent, 30, "not everything is sent")
+    some_relay.close()
+    assert numbers(read_to_end(SMALL)) == list(range(6))
+    assert DeadLetter.objects.count() == 3
