@@ -45,7 +45,7 @@ def test_every_call_says_what_it_does(document: Document) -> None:
 def test_readiness_may_report_every_state_of_redis(document: Document, redis: str) -> None:
     readiness = Call(document, "/readyz", "get")
     schema = readiness.responses[200]["content"]["application/json"]["schema"]
-    assert_fits(schema, {"status": "ok", "postgresql": "ok", "redis": redis})
+    assert_fits(schema, {"status": "ok", "postgresql": "ok", "redis": redis, "outbox": "ok"})
 
 
 def test_a_view_without_description_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
