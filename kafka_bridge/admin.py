@@ -24,7 +24,7 @@ from .outbox.published import is_published_sql, unpublished_sql
 
 _SHOWN_IN_LISTS = 80
 # How many unpublished rows of each kind the filter lists, the newest.
-_MOST_WAITING = "50"
+_MOST_WAITING = 50
 
 
 def readable(raw: bytes | memoryview | None, *, cut: bool = False) -> str:
@@ -118,12 +118,12 @@ class WaitingFilter(admin.SimpleListFilter):
     parameter_name = "published"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("no", "not published, the newest 50")]
+        return [("no", f"not published, the newest {_MOST_WAITING}")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() != "no":
             return queryset
-        unpublished = unpublished_sql(_MOST_WAITING, newest=True)
+        unpublished = unpublished_sql(str(_MOST_WAITING), newest=True)
         return queryset.filter(id__in=RawSQL(f"SELECT id FROM ({unpublished}) AS unpublished", []))
 
 
@@ -166,16 +166,15 @@ class OutboxMessageAdmin(MessageAdmin):
         "id", "event_type", "event_id", "topic", key_text, payload_start, utc("created_at"), is_published,
     )  # fmt: skip
     list_filter = (WaitingFilter,)
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_published=RawSQL(is_published_sql(), []))
-        return rows
-
     shown = (
         "id", "event_type", "event_id", "topic", key_text, "shard", exact_utc("created_at"),
         is_published,
         headers_text, payload_text,
     )  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(is_published=RawSQL(is_published_sql(), []))
+        return rows
 
 
 @admin.register(DeadLetter)

@@ -38,7 +38,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 # The relay: published rows, and the duration of a pass.
 PUBLISHED = Counter("outbox_published_total", "Outbox rows acknowledged by the broker")
-RELAY_SECONDS = Histogram("relay_pass_seconds", "From a relay's read to its mark", buckets=_SECONDS)
+RELAY_SECONDS = Histogram("relay_pass_seconds", "From a relay's read to its position", buckets=_SECONDS)
 # Consumers: handled messages, and the duration of one partition's batch.
 CONSUMED = Counter("consumer_messages_total", "Messages handled, dead letters included", ["group"])
 BATCH_SECONDS = Histogram("consumer_batch_seconds", "One batch of one partition", ["group"], buckets=_SECONDS)

@@ -161,7 +161,7 @@ class HeldMessages:
             "bytes": max_bytes,
         }
         with connection.cursor() as cursor:
-            cursor.execute(_READ, {**values, "bytes": max_bytes})
+            cursor.execute(_READ, values)
             found = cursor.fetchall()
         self.remove([row[0] for row in found if row[1] is None])
         return [OutboxRecord(*row[1:]) for row in found if row[1] is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from datetime import datetime
 
@@ -12,8 +11,6 @@ from django.db import connection, transaction
 from ..operating.alerts import end_alert, open_alert
 from ..outbox.settled_mark import SettledMark
 from .positions import Positions
-
-logger = logging.getLogger(__name__)
 
 _STANDS_TOO_LONG = 300.0
 _MARK_RULE = "outbox-settled-mark"

@@ -17,7 +17,7 @@ from ..outbox.wake import CHANNEL
 
 logger = logging.getLogger(__name__)
 
-# The longest wait in one piece: a signal sets the StopFlag, but does not end the wait for the socket.
+# The longest wait for the socket before the StopFlag is read again: a signal sets it, but does not end the wait.
 _SLICE_SECONDS = 0.1
 
 
