@@ -13,9 +13,10 @@ import django
 _ROUNDS = 5
 _OLD_ROWS = 300_000
 _REQUESTS = 1_000_000
+_OPEN_SECONDS = 600
 _DEFAULT_PARTS = ("issue", "relay", "accept", "sale", "latency", "overload", "disturbed", "admissions")
 # Takes minutes, so only when named.
-_PARTS = (*_DEFAULT_PARTS, "memory")
+_PARTS = (*_DEFAULT_PARTS, "memory", "transaction")
 
 
 def main() -> int:
@@ -29,7 +30,13 @@ def main() -> int:
         # Imported after setup(): its modules read the settings.
         from .report import report
 
-        report(options.only, rounds=options.rounds, old_rows=options.rows, requests=options.requests)
+        report(
+            options.only,
+            rounds=options.rounds,
+            old_rows=options.rows,
+            requests=options.requests,
+            seconds=options.seconds,
+        )
     except KeyboardInterrupt:
         print("interrupted; temporary databases and topics are deleted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -43,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_parts,
         default=_DEFAULT_PARTS,
         metavar="PARTS",
-        help=f"parts to measure, of {','.join(_PARTS)} (default: all but memory)",
+        help=f"parts to measure, of {','.join(_PARTS)} (default: all but memory and transaction)",
     )
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"rounds per comparison (default {_ROUNDS})")
     parser.add_argument(
@@ -54,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--requests", type=int, default=_REQUESTS, help=f"requests of the part memory (default {_REQUESTS:,})"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=_OPEN_SECONDS,
+        help=f"how long the transaction of the part transaction stays open (default {_OPEN_SECONDS})",
     )
     return parser
 

@@ -60,8 +60,10 @@ class Ratios:
 
     def _relay(self, opened: list[Side]) -> None:
         turns: dict[str, Prepare] = {}
+        costs: list[tuple[str, relaying.DatabaseCost]] = []
         for side in opened:
-            contestants = side.enter(relaying.contestants(side.run(lambda: new_coupon(UNITS))))
+            costs.append((side.condition, cost := relaying.DatabaseCost()))
+            contestants = side.enter(relaying.contestants(side.run(lambda: new_coupon(UNITS)), cost))
             for name, prepare in contestants.items():
                 if name != relaying.BARE or not side.condition:
                     turns[f"{name}{side.condition}"] = side.prepare(prepare)
@@ -69,6 +71,11 @@ class Ratios:
         self._rows.add_rate("relay", rates, relaying.RELAY, "bare producer", relaying.BARE)
         for side in opened[1:]:
             self._rows.add_cost(f"relay{side.condition}", rates, f"{relaying.RELAY}{side.condition}", relaying.RELAY)
+        for condition, cost in costs:
+            if (seconds := cost.seconds_per_row) is not None:
+                self._rows.add_figure(
+                    f"PostgreSQL per published row{condition}", f"{1e6 * seconds:.1f} us", aim="<= 4 us"
+                )
 
     def _accept_api(self) -> None:
         rates = accept_rate.measure(new_coupon(UNITS), rounds=self._rounds)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from statistics import median
 
+from django.conf import settings
 from django.db import transaction
 
 from common.postgres.clock import isoformat_z
@@ -23,6 +25,7 @@ from kafka_bridge.relaying.relay import Relay
 
 from .interleave import Prepare
 from .temporary import mark_outbox_published
+from .usage import cpu_seconds, listener
 
 BARE = "bare producer"
 RELAY = "relay"
@@ -30,26 +33,48 @@ _MESSAGES = 30_000
 _ROWS_PER_TRANSACTION = 1000
 
 
+class DatabaseCost:
+    """What the relay's turns cost PostgreSQL, if that runs on this machine."""
+
+    def __init__(self) -> None:
+        self._server = listener(int(settings.DATABASES["default"]["PORT"] or 5432))
+        self._seconds_per_row: list[float] = []
+
+    def now(self) -> float:
+        """Return PostgreSQL's CPU seconds so far."""
+        return cpu_seconds([self._server]) if self._server else 0.0
+
+    def add(self, seconds: float) -> None:
+        """Record the CPU seconds of one turn."""
+        self._seconds_per_row.append(seconds / _MESSAGES)
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """The median of the turns; None where PostgreSQL runs elsewhere."""
+        return median(self._seconds_per_row) if self._server and self._seconds_per_row else None
+
+
 @contextmanager
-def contestants(coupon: Coupon) -> Iterator[dict[str, Prepare]]:
+def contestants(coupon: Coupon, cost: DatabaseCost) -> Iterator[dict[str, Prepare]]:
     """Yield turns that publish 30,000 events, by the relay and by a bare producer."""
     mark_outbox_published()
     producer, relay = make_producer(), Relay()
     try:
-        yield {RELAY: partial(_relay_turn, coupon, relay), BARE: partial(_bare_turn, coupon, producer)}
+        yield {RELAY: partial(_relay_turn, coupon, relay, cost), BARE: partial(_bare_turn, coupon, producer)}
     finally:
         relay.close()
 
 
-def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
+def _relay_turn(coupon: Coupon, relay: Relay, cost: DatabaseCost) -> Callable[[], int]:
     for _ in range(0, _MESSAGES, _ROWS_PER_TRANSACTION):
         with transaction.atomic():
-            publish(_result(coupon) for _ in range(_ROWS_PER_TRANSACTION))
+            publish(result_event(coupon) for _ in range(_ROWS_PER_TRANSACTION))
 
     def work() -> int:
-        sent = 0
+        sent, before = 0, cost.now()
         while published := relay.relay_batch(StopFlag()):
             sent += published
+        cost.add(cost.now() - before)
         if sent != _MESSAGES:
             raise AssertionError(f"{sent} of {_MESSAGES} rows were published")
         return sent
@@ -60,7 +85,7 @@ def _relay_turn(coupon: Coupon, relay: Relay) -> Callable[[], int]:
 def _bare_turn(coupon: Coupon, producer: Producer) -> Callable[[], int]:
     messages = []
     for _ in range(_MESSAGES):
-        event = _result(coupon)
+        event = result_event(coupon)
         row = outbox_row(event)
         headers = cloud_event_headers(
             event_id=str(event.event_id),
@@ -80,7 +105,8 @@ def _bare_turn(coupon: Coupon, producer: Producer) -> Callable[[], int]:
     return work
 
 
-def _result(coupon: Coupon) -> Message:
+def result_event(coupon: Coupon) -> Message:
+    """Return the event of a result."""
     result = IssueEnded(
         request_id=new_event_id(),
         user_id=1_000_000,

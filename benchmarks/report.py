@@ -19,14 +19,16 @@ from . import (
     gate_cost,
     locked_row,
     memory,
+    open_transaction,
     overload,
     sale,
     sale_table,
     stress_tables,
 )
+from .database_pair import UNITS
 from .machine import machine
 from .ratios import PARTS, Ratios
-from .sale import service
+from .sale import new_coupon, service
 from .temporary import mark_outbox_published, require_empty_redis, temporary_database, temporary_topics
 
 # At most so many rounds of sales: each starts every process again.
@@ -36,10 +38,11 @@ _DISTURBANCES = 2
 _WIDTH = 120
 
 
-def report(parts: Collection[str], *, rounds: int, old_rows: int, requests: int) -> None:
+def report(parts: Collection[str], *, rounds: int, old_rows: int, requests: int, seconds: int) -> None:
     """Measure ``parts`` in a temporary database and topics and print the tables.
 
-    ``requests``: how many of them the part memory sends.
+    ``requests``: how many of them the part memory sends; ``seconds``: how long the transaction of the part transaction
+    stays open.
     """
     # With DEBUG Django keeps the text of every query, which costs more than many queries do.
     settings.DEBUG = False
@@ -50,7 +53,7 @@ def report(parts: Collection[str], *, rounds: int, old_rows: int, requests: int)
     with ExitStack() as stack:
         database = stack.enter_context(temporary_database())
         stack.enter_context(temporary_topics())
-        tables = _measure(parts, database, rounds=rounds, old_rows=old_rows, requests=requests)
+        tables = _measure(parts, database, rounds=rounds, old_rows=old_rows, requests=requests, seconds=seconds)
         measured_on = f"{machine()}; load {busy:.1f} before"
     # Without a terminal rich assumes 80 columns and would wrap every row.
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -59,7 +62,9 @@ def report(parts: Collection[str], *, rounds: int, old_rows: int, requests: int)
     console.print(measured_on)
 
 
-def _measure(parts: Collection[str], database: str, *, rounds: int, old_rows: int, requests: int) -> list[Table]:
+def _measure(
+    parts: Collection[str], database: str, *, rounds: int, old_rows: int, requests: int, seconds: int
+) -> list[Table]:
     tables = []
     if PARTS & set(parts):
         tables.append(Ratios(database, rounds=rounds, old_rows=old_rows).measure(parts))
@@ -73,6 +78,9 @@ def _measure(parts: Collection[str], database: str, *, rounds: int, old_rows: in
             locks = locked_row.measure(running, rounds=min(rounds, _DISTURBANCES))
             burdens = computing_site.measure(running, rounds=min(rounds, _DISTURBANCES))
         tables.append(stress_tables.of_disturbances(locks, burdens))
+    if "transaction" in parts:
+        beside = open_transaction.measure(new_coupon(UNITS), database, seconds=seconds)
+        tables.append(stress_tables.of_open_transaction(beside))
     if "memory" in parts:
         tables.append(stress_tables.of_memory(memory.measure(requests=requests)))
     if "admissions" in parts:

@@ -30,7 +30,7 @@ USERS = 20_000
 CONNECTIONS = (64, 256)
 # What a request passes until its coupon is issued; the other processes follow it or wait for other work.
 STACK = ("web", "site", "relay", "issuer", "postgres", "redis", "kafka")
-OTHERS = ("effects", "orders", "worker", "reconciler")
+OTHERS = ("effects", "orders", "worker", "reconciler", "housekeeper")
 _EMPTY_REQUESTS = 20_000
 _WARM_UP = 4_000
 _RESULT_SECONDS = 120.0
@@ -53,9 +53,10 @@ class Sale:
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """Answers per second of the empty view, and the client's CPU seconds against the view's."""
+    """Answers per second of the empty view, its CPU seconds per answer, and the client's against these."""
 
     rate: float
+    cpu: float
     client_share: float
 
 
@@ -66,7 +67,7 @@ class Sales:
     ``fresh`` and ``warm``: seconds to the last coupon, of the first sale of processes that just started and of their
     second. The others are of warm sales: ``accepted`` and ``empty`` requests per second of the service and of an empty
     view, ``ratio`` between them per round, ``cpu`` seconds by process kind, the load client's own in ``client_cpu``;
-    ``empty_client_share``: the client's CPU against the empty view's.
+    ``empty_cpu``: CPU seconds per answer of the empty view, ``empty_client_share``: the client's CPU against these.
     """
 
     fresh: float
@@ -76,6 +77,7 @@ class Sales:
     ratio: float
     cpu: Mapping[str, float]
     client_cpu: float
+    empty_cpu: float
     empty_client_share: float
 
 
@@ -165,7 +167,8 @@ def _empty_rate(bare: Server, client: Client, connections: int) -> Empty:
     plan = Plan(bare.port, connections, requests_for(coupon, _EMPTY_REQUESTS, bare.port))
     before = cpu_seconds([bare.process.pid])
     outcome = client.send(plan)
-    return Empty(_EMPTY_REQUESTS / outcome.seconds, outcome.cpu / (cpu_seconds([bare.process.pid]) - before))
+    used = cpu_seconds([bare.process.pid]) - before
+    return Empty(_EMPTY_REQUESTS / outcome.seconds, used / _EMPTY_REQUESTS, outcome.cpu / used)
 
 
 def _medians(turns: Sequence[tuple[Sale, Sale, Empty]]) -> Sales:
@@ -178,6 +181,7 @@ def _medians(turns: Sequence[tuple[Sale, Sale, Empty]]) -> Sales:
         ratio=median(USERS / warm.answered / empty.rate for _, warm, empty in turns),
         cpu={kind: median(warm.cpu[kind] for warm in warm_sales) for kind in warm_sales[0].cpu},
         client_cpu=median(warm.client_cpu for warm in warm_sales),
+        empty_cpu=median(empty.cpu for _, _, empty in turns),
         empty_client_share=median(empty.client_share for _, _, empty in turns),
     )
 

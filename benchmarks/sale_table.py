@@ -45,6 +45,8 @@ def table(measured: dict[int, Sales]) -> Table:
     for kind in sales[0].cpu:
         rows.add_row(f"CPU per 1,000 issued: {kind}", *(_per_thousand(sold.cpu[kind]) for sold in sales))
     add("CPU per 1,000 issued: whole stack", lambda sold: _per_thousand(_stack(sold)), "0.20 s / 0.17 s")
+    add("CPU per 1,000 answers of the empty view", lambda sold: f"{1000 * sold.empty_cpu:.3f} s")
+    add("whole stack against empty view", lambda sold: times(_stack(sold) / sale.USERS / sold.empty_cpu))
     add("CPU per 1,000 issued: in all", lambda sold: _per_thousand(sum(sold.cpu.values())))
     add("load client against in all", lambda sold: times(sold.client_cpu / sum(sold.cpu.values())), _CLIENT_AIM)
     add("load client against empty view", lambda sold: times(sold.empty_client_share), _CLIENT_AIM)

@@ -6,14 +6,16 @@ from django.db import connection
 
 from coupons.models import Coupon
 
+from .temporary import mark_outbox_published
+
 # Large enough to be fast, small enough that Ctrl-C takes effect soon.
 _ROWS_AT_ONCE = 200_000
 
 _OUTBOX = """
     INSERT INTO kafka_bridge_outboxmessage
-        (event_id, event_type, topic, key, payload, traceparent, shard, created_at, published_at)
+        (event_id, event_type, topic, key, payload, traceparent, shard, created_at)
     SELECT uuidv7(interval '-1 day'), 'coupon.issue.succeeded.v1', 'coupon-issue-response', %(type)s::bytea,
-           convert_to(repeat('x', 250), 'UTF8'), '', n %% 64, now() - interval '1 day', now() - interval '1 day'
+           convert_to(repeat('x', 250), 'UTF8'), '', n %% 64, now() - interval '1 day'
     FROM generate_series(%(first)s, %(last)s) AS n
 """
 _USER_COUPONS = """
@@ -45,3 +47,4 @@ def add(coupon: Coupon, rows: int) -> None:
             for statement in (_OUTBOX, _USER_COUPONS, _REQUESTS):
                 cursor.execute(statement, values)
         cursor.execute(_SETTLE)
+    mark_outbox_published()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from . import computing_site, locked_row, overload
+from . import computing_site, locked_row, open_transaction, overload
 from .computing_site import Burdens
 from .load import BROKEN
 from .locked_row import FREE, LOCKED, Locks
 from .memory import Memory
+from .open_transaction import OpenTransaction
 from .overload import Durations, Overload
 from .tables import RatioTable, milliseconds, new_table, times
 
@@ -76,6 +77,20 @@ def of_memory(measured: Memory) -> Table:
         f"after {measured.early_requests:,}", f"{measured.early:,.0f} MB",
         measured.late / measured.early, aim="<= 1.1x",
     )  # fmt: skip
+    return rows.table
+
+
+def of_open_transaction(measured: OpenTransaction) -> Table:
+    """Return the table of the relay beside an open transaction."""
+    rows = RatioTable(
+        f"Relay beside a transaction open for {measured.seconds} s",
+        f"{open_transaction.ROWS_PER_SECOND:,} rows a second; the transaction has written a row; memory: the peak",
+    )
+    rows.add(
+        "relay, last 20 s", f"{measured.beside:,.0f}/s", "before", f"{measured.free:,.0f}/s",
+        measured.beside / measured.free, aim=">= 0.9x",
+    )  # fmt: skip
+    rows.add_figure("memory, growth", f"{measured.grown:,.0f} MB", aim="<= 50 MB")
     return rows.table
 
 

@@ -38,6 +38,10 @@ class RatioTable:
         """Add a row."""
         self.table.add_row(measured, value, against, other, times(ratio), aim)
 
+    def add_figure(self, measured: str, value: str, *, aim: str = "") -> None:
+        """Add a row that is compared with nothing but its aim."""
+        self.table.add_row(measured, value, "", "", "", aim)
+
     def add_rate(self, measured: str, rates: Rates, name: str, against: str, other: str, *, aim: str = "") -> None:
         """Add a row with the rates of ``name`` and ``other``."""
         self.add(

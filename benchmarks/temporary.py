@@ -16,8 +16,17 @@ from django_redis import get_redis_connection
 from coupons.admission.gate.store import GateStore
 from coupons.models import Coupon, IssueRequest
 from kafka_bridge.client import delete_topics, ensure_topics
+from kafka_bridge.models import SHARDS
 
 _KEYS_AT_ONCE = 5000
+
+_PUBLISH_ALL = """
+    INSERT INTO kafka_bridge_relaylease (shard, position, sent_through)
+    SELECT shard, last_id, last_id
+    FROM generate_series(0, %s - 1) AS shard,
+         (SELECT coalesce(max(id), 0) AS last_id FROM kafka_bridge_outboxmessage) AS outbox
+    ON CONFLICT (shard) DO UPDATE SET position = EXCLUDED.position, sent_through = EXCLUDED.sent_through, gaps = '{}'
+"""
 
 
 @contextmanager
@@ -82,9 +91,9 @@ def _delete_groups(prefix: str) -> None:
 
 
 def mark_outbox_published() -> None:
-    """Mark all outbox rows as published, and vacuum the table as autovacuum would."""
+    """Move the positions to the last outbox row, while no relay runs, and vacuum the table as autovacuum would."""
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE kafka_bridge_outboxmessage SET published_at = now() WHERE published_at IS NULL")
+        cursor.execute(_PUBLISH_ALL, [SHARDS])
         cursor.execute("VACUUM (ANALYZE) kafka_bridge_outboxmessage")
 
 
