@@ -6,14 +6,23 @@ The fixed properties of librdkafka protect the guarantees: no setting may change
 from __future__ import annotations
 
 from couponsite.environment.values import Limits
-from kafka_bridge.routes import LEAST_RETENTION_MS, LONGEST_NAME, MOST_PARTITIONS, MOST_REPLICAS, MOST_RETENTION_MS
+from kafka_bridge.routes import (
+    LEAST_RETENTION_MS,
+    LONGEST_NAME,
+    MOST_CONSUMERS,
+    MOST_PARTITIONS,
+    MOST_REPLICAS,
+    MOST_RETENTION_MS,
+)
 
 _ACCEPTED_FIELDS = (
     '"partitions": 1, "replicas": 1, "retentionMs": -1',
     f'"partitions": {MOST_PARTITIONS}, "replicas": {MOST_REPLICAS}, "retentionMs": {MOST_RETENTION_MS}',
     f'"retentionMs": {LEAST_RETENTION_MS}',
     f'"topic": "{"t" * LONGEST_NAME}", "deadLetterTopic": "{"d" * LONGEST_NAME}"',
-)
+    '"deadLetterPartitions": 1', f'"deadLetterPartitions": {MOST_PARTITIONS}',
+    '"key": "orderId"', '"key": "order:{orderId}"', f'"key": "{"k" * 100}{{orderId}}{"k" * 100}"',
+)  # fmt: skip
 _REFUSED_FIELDS = (
     '"partitions": 0', f'"partitions": {MOST_PARTITIONS + 1}', '"partitions": "3"', '"partitions": true',
     '"replicas": 0', f'"replicas": {MOST_REPLICAS + 1}', '"replicas": 1.0',
@@ -21,7 +30,10 @@ _REFUSED_FIELDS = (
     f'"retentionMs": {MOST_RETENTION_MS + 1}', f'"retentionMs": {2**64}', f'"retentionMs": {10**40}',
     f'"topic": "{"t" * (LONGEST_NAME + 1)}"', '"topic": "."', '"topic": ".."', '"topic": " "', '"topic": ""',
     '"topic": "a/b"', '"topic": {}', f'"deadLetterTopic": "{"d" * (LONGEST_NAME + 1)}"',
-    '"key": "couponType"', '"key": []', '"unknown": 1', '"topic": "a", "topic": "b"',
+    '"deadLetterPartitions": 0', f'"deadLetterPartitions": {MOST_PARTITIONS + 1}',
+    '"key": "couponType"', '"key": "c:{couponType}"', '"key": "{orderId}{orderId}"', '"key": "{orderId"', '"key": "{}"',
+    f'"key": "{"k" * 101}{{orderId}}"', '"key": "\u00e9{orderId}"', '"key": []', '"unknown": 1',
+    '"topic": "a", "topic": "b"',
 )  # fmt: skip
 ROUTES = Limits(
     tuple(f'{{"order.completed.v1": {{{fields}}}}}' for fields in _ACCEPTED_FIELDS),
@@ -41,6 +53,13 @@ GROUPS = Limits(
         '{"issue": {}}',
         '{"no-such-group": "a"}',
         '{"issue": "a", "results": "a"}',
+    ),
+)
+CONCURRENCY = Limits(
+    ('{"issue": 1}', f'{{"issue": {MOST_CONSUMERS}}}'),
+    (
+        *(f'{{"issue": {number}}}' for number in ("0", f"{MOST_CONSUMERS + 1}", '"3"', "true", "1.5", "null")),
+        '{"no-such-group": 1}',
     ),
 )
 
@@ -80,6 +99,31 @@ CONSUMER = {
     "fetch.min.bytes": (1, 52_428_800),
     "queued.min.messages": (1, 1_000_000),
     "queued.max.messages.kbytes": (1_024, 1_048_576),
+}
+
+# Names of the Java client that librdkafka has under another name.
+_RENAMED = {
+    "send.buffer.bytes": "socket.send.buffer.bytes",
+    "receive.buffer.bytes": "socket.receive.buffer.bytes",
+}
+PRODUCER_RENAMED = {**_RENAMED, "max.request.size": "message.max.bytes"}
+CONSUMER_RENAMED = {**_RENAMED, "fetch.max.wait.ms": "fetch.wait.max.ms"}
+# Names of the Java client and of Spring that mean something else here, or nothing: what to do instead.
+_NO_SERIALIZERS = "messages are bytes here, remove it"
+PRODUCER_ELSEWHERE = {
+    "key.serializer": _NO_SERIALIZERS,
+    "value.serializer": _NO_SERIALIZERS,
+    "min.insync.replicas": "topics have it, create_topics sets it: remove it and set KAFKA_REPLICATION_FACTOR",
+    "buffer.memory": "use queue.buffering.max.kbytes, in KiB",
+    "max.block.ms": "the outbox waits for Kafka without limit, remove it",
+}
+CONSUMER_ELSEWHERE = {
+    "key.deserializer": _NO_SERIALIZERS,
+    "value.deserializer": _NO_SERIALIZERS,
+    "spring.json.trusted.packages": "messages name no classes here, remove it",
+    "max.poll.records": "use CONSUMER_BATCH_SIZE",
+    "auto.commit.interval.ms": "offsets are committed after the transaction of their effects, remove it",
+    "request.timeout.ms": "use socket.timeout.ms",
 }
 
 PRODUCER_FIXED = frozenset(

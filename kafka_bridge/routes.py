@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 # Kafka allows 249 characters in a topic name: 180 + 64 leave room for the suffix of a derived name (".DLT").
@@ -23,7 +24,16 @@ MOST_REPLICAS = 9
 LEAST_RETENTION_MS = 3_600_000
 MOST_RETENTION_MS = 100 * 365 * 24 * 3_600_000
 
-_RANGES = {"partitions": (1, MOST_PARTITIONS), "replicas": (1, MOST_REPLICAS)}
+# Each consumer is a thread with a database connection and a Kafka client.
+MOST_CONSUMERS = 64
+
+_RANGES = {
+    "partitions": (1, MOST_PARTITIONS),
+    "replicas": (1, MOST_REPLICAS),
+    "deadLetterPartitions": (1, MOST_PARTITIONS),
+}
+# A field of the body in braces, with text around it: `coupon:{couponId}`.
+_KEY_TEMPLATE = re.compile(r"(?P<before>[ -z|~]{0,100})\{(?P<field>[A-Za-z]+)\}(?P<after>[ -z|~]{0,100})")
 
 _OVERLAY_FIELDS = {
     "topic": "topic",
@@ -32,6 +42,7 @@ _OVERLAY_FIELDS = {
     "replicas": "replicas",
     "retentionMs": "retention_ms",
     "deadLetterTopic": "dead_letter_topic",
+    "deadLetterPartitions": "dead_letter_partitions",
 }
 _TOPIC_FIELDS = frozenset({"topic", "deadLetterTopic"})
 _TEXT_FIELDS = _TOPIC_FIELDS | {"key"}
@@ -42,8 +53,8 @@ class Route:
     """The topic, key and topic settings of one event type.
 
     ``topic`` and ``dead_letter_topic`` are names without ``KAFKA_TOPIC_PREFIX``; ``key`` names the body field
-    whose value is the message key; ``replicas`` None means ``KAFKA_REPLICATION_FACTOR``; ``retention_ms`` -1
-    keeps everything.
+    whose value is the message key, or has it in braces (``coupon:{couponId}``); ``replicas`` None means
+    ``KAFKA_REPLICATION_FACTOR``; ``retention_ms`` -1 keeps everything.
     """
 
     topic: str
@@ -52,10 +63,31 @@ class Route:
     replicas: int | None = None
     retention_ms: int = -1
     dead_letter_topic: str = ""
+    dead_letter_partitions: int = 1
 
     def __post_init__(self) -> None:
         if not self.dead_letter_topic:
             object.__setattr__(self, "dead_letter_topic", f"{self.topic}.DLT")
+
+    @property
+    def key_field(self) -> str:
+        """The body field in the key."""
+        return _key_parts(self.key)[1]
+
+    def key_of(self, value: object) -> bytes:
+        """Return the message key for ``value`` of the key's field; None counts as empty."""
+        before, _, after = _key_parts(self.key)
+        return f"{before}{'' if value is None else value}{after}".encode()
+
+
+@cache
+def _key_parts(key: str) -> tuple[str, str, str]:
+    """Return the text before the field, the field, and the text after it. Raises ValueError for a broken template."""
+    if "{" not in key and "}" not in key:
+        return "", key, ""
+    if not (template := _KEY_TEMPLATE.fullmatch(key)):
+        raise ValueError('one field in braces, as in "coupon:{couponId}", with up to 100 characters of ASCII around it')
+    return template["before"], template["field"], template["after"]
 
 
 def overlay_routes(
@@ -64,8 +96,9 @@ def overlay_routes(
     """Return the routes with the ``KAFKA_ROUTES`` setting laid over them.
 
     ``overlay`` has the shape ``{"<ce_type>": {"topic", "key", "partitions", "replicas", "retentionMs",
-    "deadLetterTopic"}}``, each optional. ``interchangeable_keys`` are sets of key fields: a route's key may be replaced
-    by another key of its set. Raises ValueError with a message for the operator.
+    "deadLetterTopic", "deadLetterPartitions"}}``, each optional. ``interchangeable_keys`` are sets of key fields: a
+    route's key may be replaced by another key of its set, alone or in a template. Raises ValueError with a message for
+    the operator.
     """
     if not isinstance(overlay, dict):
         raise ValueError("must be a JSON object of event types")
@@ -76,7 +109,7 @@ def overlay_routes(
         if not isinstance(changes, dict):
             raise ValueError(f"{event_type}: must be a JSON object")
         route = routes[event_type]
-        keys = next((keys for keys in interchangeable_keys if route.key in keys), (route.key,))
+        keys = next((keys for keys in interchangeable_keys if route.key_field in keys), (route.key_field,))
         routes[event_type] = _overlay_route(event_type, route, changes, keys)
     _refuse_disagreement(routes)
     return routes
@@ -91,8 +124,14 @@ def _overlay_route(event_type: str, route: Route, changes: dict[str, Any], keys:
         if why := _text_refusal(name, value) if name in _TEXT_FIELDS else _number_refusal(name, value):
             raise ValueError(f"{event_type}: {name} must be {why}")
         values[_OVERLAY_FIELDS[name]] = value
-    if values.get("key", route.key) not in keys:
-        raise ValueError(f"{event_type}: key must be {' or '.join(sorted(keys))}")
+    try:
+        field = _key_parts(values.get("key", route.key))[1]
+    except ValueError as error:
+        raise ValueError(f"{event_type}: key must be {error}") from None
+    if field not in keys:
+        raise ValueError(
+            f"{event_type}: key must be {' or '.join(sorted(keys))}, alone or in braces with text around it"
+        )
     # A dead-letter topic whose name was derived from the old topic is derived from the new one.
     if route.dead_letter_topic == f"{route.topic}.DLT":
         values.setdefault("dead_letter_topic", "")
@@ -132,6 +171,14 @@ def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
                 f"{other_type} and {event_type} share the topic {route.topic!r} but differ in partitions, "
                 "replicas or retentionMs"
             )
+    letters: dict[str, tuple[str, int]] = {}
+    for event_type, route in routes.items():
+        other_type, partitions = letters.setdefault(route.dead_letter_topic, (event_type, route.dead_letter_partitions))
+        if route.dead_letter_partitions != partitions:
+            raise ValueError(
+                f"{other_type} and {event_type} share the dead-letter topic {route.dead_letter_topic!r} but differ in"
+                " deadLetterPartitions: set the same for both"
+            )
 
 
 def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, str]:
@@ -153,6 +200,21 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
     if len(set(groups.values())) < len(groups):
         raise ValueError("two groups share one id: each effect needs offsets of its own")
     return groups
+
+
+def overlay_concurrency(groups: Collection[str], overlay: object) -> dict[str, int]:
+    """Return the consumers per process by group name, 1 unless ``overlay`` has another number.
+
+    Raises ValueError with a message for the operator.
+    """
+    if not isinstance(overlay, dict):
+        raise ValueError("must be a JSON object of group names")
+    for name, number in overlay.items():
+        if name not in groups:
+            raise ValueError(f"unknown group {name!r}; known: {', '.join(sorted(groups))}")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST_CONSUMERS:
+            raise ValueError(f"{name}: must be a whole number from 1 to {MOST_CONSUMERS}")
+    return {**dict.fromkeys(groups, 1), **overlay}
 
 
 def topics_of(routes: Mapping[str, Route]) -> set[str]:

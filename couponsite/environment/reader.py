@@ -193,20 +193,33 @@ class Environment:
         )
 
     def client_options(
-        self, name: str, *, fixed: frozenset[str], ranges: Mapping[str, tuple[int, int]]
+        self,
+        name: str,
+        *,
+        fixed: frozenset[str],
+        ranges: Mapping[str, tuple[int, int]],
+        renamed: Mapping[str, str] = {},
+        elsewhere: Mapping[str, str] = {},
     ) -> dict[str, str | int | float | bool]:
         """Read librdkafka properties from a JSON object.
 
         Properties in ``fixed`` protect the guarantees and are refused; those in ``ranges`` must be whole numbers from
-        the first to the second limit, because librdkafka accepts values that the service cannot work with.
+        the first to the second limit, because librdkafka accepts values that the service cannot work with. Names of
+        other clients are translated (``renamed``) or refused with what to do instead (``elsewhere``).
         """
 
         def check(options: object) -> dict[str, str | int | float | bool]:
             if not isinstance(options, dict):
                 raise ValueError('is not a JSON object, write {"property": value}')
-            for key, value in options.items():
+            for key, reason in elsewhere.items():
+                if key in options:
+                    raise ValueError(f"{key} is no property of this client: {reason}")
+            if twice := next((key for key, own in renamed.items() if key in options and own in options), None):
+                raise ValueError(f"{twice} and {renamed[twice]} mean the same, keep the second")
+            translated = {renamed.get(key, key): value for key, value in options.items()}
+            for key, value in translated.items():
                 _check_option(key, value, fixed, ranges)
-            return options
+            return translated
 
         return self.json_overlay(
             name,
@@ -214,7 +227,8 @@ class Environment:
             limits=Limits(
                 tuple(json.dumps({key: limit}) for key, both in ranges.items() for limit in both),
                 (
-                    *(json.dumps({key: 1}) for key in sorted(fixed)),
+                    *(json.dumps({key: 1}) for key in (*sorted(fixed), *elsewhere)),
+                    *(json.dumps({key: 1, own: 1}) for key, own in renamed.items()),
                     *(json.dumps({key: low - 1}) for key, (low, _) in ranges.items()),
                     *(json.dumps({key: str(high + 1)}) for key, (_, high) in ranges.items()),
                     *(json.dumps({key: True}) for key in ranges),

@@ -176,7 +176,7 @@ def _row(message: Message, route: Route) -> OutboxRow:
         event_id=message.event_id,
         event_type=message.event_type,
         topic=route.topic,
-        key=str(_field(message.body, route.key) or "").encode(),
+        key=route.key_of(_field(message.body, route.key_field)),
         payload=payload,
         traceparent=message.traceparent or new_traceparent(),
     )

@@ -139,8 +139,8 @@ def test_a_message_without_headers_is_told_once(alimtalk: Provider) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"userId": 0}, {"payAmount": "900"}, {"paidAt": "2026-03-01T09:00:00"}, {"paidAt": "9999-12-31T23:59:59-12:00"}],
-    ids=["user zero", "a text for an amount", "a time without zone", "the end of the calendar"],
+    [{"userId": 0}, {"payAmount": "900"}, {"paidAt": "2026-02-30T09:00:00"}, {"paidAt": "9999-12-31T23:59:59-12:00"}],
+    ids=["user zero", "a text for an amount", "a day that is none", "the end of the calendar"],
 )
 def test_what_cannot_be_read_is_buried_and_the_others_are_told(changes: dict[str, Any], alimtalk: Provider) -> None:
     poison = completed(2, **changes)

@@ -72,7 +72,7 @@ UNREADABLE: dict[str, Callable[[Coupon], bytes | dict[str, Any] | None]] = {
     "no user": lambda coupon: request_body(coupon, 1, userId=...),
     "neither coupon nor type": lambda coupon: request_body(coupon, 1, couponId=..., couponType=...),
     "an id and a type of two coupons": lambda coupon: request_body(coupon, 1, couponType="SOMETHING_ELSE"),
-    "a time without zone": lambda coupon: request_body(coupon, 1, requestedAt="2026-01-01T00:00:00"),
+    "a day that is none": lambda coupon: request_body(coupon, 1, requestedAt="2026-02-30T00:00:00"),
     "the end of the calendar": lambda coupon: request_body(coupon, 1, requestedAt="9999-12-31T23:59:59-12:00"),
     "the beginning of the calendar": lambda coupon: request_body(coupon, 1, requestedAt="0001-01-01T00:00:00+12:00"),
     "an unknown source": lambda coupon: request_body(coupon, 1, source="MAGIC"),

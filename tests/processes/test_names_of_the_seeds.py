@@ -22,21 +22,34 @@ from tests.support.service import Service, environment
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SECONDS = 90.0
-DEAD = {"deadLetterTopic": "DLQ-topic"}
+DEAD = {"deadLetterTopic": "DLQ-topic", "deadLetterPartitions": 3}
 ROUTES: dict[str, dict[str, Any]] = {
     # 001: its topic and key. 004: a topic for winners, one for losers. 003: one dead-letter topic for all.
-    "coupon.issue.requested.v1": {"topic": "coupon-issue-requests", "key": "couponId", "partitions": 3, **DEAD},
+    "coupon.issue.requested.v1": {
+        "topic": "coupon-issue-requests",
+        "key": "coupon:{couponId}",
+        "partitions": 3,
+        **DEAD,
+    },
     "coupon.issue.succeeded.v1": {"topic": "coupon-issue-succeeded", "key": "couponId", **DEAD},
     "coupon.issue.failed.v1": {"topic": "coupon-issue-failed", "key": "couponId", **DEAD},
     "order.completed.v1": {"topic": "trace-topic", **DEAD},
     "order.cancelled.v1": DEAD,
 }
 GROUPS = {"issue": "coupon-consumer-group"}
+CONCURRENCY = {"issue": 2, "results": 2}
 
 
 @pytest.fixture
 def service(topics: str, settings: Any, tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path, environment(KAFKA_ROUTES=json.dumps(ROUTES), KAFKA_GROUPS=json.dumps(GROUPS)))
+    service = Service(
+        tmp_path,
+        environment(
+            KAFKA_ROUTES=json.dumps(ROUTES),
+            KAFKA_GROUPS=json.dumps(GROUPS),
+            CONSUMER_CONCURRENCY=json.dumps(CONCURRENCY),
+        ),
+    )
     assert service.run("create_topics") == 0
     keys = settings.INTERCHANGEABLE_EVENT_KEYS
     settings.KAFKA_ROUTES = overlay_routes(settings.KAFKA_ROUTES, ROUTES, interchangeable_keys=keys)
@@ -60,10 +73,11 @@ def test_requests_results_and_dead_letters_go_by_the_seeds_names(
 ) -> None:
     coupon: Coupon = CouponFactory.create(total_quantity=2)
     key = str(coupon.id).encode()
-    produce("coupon-issue-requests", [b"{"], key=key)
+    request_key = b"coupon:" + key
+    produce("coupon-issue-requests", [b"{"], key=request_key)
     produce("trace-topic", [b"["])
     service.start("relay")
-    service.start_command("consume_coupons", "--concurrency", "2", name="consumers")
+    service.start_command("consume_coupons", name="consumers")
     users = tmp_path / "users.csv"
     users.write_text("userId\n1\n2\n3\n")
     assert service.run("issue_batch", coupon.coupon_type, str(users)) == 0
@@ -73,7 +87,7 @@ def test_requests_results_and_dead_letters_go_by_the_seeds_names(
     wait_until(lambda: not unpublished_rows().exists(), SECONDS, "not all is published")
 
     requests = [item for item in read_to_end("coupon-issue-requests") if item.value() != b"{"]
-    assert {item.key() for item in requests} == {key}
+    assert {item.key() for item in requests} == {request_key}
     assert len({item.partition() for item in requests}) == 1
     assert said("coupon-issue-succeeded") == {(user, "SUCCESS", "coupon.issue.succeeded.v1", key) for user in (1, 2)}
     assert said("coupon-issue-failed") == {(3, "FAILED", "coupon.issue.failed.v1", key)}
