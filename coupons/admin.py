@@ -260,7 +260,8 @@ class IssueRequestAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     shown = (
         "request_id", "coupon_type", "coupon", "user", code("status"), code("reason"), "user_coupon", "source",
-        exact_utc("requested_at"), exact_utc("processed_at"), "remaining", "topic", "partition", "offset", "message",
+        exact_utc("requested_at"), exact_utc("published_at"), exact_utc("processed_at"), "remaining",
+        "topic", "partition", "offset", "message",
     )  # fmt: skip
 
     @admin.display(description="user id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from operator import attrgetter
 from typing import NamedTuple
 from uuid import UUID
@@ -28,13 +29,14 @@ _RESULT_TYPES = {SUCCESS: ISSUE_SUCCEEDED, FAILED: ISSUE_FAILED}
 
 
 class IssueTask(msgspec.Struct, frozen=True, gc=False):
-    """A request read from its topic, with its position (topic, partition, offset)."""
+    """A request read from its topic, with its position (topic, partition, offset) and its time of publishing."""
 
     request_id: UUID
     request: IssueRequested
     topic: str
     partition: int
     offset: int
+    published_at: datetime | None
     traceparent: str
 
 
@@ -60,13 +62,15 @@ def result_rows(results: Iterable[tuple[IssueEnded, str]]) -> list[OutboxRow]:
     targets = {}
     for status, event_type in _RESULT_TYPES.items():
         route: Route = settings.KAFKA_ROUTES[event_type]
-        targets[status] = event_type, route.topic, attrgetter(settings.EVENT_KEY_FIELDS[route.key])
+        targets[status] = event_type, route, attrgetter(settings.EVENT_KEY_FIELDS[route.key_field])
     rows = []
     for result, traceparent in results:
-        event_type, topic, key_of = targets[result.status]
-        key = f"{key_of(result) or ''}".encode()
+        event_type, route, field = targets[result.status]
+        key = route.key_of(field(result))
         payload = encode_body(result)
-        rows.append(OutboxRow(new_event_id(), event_type, topic, key, payload, None, traceparent or new_traceparent()))
+        rows.append(
+            OutboxRow(new_event_id(), event_type, route.topic, key, payload, None, traceparent or new_traceparent())
+        )
     return rows
 
 
@@ -84,7 +88,15 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
     request_id = request.request_id or message.event_id
     if request_id is None:
         raise PoisonMessage("neither requestId nor a ce_id that is a UUID is given")
-    return IssueTask(request_id, request, message.topic, message.partition, message.offset, traceparent_of(message))
+    return IssueTask(
+        request_id,
+        request,
+        message.topic,
+        message.partition,
+        message.offset,
+        message.published_at,
+        traceparent_of(message),
+    )
 
 
 def read_result_task(message: ReceivedMessage) -> ResultTask:

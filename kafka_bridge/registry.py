@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
 from uuid import UUID, uuid5
@@ -17,15 +17,21 @@ from common.trace_context import new_traceparent, read_traceparent
 
 from .cloudevents import Headers
 from .errors import PoisonMessage
+from .local_times import local_time
 from .routes import Route
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 _NO_EVENT_ID = UUID("5f0b6c1e-7a3d-5c52-9d0e-1b6f3a2c4d5e")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Up to here every time zone has the time in its calendar. A foreign producer may set any timestamp.
+_LATEST_TIMESTAMP = (datetime(9998, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 
 
 class ReceivedMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message received from Kafka. ``topic`` is without the prefix; ``timestamp`` is in ms since 1970.
+    """A message received from Kafka. ``topic`` is without the prefix; ``timestamp`` is in ms since 1970, -1 for none.
+
+    A message that another transport brings, or that the broker refused, has the partition -1 and the timestamp 0.
 
     ``unreadable`` names what cannot be read, else it is empty; ``is_of_types`` treats such a message as poison.
     """
@@ -63,6 +69,13 @@ class ReceivedMessage(msgspec.Struct, frozen=True, gc=False):
         position = f"{self.topic}/{self.partition}/{self.offset}/{self.timestamp}"
         return self.event_id or uuid5(_NO_EVENT_ID, position)
 
+    @property
+    def published_at(self) -> datetime | None:
+        """The time of publishing by ``timestamp``, in UTC; None if it was not published or has no usable timestamp."""
+        if not 0 < self.timestamp <= _LATEST_TIMESTAMP:
+            return None
+        return _EPOCH + timedelta(milliseconds=self.timestamp)
+
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
@@ -94,6 +107,9 @@ class ConsumerGroup:
     any other error is retried, ``CONSUMER_MAX_ATTEMPTS`` tries in all. ``call`` raises ServiceUnavailable when no call
     succeeds: then the partition retries. ``largest_batch`` limits a batch.
 
+    ``read_topics`` replaces the topics of ``event_types``: it returns names without the prefix, and every message on
+    these topics is decoded, whatever its type.
+
     ``log_only`` (seed 004): failures are logged and count as handled, without retries of the partition or dead letters;
     only while the database is down the partition retries, since without it nothing can be recorded.
     """
@@ -106,6 +122,7 @@ class ConsumerGroup:
     inbox: bool = False
     call: Callable[[Sequence[Any], StopFlag], Sequence[Exception | None]] | None = None
     largest_batch: int | None = None
+    read_topics: Callable[[], Collection[str]] | None = None
     log_only: bool = False
 
     def __post_init__(self) -> None:
@@ -121,8 +138,14 @@ class ConsumerGroup:
 
     @property
     def topics(self) -> list[str]:
-        """The topics of ``event_types``, sorted, with the prefix."""
+        """The topics of ``event_types``, or those of ``read_topics``, sorted, with the prefix."""
+        if self.read_topics is not None:
+            return sorted({prefixed(name) for name in self.read_topics()})
         return sorted({prefixed(settings.KAFKA_ROUTES[name].topic) for name in self.event_types})
+
+    def accepts(self, message: ReceivedMessage) -> bool:
+        """Whether the group handles the message, or skips it. Raises PoisonMessage, see ``is_of_types``."""
+        return self.read_topics is not None or is_of_types(message, self.event_types)
 
 
 _groups: dict[str, ConsumerGroup] = {}
@@ -187,12 +210,16 @@ def event_types_of(topic: str) -> set[str]:
 def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], what: str) -> Body:
     """Decode the body of ``message``. Raises PoisonMessage ("not a valid ``what``") if ``decoder`` refuses it.
 
-    A time in the years 1 or 9999 is refused too: a time zone could move it out of the calendar.
+    A time without a zone is read in ``BUSINESS_TIME_ZONE``. A time in the years 1 or 9999 is refused too: a time zone
+    could move it out of the calendar.
     """
     if message.value is None:
         raise PoisonMessage("the message has no body")
     try:
-        body = decoder.decode(message.value)
+        try:
+            body = decoder.decode(message.value)
+        except msgspec.ValidationError:
+            body = _decode_with_local_times(message.value, decoder)
         for name in _time_fields(type(body)):
             moment: datetime | None = getattr(body, name)
             if moment is not None and not 2 <= moment.year <= 9998:
@@ -200,6 +227,22 @@ def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], w
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PoisonMessage(f"not a valid {what}: {error}") from error
     return body
+
+
+def _decode_with_local_times(value: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
+    """Decode a body whose times have no zone. Raises as ``decoder`` does if it refuses the body for another reason."""
+    fields = msgspec.json.decode(value)
+    found = False
+    if isinstance(fields, dict):
+        names = _time_fields(decoder.type)
+        encoded = {field.name: field.encode_name for field in msgspec.structs.fields(decoder.type)}
+        for name in (encoded[name] for name in names):
+            if moment := local_time(fields.get(name)):
+                fields[name] = moment
+                found = True
+    if not found:
+        return decoder.decode(value)
+    return msgspec.convert(fields, decoder.type)
 
 
 @cache

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from common.bigint import MAX_BIGINT
-from common.postgres.clock import database_time
+from common.postgres.clock import database_time, isoformat_z
 from kafka_bridge.outbox.writing import stored_payloads
 from kafka_bridge.registry import Rejected, traceparent_of
 
@@ -87,5 +87,6 @@ def _failed_result(request_id: UUID, rejected: Rejected, accepted: bytes | None)
         partition=message.partition,
         offset=message.offset,
         remaining=None,
+        published_at=isoformat_z(message.published_at) if message.published_at else None,
         traceparent=traceparent_of(message),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from django.db import connection, transaction
 from common.postgres import arrays
 from common.postgres.clock import database_time, isoformat_z
 
-from .. import policy
+from .. import metrics, policy
 from ..admission import reservations
 from .finish import RequestResult, finish_requests
 
@@ -58,28 +59,29 @@ def fail_orphaned_requests(*, coupon_id: int, orphaned: Sequence[OrphanedRequest
         cursor.execute(_HOLDERS, [arrays.numbers([request.user_id for request in finished]), coupon_id])
         holders = {user_id for (user_id,) in cursor.fetchall()}
         reservations.release(unwritten)
-        finish_requests(
-            [
-                RequestResult(
-                    request_id=request.request_id,
-                    coupon_id=coupon_id,
-                    coupon_type=row[0] if row else "",
-                    user_id=request.user_id,
-                    status=policy.FAILED,
-                    reason=_reason(row is not None, request.user_id in holders),
-                    user_coupon_id=None,
-                    source="",
-                    requested_at=_requested_at(request, now),
-                    topic=NO_TOPIC,
-                    partition=-1,
-                    offset=-1,
-                    remaining=None,
-                    traceparent="",
-                )
-                for request in finished
-            ],
-            now,
-        )
+        results = [
+            RequestResult(
+                request_id=request.request_id,
+                coupon_id=coupon_id,
+                coupon_type=row[0] if row else "",
+                user_id=request.user_id,
+                status=policy.FAILED,
+                reason=_reason(row is not None, request.user_id in holders),
+                user_coupon_id=None,
+                source="",
+                requested_at=_requested_at(request, now),
+                topic=NO_TOPIC,
+                partition=-1,
+                offset=-1,
+                remaining=None,
+                published_at=None,
+                traceparent="",
+            )
+            for request in finished
+        ]
+        finish_requests(results, now)
+        errors = sum(result.reason == policy.ERROR for result in results)
+        transaction.on_commit(partial(metrics.ORPHANED_ERRORS.inc, errors), robust=True)
 
 
 def _reason(coupon_exists: bool, is_holder: bool) -> str:

@@ -16,7 +16,7 @@ from common.postgres import arrays, copying
 from common.postgres.clock import isoformat_z
 from coupons.admission import reservations
 from coupons.admission.reservations import Reservation
-from kafka_bridge.operating.alerts import open_alert
+from kafka_bridge.operating.alerts import alert_rule, open_alert
 from kafka_bridge.outbox.writing import insert_rows
 
 from .. import metrics, request_log
@@ -34,7 +34,11 @@ _READ_DECIDED = """
 
 
 class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A row of IssueRequest, and ``traceparent``, which only the event carries. ``requested_at`` is ISO 8601 in UTC."""
+    """A row of IssueRequest, and ``traceparent``, which only the event carries.
+
+    Times are ISO 8601 in UTC. ``published_at`` is the time of publishing, None if it is not known or the request was
+    not published.
+    """
 
     request_id: UUID
     coupon_id: int | None
@@ -49,6 +53,7 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     partition: int
     offset: int
     remaining: int | None
+    published_at: str | None
     traceparent: str
 
 
@@ -78,6 +83,7 @@ def finish_requests(rows: Sequence[RequestResult], now: datetime) -> None:
             "partition": copying.numbers([row.partition for row in rows]),
             '"offset"': copying.numbers([row.offset for row in rows]),
             "remaining": copying.numbers([row.remaining for row in rows]),
+            "published_at": copying.texts([row.published_at for row in rows]),
         },
     )
     results = [
@@ -144,7 +150,7 @@ def _cache_statuses(rows: Sequence[RequestResult], now: datetime) -> None:
     )
 
 
-GATE_ADMITTED_REFUSED = "gate-admitted-refused"
+GATE_ADMITTED_REFUSED = alert_rule("gate-admitted-refused", "warning")
 
 
 def alert_gate_mismatch(refused: Collection[UUID], reserved: Collection[Reservation]) -> None:
@@ -157,9 +163,7 @@ def alert_gate_mismatch(refused: Collection[UUID], reserved: Collection[Reservat
     if from_gate:
         first = from_gate[0]
         open_alert(
-            rule=GATE_ADMITTED_REFUSED,
-            severity="warning",
-            summary=f"{len(from_gate)} requests for coupon {first.coupon_id} were admitted by the gate and refused by"
+            GATE_ADMITTED_REFUSED,
+            f"{len(from_gate)} requests for coupon {first.coupon_id} were admitted by the gate and refused by"
             f" the issuer, the first of them {first.request_id}",
-            runbook="docs/operations.md#reconciling",
         )

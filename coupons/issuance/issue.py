@@ -216,5 +216,6 @@ def _result(
         partition=task.partition,
         offset=task.offset,
         remaining=decision.remaining,
+        published_at=isoformat_z(task.published_at) if task.published_at else None,
         traceparent=task.traceparent,
     )

@@ -15,6 +15,7 @@ from django.db import connection
 from common.postgres import arrays
 
 from ..models import HeldMessage
+from ..outbox.holds import HELD_TOPICS
 from .publisher import COLUMNS, OutboxRecord
 
 _TOPIC, _KEY = HeldMessage.Reason.TOPIC, HeldMessage.Reason.KEY
@@ -23,16 +24,6 @@ _ENTER = """
     INSERT INTO kafka_bridge_heldmessage (message_id, shard, topic, reason, last_error)
     SELECT * FROM unnest(%s::bigint[], %s::int[], %s::text[], %s::text[], %s::text[])
     ON CONFLICT (message_id) DO UPDATE SET reason = EXCLUDED.reason, last_error = EXCLUDED.last_error
-"""
-# The topics of held rows, by an index lookup for each: there may be a million rows of one topic.
-_TOPICS = """
-    WITH RECURSIVE found (topic) AS (
-        SELECT min(topic) FROM kafka_bridge_heldmessage
-        UNION ALL
-        SELECT (SELECT min(topic) FROM kafka_bridge_heldmessage WHERE topic > found.topic) FROM found
-        WHERE found.topic IS NOT NULL
-    )
-    SELECT topic FROM found WHERE topic IS NOT NULL
 """
 _BLOCKS_TOPIC = """
     SELECT EXISTS (
@@ -105,7 +96,7 @@ class HeldMessages:
             holds = cursor.fetchall()
             self.held_topics = {topic: reason for topic, key, reason in holds if key is None}
             self._held_keys = {(topic, bytes(key)) for topic, key, _ in holds if key is not None}
-            cursor.execute(_TOPICS)
+            cursor.execute(HELD_TOPICS)
             topics = [topic for (topic,) in cursor.fetchall()]
             for topic, key in self._held_keys:
                 cursor.execute(_WAIT_FOR_KEY, [topic, self._shards, arrays.blobs([key])])

@@ -8,13 +8,13 @@ from datetime import datetime
 from django.core.management.base import CommandError
 from django.db import connection, transaction
 
-from ..operating.alerts import end_alert, open_alert
+from ..operating.alerts import alert_rule, end_alert, open_alert
 from ..outbox.settled_mark import SettledMark
-from .positions import Positions
+from .positions import SESSION, Positions
 
 _STANDS_TOO_LONG = 300.0
-_MARK_RULE = "outbox-settled-mark"
-_SEQUENCE_RULE = "outbox-sequence"
+SETTLED_MARK = alert_rule("outbox-settled-mark", "warning")
+SEQUENCE = alert_rule("outbox-sequence", "critical")
 
 _SETTINGS = """
     SELECT cache_size, increment_by, cycle, current_setting('default_transaction_isolation'),
@@ -26,7 +26,8 @@ _SETTINGS = """
 """
 _LAST_ID = "SELECT coalesce((SELECT last_value FROM kafka_bridge_outboxmessage_id_seq WHERE is_called), 0)"
 _LOOK = f"""
-    SELECT ({_LAST_ID}), statement_timestamp(), (SELECT coalesce(max(sent_through), 0) FROM kafka_bridge_relaylease)
+    SELECT ({_LAST_ID}), statement_timestamp(), (SELECT coalesce(max(sent_through), 0) FROM kafka_bridge_relaylease),
+           {SESSION}
 """
 _STOP_INSERTS = "LOCK TABLE kafka_bridge_outboxmessage IN SHARE ROW EXCLUSIVE MODE"
 # Rows that were inserted after the ids above the sequence had been assigned: their statements began later than that of
@@ -107,10 +108,14 @@ class IdWatch:
         self._looks: deque[tuple[int, datetime]] = deque(maxlen=_LOOKS)
 
     def look(self, positions: Positions) -> None:
-        """Hold rows beneath the position to be sent, open an alert, and set the sequence above, if it was set back."""
+        """Hold rows beneath the position to be sent, open an alert, and set the sequence above, if it was set back.
+
+        Raises LeaseLost on another server than that of ``positions``: it may have assigned exactly as many ids.
+        """
         with connection.cursor() as cursor:
             cursor.execute(_LOOK)
-            ((last_id, now, saved),) = cursor.fetchall()
+            ((last_id, now, saved, *session),) = cursor.fetchall()
+        positions.check_session(session)
         sent_through = max(saved, positions.unsent.sent_through)
         if last_id < max(sent_through, self._highest):
             positions.save()
@@ -144,12 +149,7 @@ def _hold_rows_born_beneath(sent_through: int, at: datetime) -> None:
 
 
 def _open_sequence_alert(what: str, rows: int) -> None:
-    open_alert(
-        rule=_SEQUENCE_RULE,
-        severity="critical",
-        summary=f"the sequence of outbox ids {what}, and {rows} rows are sent again",
-        runbook="docs/operations.md#a-sequence-of-ids-that-was-set-back",
-    )
+    open_alert(SEQUENCE, f"the sequence of outbox ids {what}, and {rows} rows are sent again")
 
 
 class SettledMarkAlert:
@@ -167,13 +167,10 @@ class SettledMarkAlert:
                 cursor.execute(_HOLDERS, [sorted(mark.holders)])
                 holders = "; ".join(holder for (holder,) in cursor.fetchall() if holder)
             open_alert(
-                rule=_MARK_RULE,
-                severity="warning",
-                summary=f"a transaction that writes the outbox has been open for over 5 minutes: {holders}",
-                runbook="docs/operations.md#a-transaction-that-stays-open",
+                SETTLED_MARK, f"a transaction that writes the outbox has been open for over 5 minutes: {holders}"
             )
         elif self._may_be_open and mark.stands_for == 0.0:
-            end_alert(_MARK_RULE)
+            end_alert(SETTLED_MARK)
             self._may_be_open = False
 
 

@@ -25,8 +25,8 @@ _SHARE_OF_TIME = 0.1
 
 _LOAD = "SELECT shard, sent_through, gaps::text FROM kafka_bridge_relaylease WHERE owner = %s"
 # A server that crashed, or another one after a failover, may assign ids again that this relay counts as sent. So what
-# is in memory is written only in the session in which it was read: a proxy can hide that the server is another one.
-_SESSION = "SELECT pg_backend_pid(), pg_postmaster_start_time()"
+# is in memory is used only in the session in which it was read: a proxy can hide that the server is another one.
+SESSION = "pg_backend_pid(), pg_postmaster_start_time()"
 # Without a flush of the log: a position that a crash loses is an older position, and rows are sent again.
 _SAVE = """
     UPDATE kafka_bridge_relaylease SET position = %s, sent_through = %s, gaps = %s::int8multirange
@@ -67,7 +67,7 @@ class Positions:
     def load(self, shards: Sequence[int]) -> None:
         """Read the saved positions of ``shards``. Raises LeaseLost if another relay has one of them."""
         with connection.cursor() as cursor:
-            cursor.execute(_SESSION)
+            cursor.execute(f"SELECT {SESSION}")
             session = cursor.fetchone() or ()
             cursor.execute(_LOAD, [self._owner])
             found = {
@@ -81,6 +81,11 @@ class Positions:
         self._shards = shards
         self.unsent = reduce(or_, set(found.values())) if found else self.unsent
         self._ahead = {shard: unsent for shard, unsent in found.items() if unsent != self.unsent}
+
+    def check_session(self, session: Sequence[Any]) -> None:
+        """Raise LeaseLost unless the positions were read in ``session``, the values of ``SESSION``."""
+        if tuple(session) != self._session:
+            raise LeaseLost("the session of the database is another one")
 
     def only_unsent(self, rows: Sequence[OutboxRecord]) -> Sequence[OutboxRecord]:
         """Return those of ``rows`` that no earlier relay has sent."""

@@ -49,7 +49,7 @@ BATCH_SIZE = 2000
 # Rows of 900 kB each fill the memory long before there are 2,000.
 BATCH_BYTES = 16 * 1024 * 1024
 _BUSY_PAUSE = 0.002
-_IDLE_PAUSE = 0.1
+_IDLE_PAUSE = 0.25
 _FAULT_PAUSE = 1.0
 _IDLE_BEFORE_EXIT = 1.0
 

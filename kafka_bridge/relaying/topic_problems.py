@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -13,15 +12,13 @@ from common.processes.outages import ServiceUnavailable
 
 from ..client import KafkaError, KafkaException, Producer, topic_configs
 from ..operating.alerts import end_alert, end_alerts, open_alert
+from ..operating.outbox_alarms import TOPIC
 from ..outbox.published import anything_unpublished
 from ..registry import unprefixed
 from ..routes import topics_of
 
 logger = logging.getLogger(__name__)
 
-RUNBOOK = "docs/operations.md#a-topic-that-takes-no-messages"
-_RULE = "topic-"
-_RULE_LENGTH = 64
 # Timeout of a request to the brokers. Two of them must fit into the relay's leases, which expire after 10 s.
 _REQUEST_SECONDS = 2.0
 
@@ -146,12 +143,12 @@ class TopicAlerts:
         if problem.is_lasting:
             self._accepting.discard(problem.topic)
             self._open.add(problem.topic)
-            open_alert(rule=_rule(problem.topic), severity="critical", summary=str(problem), runbook=RUNBOOK)
+            open_alert(TOPIC, str(problem), subject=problem.topic)
 
     def end(self, topics: Collection[str]) -> None:
         """End the alerts of ``topics``, which accept messages. Raises what the database raises."""
         for topic in [topic for topic in topics if topic not in self._accepting]:
-            end_alert(_rule(topic))
+            end_alert(TOPIC, subject=topic)
             self._open.discard(topic)
             self._accepting.add(topic)
 
@@ -162,12 +159,5 @@ class TopicAlerts:
     def end_left_over(self) -> None:
         """End the alerts of relays that died, once no row is unpublished. Makes a query per call until then."""
         if not self._is_clean and not anything_unpublished():
-            end_alerts(_RULE)
+            end_alerts(TOPIC)
             self._is_clean = True
-
-
-def _rule(topic: str) -> str:
-    rule = f"{_RULE}{topic}"
-    if len(rule) <= _RULE_LENGTH:
-        return rule
-    return f"{rule[: _RULE_LENGTH - 9]}-{zlib.crc32(topic.encode()):08x}"

@@ -25,7 +25,7 @@ from couponsite.admin.viewers import VIEWERS
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
 from orders.models import Order, OrderLine, OrderMinute, Product, StoredOrder
 from tests.admin.pages import html_of, rows_of
-from tests.support.messages import requests
+from tests.support.messages import message, request_body, requests
 
 OURS = {"coupons", "kafka_bridge", "orders"}
 REGISTERED = sorted(
@@ -68,6 +68,14 @@ def row(model: type[Model], a_row_of_each: None) -> Model:
     found = model._default_manager.first()
     assert found is not None, "a_row_of_each makes none"
     return found
+
+
+def test_the_page_of_a_request_shows_when_it_was_published(viewer: Client, make_coupon: Callable[..., Coupon]) -> None:
+    published = message(request_body(make_coupon(), 7), timestamp=1_767_225_600_123)
+    with transaction.atomic():
+        issue_many([read_issue_task(published)])
+    page = html_of(viewer.get(address(IssueRequest, "change", IssueRequest.objects.get().pk)))
+    assert "2026-01-01T00:00:00.123" in page
 
 
 @every_model

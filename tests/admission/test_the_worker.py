@@ -43,6 +43,7 @@ def test_a_request_is_decided_and_the_gate_hears_of_it(make_gate: MakeGate) -> N
     ended = IssueRequest.objects.get()
     assert (ended.request_id, ended.status, ended.source) == (accepted.request_id, "SUCCESS", "API")
     assert (ended.topic, ended.partition, ended.offset) == ("coupon-issue-request", -1, row.id)
+    assert ended.published_at is None
     told = OutboxMessage.objects.get(event_type="coupon.issue.succeeded.v1")
     assert told.published_at is None
     assert told.traceparent == row.traceparent

@@ -29,6 +29,7 @@ def every_relay_holds_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Leases, "holds_all", property(lambda self: True))
     monkeypatch.setattr(Positions, "load", lambda self, shards: setattr(self, "_shards", shards))
     monkeypatch.setattr(Positions, "_save", lambda self, unsent, shards: None)
+    monkeypatch.setattr(Positions, "check_session", lambda self, session: None)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Timer
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from django.db import connection, transaction
@@ -128,7 +127,7 @@ def others_connect_to(port: int) -> Iterator[None]:
 
 @pytest.mark.usefixtures("resting")
 def test_the_thread_works_behind_a_pooler_in_transaction_mode(tmp_path: Path) -> None:
-    with pgbouncer(tmp_path) as url, others_connect_to(urlsplit(url).port or 0), waking():
+    with pgbouncer(tmp_path) as pooler, others_connect_to(pooler.port), waking():
         publish_keys([1])
         assert published(1)
 

@@ -90,11 +90,16 @@ def coupons(transactional_db: None) -> list[Coupon]:
 
 
 @pytest.fixture
-def sale(
-    transactional_db: None, cluster: Cluster, topics: str, web_port: int, coupons: list[Coupon], tmp_path: Path
-) -> Iterator[Sale]:
-    """A sale that has begun, on a relay and two issuers."""
+def service(transactional_db: None, cluster: Cluster, topics: str, tmp_path: Path) -> Iterator[Service]:
+    """Starts processes on the three brokers, and ends them before the tables are emptied."""
     service = Service(tmp_path, cluster_environment(cluster))
+    yield service
+    service.end()
+
+
+@pytest.fixture
+def sale(service: Service, cluster: Cluster, web_port: int, coupons: list[Coupon]) -> Iterator[Sale]:
+    """A sale that has begun, on a relay and two issuers."""
     load = Load(web_port, coupons, at_least=AT_LEAST)
     try:
         service.start("relay")
@@ -106,4 +111,3 @@ def sale(
         yield Sale(load, coupons)
     finally:
         load.stop()
-        service.end()

@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 from django_redis import get_redis_connection
+from msgspec.structs import replace
 
 from common.processes.lifecycle import StopFlag
 from coupons.consumer_groups import ISSUE
@@ -38,6 +41,32 @@ def test_every_request_gets_its_answer_and_the_stock_is_counted(make_coupon: Cal
     assert (coupon.issued, coupon.remaining) == (2, 0)
     assert set(UserCoupon.objects.values_list("user_id", flat=True)) == {1, 2}
     assert list(IssueRequest.objects.order_by("offset").values_list("remaining", flat=True)) == [1, 0, 0]
+
+
+def test_a_result_keeps_when_its_request_was_published(make_coupon: Callable[..., Coupon]) -> None:
+    coupon = make_coupon(total_quantity=1)
+    body = request_body(coupon, 1)
+    times = [1_767_225_600_123, 1_767_225_600_124, 1_767_225_600_125]
+    won, lost, unreadable = [
+        message(body | {"requestId": str(UUID(int=number))}, timestamp=time) for number, time in enumerate(times, 1)
+    ]
+    handle([won, lost, replace(unreadable, value=(unreadable.value or b"").replace(b"API", b"MAGIC"))])
+    kept = {row.request_id: row.published_at for row in IssueRequest.objects.all()}
+    assert [kept[request_id(item)] for item in (won, lost, unreadable)] == [
+        datetime(2026, 1, 1, microsecond=1000 * milliseconds, tzinfo=UTC) for milliseconds in (123, 124, 125)
+    ]
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, -(2**63), 2**63 - 1, 253_402_300_800_000])
+def test_a_timestamp_that_is_no_time_of_publishing_is_not_kept_and_hinders_nothing(
+    timestamp: int, make_coupon: Callable[..., Coupon]
+) -> None:
+    coupon = make_coupon()
+    issued = message(request_body(coupon, 1), timestamp=timestamp)
+    dead_lettered = message(request_body(coupon, 2, source="MAGIC"), timestamp=timestamp)
+    handle([issued, dead_lettered])
+    assert answers([issued, dead_lettered]) == [("SUCCESS", None), ("FAILED", "ERROR")]
+    assert not IssueRequest.objects.exclude(published_at=None).exists()
 
 
 def test_the_same_user_twice_in_one_batch_gets_one_coupon(make_coupon: Callable[..., Coupon]) -> None:

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def pooled(transactional_db: None, tmp_path: Path) -> Iterator[str]:
     """The DATABASE_URL of a pooler."""
-    with pgbouncer(tmp_path) as url:
-        yield url
+    with pgbouncer(tmp_path) as pooler:
+        yield pooler.url
 
 
 @pytest.fixture

@@ -27,6 +27,11 @@ def test_relay_and_issuer_end_once_everything_is_answered(topics: str, coupons: 
     assert (relayed.returncode, unpublished_rows().count()) == (0, 0), relayed.stderr
     consumed = run_command("consume_coupons", "--group", "issue", "--concurrency", "2", "--until-idle", env=env)
     assert (consumed.returncode, IssueRequest.objects.count()) == (0, 600), consumed.stderr
+    # The relay published them after they were accepted, and the issuer started after that.
+    for request in IssueRequest.objects.all():
+        assert request.requested_at is not None
+        assert request.published_at is not None
+        assert request.requested_at < request.published_at < request.processed_at
     assert IssueRequest.objects.filter(status="SUCCESS").count() == sum(coupon.total_quantity for coupon in coupons)
 
 
