@@ -1,4 +1,6 @@
-"""The status cache: copies of terminal statuses in Redis. Only terminal statuses, since those never change.
+"""The status cache: copies of terminal statuses in Redis, and the last lost requests of each user, for operators.
+
+Only terminal statuses, since those never change.
 
 An entry that is missing, unreadable or written by another version is a cache miss, and PostgreSQL answers. Above
 STATUS_CACHE_MEMORY_PERCENT of Redis's memory nothing more is cached, since the gates are in the same Redis.
@@ -30,7 +32,13 @@ logger = logging.getLogger(__name__)
 WON_SECONDS = 24 * 3600
 LOST_SECONDS = 900
 
+# The last requests of a user that got nothing, the latest first, 16 bytes each: no index of PostgreSQL leads to them.
+RECENT_SECONDS = 24 * 3600
+MOST_RECENT = 5
+_ID_BYTES = 16
+
 _PREFIX = "status:"
+_RECENT_PREFIX = "recent-requests:"
 # The pattern for a scan of all keys.
 KEYS = f"{_PREFIX}*"
 # Far above the size of any entry. A value from another writer may have up to half a gigabyte.
@@ -62,9 +70,24 @@ class RequestStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 # One script call per batch: a pipeline with as many SETs takes eight times as long, because the client library handles
 # every command and reply separately.
-_STORE = """
-for i = 1, #KEYS do
-    redis.call('SET', KEYS[i], ARGV[2 * i], 'EX', ARGV[2 * i - 1])
+# After the statuses come the keys of their users, with an id each. Most users have no other request: the first SET is
+# all then. A value of another type is replaced; an id that is known already keeps its place.
+_STORE = f"""
+local statuses = tonumber(ARGV[1])
+for i = 1, statuses do
+    redis.call('SET', KEYS[i], ARGV[2 * i + 1], 'EX', ARGV[2 * i])
+end
+for i = statuses + 1, #KEYS do
+    local id = ARGV[statuses + 1 + i]
+    local known = redis.pcall('SET', KEYS[i], id, 'EX', {RECENT_SECONDS}, 'GET')
+    if type(known) == 'table' then
+        redis.call('SET', KEYS[i], id, 'EX', {RECENT_SECONDS})
+    elseif known then
+        if not string.find(known, id, 1, true) then
+            known = id .. known
+        end
+        redis.call('SET', KEYS[i], string.sub(known, 1, {MOST_RECENT * _ID_BYTES}), 'EX', {RECENT_SECONDS})
+    end
 end
 """
 # A value that is not a string, or is too long for an entry, is returned as an empty string, which is unreadable.
@@ -125,16 +148,25 @@ class _Memory:
 _memory = _Memory()
 
 
-def write(statuses: Iterable[RequestStatus]) -> int:
-    """Cache terminal statuses if Redis has room for them; returns the number cached. Raises RedisError."""
+def write(statuses: Iterable[RequestStatus], *, as_recent: bool = False) -> int:
+    """Cache terminal statuses if Redis has room for them; returns the number cached. Raises RedisError.
+
+    ``as_recent``: a failed one also becomes the last of its user's requests that got nothing, in the same call.
+    """
     keys: list[str] = []
     arguments: list[int | bytes] = []
+    users: list[str] = []
+    ids: list[bytes] = []
     size = 0
     for status in statuses:
         entry = encode(status)
         keys.append(_key(status.request_id))
         arguments += [seconds_kept(status.status), entry]
         size += len(entry)
+        if as_recent and status.status == policy.FAILED and status.user_id is not None:
+            users.append(f"{_RECENT_PREFIX}{status.user_id}")
+            ids.append(status.request_id.bytes)
+    size += len(ids) * _ID_BYTES
     if not keys:
         return 0
     if not _memory.has_room(size):
@@ -146,14 +178,14 @@ def write(statuses: Iterable[RequestStatus]) -> int:
                 count, settings.STATUS_CACHE_MEMORY_PERCENT,
             )  # fmt: skip
         return 0
-    redis_connection().register_script(_STORE)(keys=keys, args=arguments)
+    redis_connection().register_script(_STORE)(keys=keys + users, args=[len(keys), *arguments, *ids])
     return len(keys)
 
 
 def store(statuses: Iterable[RequestStatus]) -> None:
-    """Cache terminal statuses. Best effort: without an entry PostgreSQL answers."""
+    """Cache new terminal statuses, see ``write``. Best effort: without an entry PostgreSQL answers."""
     try:
-        write(statuses)
+        write(statuses, as_recent=True)
     except RedisError as error:
         logger.warning("statuses not cached, PostgreSQL answers: %s", error)
 
@@ -185,6 +217,16 @@ def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | None
     keys = [_key(request_id) for request_id in request_ids]
     raw = redis_connection().register_script(_READ_MANY)(keys=keys, args=[_MAX_ENTRY_BYTES])
     return {id_: _decode(id_, entry) for id_, entry in zip(request_ids, raw, strict=True) if entry is not None}
+
+
+def recent_requests(user_id: int) -> list[UUID]:
+    """Return the ids of the last requests of a user that got nothing, of a day, at most five, the latest first.
+
+    Raises RedisError. Requests whose statuses were not cached are missing, and so is everything that Redis lost.
+    """
+    raw = redis_connection().getrange(f"{_RECENT_PREFIX}{user_id}", 0, MOST_RECENT * _ID_BYTES - 1)
+    ids = [raw[start : start + _ID_BYTES] for start in range(0, len(raw), _ID_BYTES)]
+    return [UUID(bytes=one) for one in ids if len(one) == _ID_BYTES]
 
 
 def remove_keys(names: Collection[bytes]) -> None:

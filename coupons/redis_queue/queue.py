@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from common.redis_client import redis_connection
@@ -98,6 +98,36 @@ class RedisQueue:
 def append(request_ids: Sequence[UUID]) -> None:
     """Append ids to the queue. Raises RedisError."""
     redis_connection().rpush(QUEUE, *map(str, request_ids))
+
+
+class QueuePlace(NamedTuple):
+    """Where an id is. ``ahead``: the ids before it in the list, None if it is not there; ``length``: of the list.
+
+    ``claimed``: a worker has it; ``claimer_is_alive``: that worker is alive. ``workers``: how many are alive.
+    """
+
+    ahead: int | None
+    length: int
+    claimed: bool
+    claimer_is_alive: bool
+    workers: int
+
+
+def place_of(request_id: UUID) -> QueuePlace:
+    """Find an id in the queue or with a worker. Raises RedisError, also where a key has a wrong type."""
+    client, text = redis_connection(), str(request_id)
+    ahead = client.lpos(QUEUE, text)
+    # Read after the list: an id that is claimed in between is found in the backup list.
+    workers: list[bytes] = sorted(client.smembers(WORKERS))
+    with client.pipeline(transaction=False) as pipeline:
+        for worker in workers:
+            pipeline.exists(_alive(worker))
+            pipeline.lpos(_backup(worker), text)
+        pipeline.llen(QUEUE)
+        *found, length = pipeline.execute()
+    alive, places = found[::2], found[1::2]
+    claimers = [bool(is_alive) for is_alive, place in zip(alive, places, strict=True) if place is not None]
+    return QueuePlace(ahead, length, bool(claimers), any(claimers), sum(map(bool, alive)))
 
 
 def all_ids() -> set[bytes]:

@@ -1,4 +1,4 @@
-"""Rows of the outbox that are to be sent again. The relay of their shard sends them; others only ask."""
+"""Held rows of the outbox: their topics, and rows that are to be sent again. The relay of their shard sends them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from common.postgres import arrays
 from ..models import HeldMessage
 from .published import is_published_sql
 
+# The topics of held rows, by an index lookup for each: there may be a million rows of one topic.
+HELD_TOPICS = """
+    WITH RECURSIVE found (topic) AS (
+        SELECT min(topic) FROM kafka_bridge_heldmessage
+        UNION ALL
+        SELECT (SELECT min(topic) FROM kafka_bridge_heldmessage WHERE topic > found.topic) FROM found
+        WHERE found.topic IS NOT NULL
+    )
+    SELECT topic FROM found WHERE topic IS NOT NULL
+"""
 _SEND_AGAIN = f"""
     INSERT INTO kafka_bridge_heldmessage (message_id, shard, topic, reason)
     SELECT id, shard, topic, 'again' FROM kafka_bridge_outboxmessage AS message

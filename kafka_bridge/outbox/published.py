@@ -13,7 +13,7 @@ _TABLE = "kafka_bridge_outboxmessage"
 # Rows that wait for their relay. Reads above the least `sent_through`, and in the gaps, so published rows cost nothing.
 _WAITING = """
     (SELECT message.id, message.created_at
-     FROM kafka_bridge_outboxmessage AS message LEFT JOIN kafka_bridge_relaylease AS lease USING (shard)
+     FROM {rows} AS message LEFT JOIN kafka_bridge_relaylease AS lease USING (shard)
      WHERE message.published_at IS NULL AND message.id > coalesce(lease.sent_through, 0)
        AND message.id > (SELECT coalesce(min(sent_through), 0) FROM kafka_bridge_relaylease)
      ORDER BY message.id {order} LIMIT {limit})
@@ -27,6 +27,12 @@ _WAITING = """
      JOIN kafka_bridge_relaylease AS lease ON lease.shard = message.shard AND message.id <@ lease.gaps
      ORDER BY message.id {order} LIMIT {limit})
 """
+# The first rows above the least `sent_through`, which may be published by the relays of other shards.
+_FIRST_ROWS = """
+    (SELECT id, shard, created_at, published_at FROM kafka_bridge_outboxmessage
+     WHERE published_at IS NULL AND id > (SELECT coalesce(min(sent_through), 0) FROM kafka_bridge_relaylease)
+     ORDER BY id LIMIT {limit})
+"""
 _HELD = """
     (SELECT message.id, message.created_at
      FROM kafka_bridge_heldmessage AS held JOIN kafka_bridge_outboxmessage AS message ON message.id = held.message_id
@@ -39,7 +45,20 @@ def waiting_sql(limit: str = "ALL", *, newest: bool = False) -> str:
 
     At most ``limit`` of those in gaps and of the others are read, the oldest or the ``newest``.
     """
-    return _WAITING.format(limit=limit, order="DESC" if newest else "")
+    return _WAITING.format(rows=_TABLE, limit=limit, order="DESC" if newest else "")
+
+
+def first_rows_waiting_sql(limit: str) -> str:
+    """Return a query like ``waiting_sql`` that finds what waits among the first ``limit`` rows that may wait.
+
+    So it reads a bounded number of rows also while one shard is far behind the others.
+    """
+    return _WAITING.format(rows=first_rows_sql(limit), limit=limit, order="")
+
+
+def first_rows_sql(limit: str) -> str:
+    """Return the rows that ``first_rows_waiting_sql`` looks at, as a subquery."""
+    return _FIRST_ROWS.format(limit=limit)
 
 
 def unpublished_sql(limit: str = "ALL", *, newest: bool = False) -> str:

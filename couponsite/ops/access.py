@@ -1,0 +1,41 @@
+"""Who may see the pages of operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from django.urls import reverse
+from django.utils.cache import add_never_cache_headers
+
+from couponsite.error_pages import refusal
+
+View = Callable[..., HttpResponseBase]
+
+
+def staff_page(*permissions: str) -> Callable[[View], View]:
+    """Serve a view to staff with ``permissions`` only: others sign in first, or are refused (403).
+
+    The response is not cached: it shows the state of the moment, and to its user only.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def guarded(request: HttpRequest, *arguments: object, **options: object) -> HttpResponseBase:
+            user = request.user
+            if not user.is_authenticated:
+                return redirect_to_login(request.get_full_path(), reverse("admin:login"))
+            if not (user.is_active and user.is_staff):
+                return refusal(request, "forbidden", "These pages are for staff.")
+            if missing := [permission for permission in permissions if not user.has_perm(permission)]:
+                return refusal(request, "forbidden", f"You have no permission for this: {', '.join(missing)}.")
+            response = view(request, *arguments, **options)
+            add_never_cache_headers(response)
+            return response
+
+        return guarded
+
+    return decorate

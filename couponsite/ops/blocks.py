@@ -1,0 +1,76 @@
+"""Who blocks whom: sessions that keep others from the row of a coupon, and the state of Redis and its gates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.http import require_safe
+from redis.exceptions import RedisError
+
+from common.processes.lifecycle import first_line
+from common.redis_client import redis_connection
+from coupons.admission.gate.overview import GateOverview, gate_overviews
+from coupons.models import Coupon
+
+from .access import staff_page
+from .layout import render_page
+from .sessions import prepared_transactions, sessions
+
+_MOST_GATES = 100
+_ROLES = {"master": "primary", "slave": "replica"}
+
+
+class RedisState(NamedTuple):
+    """What Redis says of itself; ``limit_bytes`` None: no maxmemory is set."""
+
+    role: str
+    used_bytes: int
+    limit_bytes: int | None
+    policy: str
+    evicted_keys: int
+    clients: int
+
+    @property
+    def used_percent(self) -> int | None:
+        return None if self.limit_bytes is None else round(100 * self.used_bytes / self.limit_bytes)
+
+
+class Gate(NamedTuple):
+    coupon: Coupon
+    overview: GateOverview
+
+
+@require_safe
+@staff_page("coupons.view_coupon")
+def blocks(request: HttpRequest) -> HttpResponse:
+    """Show the sessions that hold or wait for locks of coupons, and the gates; Redis may be away."""
+    found = sessions()
+    context: dict[str, Any] = {
+        "sessions": found,
+        "blocked": sum(bool(session.blocked_by) for session in found),
+        "prepared": prepared_transactions(),
+        "most_gates": _MOST_GATES,
+    }
+    try:
+        context |= {"redis": _redis_state(), "gates": _gates()}
+    except RedisError as error:
+        context["redis_error"] = first_line(error)
+    return render_page(request, "ops/blocks.html", context)
+
+
+def _redis_state() -> RedisState:
+    info = redis_connection().info()
+    return RedisState(
+        role=_ROLES.get(info.get("role"), "of unknown role"),
+        used_bytes=int(info.get("used_memory", 0)),
+        limit_bytes=int(info.get("maxmemory", 0)) or None,
+        policy=str(info.get("maxmemory_policy", "unknown")),
+        evicted_keys=int(info.get("evicted_keys", 0)),
+        clients=int(info.get("connected_clients", 0)),
+    )
+
+
+def _gates() -> list[Gate]:
+    newest = {coupon.pk: coupon for coupon in Coupon.objects.filter(admission="gate").order_by("-id")[:_MOST_GATES]}
+    return [Gate(newest[overview.coupon_id], overview) for overview in gate_overviews(newest)]

@@ -1,0 +1,265 @@
+"""The pages in a real browser, through the public port: refresh, accessibility, and life without JavaScript."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from django.contrib.auth.models import User
+from django.db.models.functions import Now
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from uuid_utils.compat import uuid7
+
+from demo.processes import WebProcess, wait_until_ready
+from devstack.ports import free_port
+from kafka_bridge.models import Alert, AlertSilence, OutboxHold
+from kafka_bridge.operating.silences import silence_rule
+from tests.ops.conftest import make_operator, make_viewer, signed_in
+from tests.ops.test_dashboard import make_dead_letter, make_heartbeat
+from tests.support.factories import CouponFactory
+from tests.support.service import environment
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+CHROMIUM = shutil.which("chromium")
+PAGES = ["/ops/", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/docs/admission.md"]
+
+
+@pytest.fixture(scope="module")
+def site(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a web process with a site behind it, in the environment "staging"."""
+    port = free_port()
+    env = environment(PORT=str(port), HOST="127.0.0.1", ENVIRONMENT_NAME="staging")
+    with WebProcess(env, tmp_path_factory.mktemp("ops") / "web.log") as process:
+        wait_until_ready(process, port)
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
+        # Playwright runs its event loop in this thread, where Django then refuses to use its database.
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(chromium: Browser, site: str) -> Iterator[BrowserContext]:
+    context = chromium.new_context(base_url=site)
+    yield context
+    context.close()
+
+
+def sign_in(context: BrowserContext, user: User, site: str) -> None:
+    session = signed_in(user).cookies["sessionid"].value
+    context.add_cookies([{"name": "sessionid", "value": session, "url": site}])
+
+
+@pytest.fixture
+def page(context: BrowserContext, site: str) -> Page:
+    """A page of a viewer."""
+    sign_in(context, make_viewer(), site)
+    return context.new_page()
+
+
+def make_alert(rule: str, summary: str = "Something is wrong.", **fields: object) -> Alert:
+    return Alert.objects.create(
+        id=uuid7(),
+        **{"rule": rule, "severity": "warning", "summary": summary, "runbook": "docs/operations.md", **fields},
+    )
+
+
+def fill() -> None:
+    """A row in every table of the pages."""
+    make_alert("held-order-completed")
+    make_alert("lag-issue", severity="critical")
+    make_alert("lag-issue", ended_at=Now())
+    silence_rule(rule="held", seconds=3600, reason="a broken consumer", actor="olga")
+    CouponFactory.create(admission="gate", issued=3)
+    CouponFactory.create(paused=True)
+    held = {"group": "issue", "topic": "coupon-issue-request", "partition": 0, "lag": 5, "lagMs": 1200, "state": "ok"}
+    make_heartbeat(partitions=[held], version="2")
+    make_heartbeat("web", seen=100, version="1")
+    make_dead_letter(1)
+    OutboxHold.objects.create(topic="order-completed", reason="a broken consumer")
+
+
+def test_a_stranger_signs_in_and_lands_on_the_page(context: BrowserContext) -> None:
+    User.objects.create_superuser("olga", password="correct horse")
+    page = context.new_page()
+    page.goto("/ops/alerts")
+    assert "/admin/login/?next=/ops/alerts" in page.url
+    page.get_by_label("Username").fill("olga")
+    page.get_by_label("Password").fill("correct horse")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Alerts", exact=True)).to_be_visible()
+    assert page.url.endswith("/ops/alerts")
+    page.get_by_role("button", name="Sign out").click()
+    page.goto("/ops/")
+    assert "/admin/login/" in page.url
+
+
+def test_the_environment_is_named_on_our_pages_and_in_the_admin(context: BrowserContext, site: str) -> None:
+    sign_in(context, make_operator(), site)
+    page = context.new_page()
+    for path in ("/ops/", "/admin/"):
+        page.goto(path)
+        expect(page.get_by_text("staging").first).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation_and_nothing_is_cut_off_on_a_narrow_screen(
+    chromium: Browser, site: str, scheme: str
+) -> None:
+    fill()
+    # Only the colours differ in the dark.
+    options = {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
+    context = chromium.new_context(base_url=site, color_scheme="dark" if scheme == "dark" else "light")
+    sign_in(context, make_operator(), site)
+    page = context.new_page()
+    for path in PAGES:
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(path)
+        found = Axe().run(page, options=options)
+        assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+        page.set_viewport_size({"width": 360, "height": 700})
+        wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wider == 0, f"{path} is {wider} pixels wider than the screen"
+    context.close()
+
+
+def test_the_dashboard_refreshes_and_keeps_focus_and_selection(page: Page) -> None:
+    make_alert("held-a", "The first row.", started_at=Now() - timedelta(hours=1))
+    page.goto("/ops/")
+    row = page.get_by_role("row", name="held-a")
+    row.get_by_role("link").focus()
+    row.get_by_text("The first row.").evaluate("cell => getSelection().selectAllChildren(cell)")
+    # The new rows stand before and after the one that is kept.
+    make_alert("errors-issue", "The new first row.", severity="critical")
+    make_alert("held-b", "The last row.")
+    expect(page.get_by_text("The new first row.")).to_be_visible()
+    expect(page.get_by_text("The last row.")).to_be_visible()
+    assert page.evaluate("getSelection().toString()") == "The first row."
+    assert row.get_by_role("link").evaluate("link => link === document.activeElement")
+    Alert.objects.filter(rule="errors-issue").update(ended_at=Now())
+    expect(page.get_by_text("The new first row.")).to_have_count(0)
+    assert row.get_by_role("link").evaluate("link => link === document.activeElement")
+    expect(page.get_by_role("row", name="held-")).to_have_count(2)
+
+
+def refreshes(page: Page) -> list[str]:
+    """Collects the refreshes that ``page`` asks for from now on."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/ops/panels") else None)
+    return asked
+
+
+def hide(page: Page, *, hidden: bool) -> None:
+    """What a browser does when the reader turns to another tab, or back."""
+    page.evaluate(
+        "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        hidden,
+    )
+
+
+def test_a_hidden_dashboard_asks_for_nothing_until_it_is_seen_again(page: Page) -> None:
+    page.clock.install()
+    page.goto("/ops/")
+    asked = refreshes(page)
+    with page.expect_response("**/ops/panels"):
+        page.clock.run_for(2000)
+    expect(page.get_by_text("Updated at")).to_be_visible()
+    hide(page, hidden=True)
+    before = len(asked)
+    page.clock.run_for(60_000)
+    assert len(asked) == before > 0
+    assert "Paused while hidden" in page.locator(".refresh-note").inner_text()
+    with page.expect_response("**/ops/panels"):
+        hide(page, hidden=False)
+    expect(page.get_by_text("Updated at")).to_be_visible()
+
+
+def test_a_reader_can_pause_and_resume_the_refresh(page: Page) -> None:
+    page.clock.install()
+    page.goto("/ops/")
+    asked = refreshes(page)
+    page.get_by_role("button", name="Pause").press("Enter")
+    expect(page.get_by_text("Paused, updated at")).to_be_visible()
+    page.clock.run_for(60_000)
+    hide(page, hidden=True)
+    hide(page, hidden=False)
+    assert asked == []
+    with page.expect_response("**/ops/panels"):
+        page.get_by_role("button", name="Resume").press("Enter")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+
+
+def abort(route: Route) -> None:
+    route.abort()
+
+
+def fail(route: Route) -> None:
+    route.fulfill(status=503, body="")
+
+
+def test_a_server_that_does_not_answer_is_said_and_asked_again(page: Page) -> None:
+    page.clock.install()
+    page.goto("/ops/")
+    error = page.get_by_role("alert")
+    for answer in (abort, fail):
+        page.route("**/ops/panels", answer)
+        page.clock.run_for(2000)
+        expect(error).to_contain_text("The server does not answer; the figures are of")
+        page.unroute("**/ops/panels")
+        page.clock.run_for(2000)
+        expect(error).to_be_hidden()
+
+
+def test_a_reader_whose_session_ended_is_told_to_sign_in(page: Page, context: BrowserContext) -> None:
+    page.clock.install()
+    page.goto("/ops/")
+    context.clear_cookies()
+    page.clock.run_for(2000)
+    expect(page.get_by_role("alert")).to_contain_text("You are signed out")
+
+
+def test_without_javascript_the_pages_show_the_same_and_forms_work(chromium: Browser, site: str) -> None:
+    fill()
+    context = chromium.new_context(base_url=site, java_script_enabled=False)
+    sign_in(context, make_operator(), site)
+    page = context.new_page()
+    page.goto("/ops/")
+    expect(page.get_by_text("Reload the page to refresh it.")).to_be_visible()
+    expect(page.get_by_role("button", name="Pause")).to_be_hidden()
+    expect(page.get_by_role("row", name="held-order-completed")).to_be_visible()
+    make_alert("errors-issue", "A new row.")
+    page.reload()
+    expect(page.get_by_text("A new row.")).to_be_visible()
+    page.goto("/ops/alerts")
+    page.get_by_role("link", name="Silence errors-issue").click()
+    expect(page.get_by_label("Rule", exact=True)).to_have_value("errors-issue")
+    page.get_by_label("For").select_option("4 hours")
+    page.get_by_label("Reason").fill("known since noon")
+    page.get_by_role("button", name="Silence", exact=True).click()
+    expect(page.get_by_role("status")).to_contain_text("errors-issue is silenced until")
+    assert AlertSilence.objects.get(rule="errors-issue").reason == "known since noon"
+    page.get_by_role("button", name="End the silence of errors-issue").click()
+    assert not AlertSilence.objects.filter(rule="errors-issue").exists()
+    context.close()
+
+
+def test_the_keyboard_reaches_the_content_first(page: Page) -> None:
+    page.goto("/ops/alerts")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Rule contains")).to_be_focused()
