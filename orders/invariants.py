@@ -100,6 +100,7 @@ def _missed(event: _TrackedEvent, group: str, lag: Callable[[str, list[str]], in
         SELECT format('order %%s: event %%s never reached %%s', o.id, o.{event.event_id}, %(group)s::text)
         FROM orders_order o
         WHERE o.{event.event_id} IS NOT NULL AND o.{event.moment} < %(deadline)s
+          AND o.{event.moment} > statement_timestamp() - %(kept_hours)s * interval '1 hour'
           AND NOT EXISTS (
               SELECT 1 FROM kafka_bridge_processedevent p
               WHERE p.consumer_group = %(group)s AND p.event_id = o.{event.event_id}
@@ -110,7 +111,14 @@ def _missed(event: _TrackedEvent, group: str, lag: Callable[[str, list[str]], in
           )
         ORDER BY o.id
     """
-    values = {"group": group, "relay": RELAY, "deadline": deadline()}
+    values = {"group": group, "relay": RELAY, "deadline": deadline(), "kept_hours": _kept_hours(event)}
     group_id = f"{settings.KAFKA_TOPIC_PREFIX}{settings.KAFKA_GROUPS[group]}"
     topic = prefixed(settings.KAFKA_ROUTES[event.event_type].topic)
     return lines_at_rest(query, values, partial(lag, group_id, [topic]))
+
+
+def _kept_hours(event: _TrackedEvent) -> int:
+    """Return how long inbox rows and dead letters of ``event`` are kept at least: housekeeping deletes older ones."""
+    hours = 24 * int(settings.DEAD_LETTER_RETENTION_DAYS)
+    is_kept_for_ever = settings.KAFKA_ROUTES[event.event_type].retention_ms < 0
+    return hours if is_kept_for_ever else min(hours, int(settings.INBOX_RETENTION_HOURS))

@@ -144,7 +144,7 @@ class IdempotencyKey(models.Model):
             models.UniqueConstraint(fields=["user_id", "operation", "key"], name="one_call_per_idempotency_key"),
         ]
         indexes = [
-            # keys_prune.
+            # The housekeeper.
             models.Index(fields=["created_at"], name="idempotency_key_age"),
             # store_response and discard_keys, at every payment; almost empty, however many keys a user has.
             models.Index(

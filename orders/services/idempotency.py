@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
 from typing import TypeVar
 
 import msgspec
 from django.db import connection
 from django.db.models import QuerySet
-from django.db.models.functions import Now
 
 from common.api.errors import IdempotencyKeyReused
-from common.processes.lifecycle import StopFlag
 
 from ..errors import InProgress
 from ..models import IdempotencyKey
 
 Response = TypeVar("Response", bound=msgspec.Struct)
-
-# Longer than the 24 hours promised to clients.
-KEPT = timedelta(days=2)
-
-_BATCH = 1000
 
 _TRY_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
 
@@ -64,18 +56,6 @@ def store_response(*, user_id: int, operation: str, parameters: bytes, response:
 def discard_keys(*, user_id: int, operation: str, parameters: bytes) -> None:
     """Delete the keys of a refused call, so that they can be used again, also for another call."""
     _without_response(user_id, operation, parameters).delete()
-
-
-def keys_prune(stop: StopFlag) -> int:
-    """Delete keys older than ``KEPT``, in batches; returns how many."""
-    deleted = 0
-    while not stop:
-        old = IdempotencyKey.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at")[:_BATCH]
-        batch = IdempotencyKey.objects.filter(id__in=old.values("id")).delete()[0]
-        if not batch:
-            break
-        deleted += batch
-    return deleted
 
 
 def _without_response(user_id: int, operation: str, parameters: bytes) -> QuerySet[IdempotencyKey]:

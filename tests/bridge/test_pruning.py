@@ -9,7 +9,8 @@ from django.db import connection, transaction
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
-from kafka_bridge.outbox.pruning import prune
+from kafka_bridge.outbox import pruning
+from kafka_bridge.outbox.pruning import OutboxPruner, prune
 from kafka_bridge.outbox.writing import Message, publish, stored_payloads
 from tests.stub_app.consumer_groups import BOOKINGS
 from tests.stub_app.events import answers, message, publish_keys, request_body
@@ -47,6 +48,27 @@ def test_rows_that_wait_for_the_relay_do_not_hide_what_is_behind_them() -> None:
     OutboxMessage.objects.filter(key=b"4").update(published_at="2020-01-01T00:00:00Z")
     assert prune(RETENTION, StopFlag(), batch_size=2) == 1
     assert OutboxMessage.objects.count() == 3
+
+
+class OneBatch(StopFlag):
+    """Set after the first batch, as a turn that is over."""
+
+    def wait(self, seconds: float) -> bool:
+        self.request()
+        return True
+
+
+def test_a_turn_goes_on_behind_the_rows_that_the_last_one_had_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "BATCH_SIZE", 2)
+    publish_keys([1, 2, 3, 4])
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE kafka_bridge_outboxmessage SET created_at = now() - interval '3 hours'")
+    OutboxMessage.objects.filter(key__in=[b"3", b"4"]).update(published_at="2020-01-01T00:00:00Z")
+    pruner = OutboxPruner()
+    assert [pruner.prune(RETENTION, OneBatch()) for _ in range(3)] == [0, 2, 0]
+    # It has come to the end and begins anew.
+    OutboxMessage.objects.update(published_at="2020-01-01T00:00:00Z")
+    assert pruner.prune(RETENTION, OneBatch()) == 2
 
 
 def test_a_row_that_its_apps_guard_keeps_is_never_deleted() -> None:

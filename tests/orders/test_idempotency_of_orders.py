@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from kafka_bridge.models import OutboxMessage
 from orders.models import IdempotencyKey, Order, Product
 from orders.schemas import PaidOrder
 from orders.services import idempotency
-from orders.services.idempotency import KEPT, store_response
+from orders.services.idempotency import store_response
 from orders.services.placing import OrderItemInput, order_create
 from tests.edge.conftest import assert_problem
 from tests.support.gateway import Memory, approve, decline, move_and_time_out
@@ -256,12 +256,12 @@ def test_what_cannot_be_a_key_is_refused(ask: Ask, call: Call, place: Place, key
 
 def test_a_key_is_kept_for_a_day_and_forgotten_some_time_later(ask: Ask, settings: Settings) -> None:
     first = ask("k").json()
-    hour = KEPT / 48
+    hour = timedelta(hours=settings.IDEMPOTENCY_KEY_RETENTION_HOURS) / 48
     IdempotencyKey.objects.update(created_at=F("created_at") - 25 * hour)
-    call_command("expire_orders")
+    call_command("housekeep")
     assert ask("k").json() == first
     IdempotencyKey.objects.update(created_at=F("created_at") - 24 * hour)
-    call_command("expire_orders")
+    call_command("housekeep")
     assert ask("k").json()["orderId"] != first["orderId"]
 
 

@@ -18,6 +18,7 @@ from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, CouponLedgerEntry, UserCoupon
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import OutboxMessage
+from kafka_bridge.operating.housekeeping import housekeep
 from orders.management.commands.expire_orders import SweepIncomplete, sweep
 from orders.models import IdempotencyKey, Order, Product
 from orders.services import expiring
@@ -244,7 +245,7 @@ def test_idempotency_keys_are_forgotten_after_two_days_and_not_after_one(tea: Pr
         order_create(user_id=MINJI, items=[OrderItemInput(tea.id, 1)], idempotency_key=key)
     for key, hours in (("old", 49), ("young", 47)):
         IdempotencyKey.objects.filter(key=key).update(created_at=Now() - timedelta(hours=hours))
-    assert sweep(StopFlag())["idempotency keys deleted"] == 1
+    assert housekeep(StopFlag()).deleted["idempotency keys"] == 1
     assert list(IdempotencyKey.objects.values_list("key", flat=True)) == ["young"]
 
 

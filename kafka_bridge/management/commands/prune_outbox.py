@@ -7,7 +7,7 @@ from django.conf import settings
 
 from common.processes.lifecycle import StopFlag, check_database
 
-from ...operating.worker_command import WorkerCommand
+from ...operating.worker_command import WorkerCommand, idempotent
 from ...outbox.pruning import prune
 
 
@@ -17,5 +17,6 @@ class Command(WorkerCommand):
     needs = (check_database,)
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        deleted = prune(timedelta(hours=settings.OUTBOX_RETENTION_HOURS), stop)
+        with idempotent():
+            deleted = prune(timedelta(hours=settings.OUTBOX_RETENTION_HOURS), stop)
         self.stdout.write(f"deleted {deleted} rows")

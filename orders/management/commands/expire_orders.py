@@ -13,15 +13,14 @@ from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, wh
 
 from ...effects import monitoring
 from ...services.expiring import expire_unpaid, settle_payments, settle_refunds
-from ...services.idempotency import keys_prune
 
 logger = logging.getLogger(__name__)
 
 
 class Command(WorkerCommand):
     help = (
-        "Expires unpaid orders and releases their coupons, deletes old idempotency keys, ends order alerts whose rule"
-        " is no longer met, and settles payments and refunds in doubt. Runs once, or with --every until it is stopped."
+        "Expires unpaid orders and releases their coupons, ends order alerts whose rule is no longer met, and settles"
+        " payments and refunds in doubt. Runs once, or with --every until it is stopped."
     )
 
     role = "orders"
@@ -32,12 +31,11 @@ class Command(WorkerCommand):
         parser.add_argument("--every", type=whole(1, DAY_SECONDS), metavar="S", help="seconds between two sweeps")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        tick = self.heartbeat.loop()
+        stop = stop.watched(self.heartbeat.loop())
         if options["every"] is None:
             self._sweep_once(stop)
             return
         while not stop:
-            tick()
             try:
                 if any((done := sweep(stop)).values()):
                     logger.info(_report(done))
@@ -92,7 +90,6 @@ _TASKS: dict[str, Callable[[StopFlag], int | None]] = {
     # next order.
     "order alerts": lambda stop: monitoring.evaluate_alerts(),
     "orders expired": lambda stop: expire_unpaid(stop),
-    "idempotency keys deleted": lambda stop: keys_prune(stop),
     "payments settled": lambda stop: settle_payments(stop),
     "refunds settled": lambda stop: settle_refunds(stop),
 }
