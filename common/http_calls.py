@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,7 +21,7 @@ import httpx2
 from django.conf import settings
 from django.utils.http import parse_http_date
 
-from . import metrics
+from . import http_client, metrics
 from .failing_calls import CallRecord
 from .processes.lifecycle import StopFlag
 from .processes.log_limit import LogLimit
@@ -39,9 +39,6 @@ from .throttling import (
 
 logger = logging.getLogger(__name__)
 
-# httpx2 logs a line per call with the full URL, which may contain a secret.
-logging.getLogger("httpx2").setLevel(logging.WARNING)
-
 # How many calls to one service are in flight at once.
 PARALLEL = 16
 # Pauses before the second and the third try, in seconds. A Retry-After of the service is honoured up to LONGEST_PAUSE.
@@ -56,8 +53,6 @@ PACED_SECONDS = 3.0
 LOG_SECONDS = 60.0
 # After at most so many seconds a postponed call that is throttled alone is tried again, and with it its partition.
 _ALONE_POLL_SECONDS = 1.0
-# Bodies are not used, but a connection is reused only after its response was read to the end. Longer ones are cut off.
-_BODY_BYTES = 64 * 1024
 _POLL_SECONDS = 0.1
 
 _RETRYABLE = frozenset({408, 425})
@@ -111,12 +106,13 @@ class Endpoint:
         limits = _Limits(stop)
         outcomes: dict[int, Future[Exception | None]] = {}
         last_by_key: dict[int, Future[Exception | None]] = {}
+        loop = http_client.loop()
 
         def start(indexes: Sequence[int]) -> list[Future[Exception | None]]:
             for index in indexes:
                 call = calls[index]
                 previous = None if call.ordering_key is None else last_by_key.get(call.ordering_key)
-                outcomes[index] = asyncio.run_coroutine_threadsafe(self._post(call, limits, previous), _loop())
+                outcomes[index] = asyncio.run_coroutine_threadsafe(self._post(call, limits, previous), loop)
                 if call.ordering_key is not None:
                     last_by_key[call.ordering_key] = outcomes[index]
             return [outcomes[index] for index in indexes]
@@ -244,21 +240,12 @@ class Endpoint:
         headers = {**self._headers, "Idempotency-Key": str(call.idempotency_key)}
         if call.traceparent:
             headers["traceparent"] = call.traceparent
-        seconds, response = settings.HTTP_TIMEOUT_SECONDS, None
         try:
-            # Limits the whole call: httpx2's read timeout restarts with every byte of a slow response.
-            async with (
-                asyncio.timeout(seconds),
-                _client().stream("POST", self._url, content=call.body, headers=headers) as response,
-            ):
-                await _read_body(response)
-        # Only the class name is kept: some messages quote headers, which hold the API key.
-        except (TimeoutError, httpx2.TransportError) as error:
-            # Once the status has arrived the body does not matter.
-            if response is None:
-                return _Failure(CallFailed(_describe(error, seconds)))
-        except (httpx2.InvalidURL, UnicodeError) as error:
-            return _Failure(CallFailed(f"cannot be called ({type(error).__name__}); {self._fix_hint}"), retry=False)
+            response = await http_client.post(self._url, call.body, headers, settings.HTTP_TIMEOUT_SECONDS)
+        except http_client.NoAnswer as error:
+            return _Failure(CallFailed(str(error)))
+        except http_client.CannotBeCalled as error:
+            return _Failure(CallFailed(f"{error}; {self._fix_hint}"), retry=False)
         return self._classify(response)
 
     def _classify(self, response: httpx2.Response) -> _Failure | None:
@@ -318,25 +305,6 @@ def _create_endpoint(name: str, url: str, headers: tuple[tuple[str, str], ...], 
     return Endpoint(name, url, headers=dict(headers), fix_hint=fix_hint)
 
 
-def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all calls, in a thread started at the first call: a thread does not survive a fork."""
-    with _creation_lock:
-        return _create_loop()
-
-
-@cache
-def _create_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="http-calls", daemon=True).start()
-    return loop
-
-
-@cache
-def _client() -> httpx2.AsyncClient:
-    """The HTTP client of all calls; used only inside the event loop."""
-    return httpx2.AsyncClient(timeout=None)
-
-
 async def _wait(stop: StopFlag, seconds: float) -> bool:
     """Wait up to ``seconds``; returns whether to stop."""
     deadline = time.monotonic() + seconds
@@ -345,23 +313,9 @@ async def _wait(stop: StopFlag, seconds: float) -> bool:
     return bool(stop)
 
 
-def _describe(error: Exception, seconds: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {seconds:g} s"
-    return f"no connection ({type(error).__name__})"
-
-
 def _answered(outcome: Exception | None) -> bool:
     """Whether the service handled the call, by success or by refusal."""
     return not isinstance(outcome, CallFailed | CallPostponed)
-
-
-async def _read_body(response: httpx2.Response) -> None:
-    read = 0
-    async for chunk in response.aiter_raw():
-        read += len(chunk)
-        if read > _BODY_BYTES:
-            break
 
 
 def _time_of(response: httpx2.Response) -> float:

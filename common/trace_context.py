@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from uuid import UUID
 
 _TRACEPARENT = re.compile(
     r"(?P<version>[0-9a-f]{2})-(?P<trace_id>[0-9a-f]{32})-(?P<parent_id>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})"
@@ -40,3 +41,8 @@ def read_traceparent(text: str) -> str:
     if found["version"] == "00":
         return ""
     return f"00-{found['trace_id']}-{found['parent_id']}-{int(found['flags'], 16) & 1:02x}"
+
+
+def traceparent_in(trace_id: UUID) -> str:
+    """Create a sampled traceparent of a new span in the trace ``trace_id``, which must not be all zeros."""
+    return f"00-{trace_id.hex}-{os.urandom(8).hex()}-01"

@@ -5,6 +5,7 @@ class CouponsConfig(AppConfig):
     name = "coupons"
 
     def ready(self) -> None:
-        from . import consumer_groups
+        from . import alarms, consumer_groups, housekeeping
 
-        consumer_groups.register()
+        for module in (alarms, consumer_groups, housekeeping):
+            module.register()

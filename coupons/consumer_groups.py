@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
+from kafka_bridge.operating.samples import register_counters
 from kafka_bridge.registry import ConsumerGroup, on_broker_rejection, register_group, register_retention_guard
 
+from . import metrics
 from .issuance.fail_dead_lettered import fail_dead_lettered_requests
 from .issuance.issue import issue_many
 from .issuance.notify_results import notify_results, read_notice, record_result
@@ -33,7 +35,8 @@ RESULTS = ConsumerGroup(
 
 
 def register() -> None:
-    """Register groups and guards with the bridge; called once, when the app is ready."""
+    """Register groups, guards and counters with the bridge; called once, when the app is ready."""
+    register_counters(metrics.sampled_counters)
     register_group(ISSUE)
     register_group(RESULTS)
     on_broker_rejection(ISSUE_REQUESTED, fail_dead_lettered_requests)

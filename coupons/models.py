@@ -158,6 +158,7 @@ class IssueRequest(models.Model):
     partition = models.IntegerField()
     offset = models.BigIntegerField()
     remaining = models.BigIntegerField(null=True, help_text="stock left after the decision")
+    published_at = models.DateTimeField(null=True, help_text="the timestamp of its message in Kafka")
 
     def __str__(self) -> str:
         return f"{self.request_id} {self.status}"

@@ -14,6 +14,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "couponsite.settings")
 
 try:
     django.setup(set_prefix=False)
+    from common.processes.stack_dump import StackDumper
     from couponsite.database import limit_statements
     from couponsite.intake.server import Intake
     from couponsite.parent_death import end_with_parent
@@ -22,11 +23,14 @@ try:
     from kafka_bridge.outbox.wake import RelayWaker
 
     end_with_parent()
+    # Before any other thread: they inherit that the signal is blocked.
+    StackDumper().start()
     limit_statements()
-    application = Intake()
+    heartbeat = Heartbeat("web")
+    application = Intake(tick=heartbeat.loop())
     outbox_backpressure.start()
     RelayWaker().start()
-    Heartbeat("web").start()
+    heartbeat.run_until_exit()
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 

@@ -20,11 +20,23 @@ from couponsite.environment.reader import Environment
 from couponsite.environment.values import Limits
 from couponsite.logging import logging_config
 from couponsite.process_name import is_server, process_name
-from kafka_bridge.routes import LONGEST_PREFIX, MOST_REPLICAS, TOPIC_PREFIX, Route, overlay_groups, overlay_routes
+from couponsite.version import service_version
+from kafka_bridge.routes import (
+    LONGEST_PREFIX,
+    MOST_REPLICAS,
+    TOPIC_PREFIX,
+    Route,
+    overlay_concurrency,
+    overlay_groups,
+    overlay_routes,
+)
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = Environment(os.environ)
+
+# Shown with every process; two versions side by side are a deploy that is not finished. An image has it built in.
+SERVICE_VERSION = env.text("SERVICE_VERSION", default=service_version(BASE_DIR), longest=64)
 
 DEBUG = env.flag("DEBUG", default=False)
 
@@ -206,11 +218,18 @@ CACHES: dict[str, dict[str, Any]] = {
 # Percentage of Redis memory in use above which statuses are no longer cached: the rest is reserved for gates.
 STATUS_CACHE_MEMORY_PERCENT = env.integer("STATUS_CACHE_MEMORY_PERCENT", default=50, minimum=0, maximum=90)
 
-# Admin
+# Pages for staff
 
+# Shown on every page of the staff and in every notification: "production", "staging".
+ENVIRONMENT_NAME = env.text("ENVIRONMENT_NAME", default="", longest=40)
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Flash coupons",
     "SITE_HEADER": "Flash coupons",
+    "SITE_DROPDOWN": [
+        {"icon": "monitoring", "title": "Operations", "link": "/ops/"},
+        {"icon": "storefront", "title": "Coupons", "link": "/"},
+    ],
+    "ENVIRONMENT": [ENVIRONMENT_NAME, "warning"] if ENVIRONMENT_NAME else None,
     "SITE_SYMBOL": "confirmation_number",
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": f"{STATIC_URL}couponsite/icon.svg"}],
     "SHOW_VIEW_ON_SITE": False,
@@ -292,15 +311,23 @@ KAFKA_GROUPS: dict[str, str] = env.json_overlay(
     ),
     limits=kafka_limits.GROUPS,
 )
+# Consumers of a group per process.
+CONSUMER_CONCURRENCY: dict[str, int] = env.json_overlay(
+    "CONSUMER_CONCURRENCY", partial(overlay_concurrency, KAFKA_GROUPS), limits=kafka_limits.CONCURRENCY
+)
 KAFKA_PRODUCER_CONFIG = env.client_options(
     "KAFKA_PRODUCER_CONFIG",
     fixed=kafka_limits.PRODUCER_FIXED,
     ranges=kafka_limits.PRODUCER,
+    renamed=kafka_limits.PRODUCER_RENAMED,
+    elsewhere=kafka_limits.PRODUCER_ELSEWHERE,
 )
 KAFKA_CONSUMER_CONFIG = env.client_options(
     "KAFKA_CONSUMER_CONFIG",
     fixed=kafka_limits.CONSUMER_FIXED,
     ranges=kafka_limits.CONSUMER,
+    renamed=kafka_limits.CONSUMER_RENAMED,
+    elsewhere=kafka_limits.CONSUMER_ELSEWHERE,
 )
 
 # One poll of librdkafka returns the batch (at most a million messages there), and one transaction handles it: 10,000
@@ -332,6 +359,19 @@ METRICS_HOST = env.address("METRICS_HOST", default="127.0.0.1")
 # Ten years: times computed with it stay within the range of datetime.
 _MOST_HOURS = 10 * 366 * 24
 OUTBOX_RETENTION_HOURS = env.integer("OUTBOX_RETENTION_HOURS", default=72, minimum=0, maximum=_MOST_HOURS)
+SAMPLE_RETENTION_DAYS = env.integer("SAMPLE_RETENTION_DAYS", default=30, minimum=1, maximum=3660)
+# How long rows are kept that `housekeep` deletes. The inbox: never before its events are on no topic any more.
+INBOX_RETENTION_HOURS = env.integer("INBOX_RETENTION_HOURS", default=168, minimum=1, maximum=_MOST_HOURS)
+# A week at least: until then a message on a dead-letter topic without a row counts as foreign.
+DEAD_LETTER_RETENTION_DAYS = env.integer("DEAD_LETTER_RETENTION_DAYS", default=90, minimum=7, maximum=3660)
+NOTIFICATION_RETENTION_DAYS = env.integer("NOTIFICATION_RETENTION_DAYS", default=30, minimum=1, maximum=3660)
+HEARTBEAT_RETENTION_HOURS = env.integer("HEARTBEAT_RETENTION_HOURS", default=1, minimum=1, maximum=_MOST_HOURS)
+ALERT_RETENTION_DAYS = env.integer("ALERT_RETENTION_DAYS", default=90, minimum=1, maximum=3660)
+# Clients are promised a day.
+IDEMPOTENCY_KEY_RETENTION_HOURS = env.integer(
+    "IDEMPOTENCY_KEY_RETENTION_HOURS", default=48, minimum=24, maximum=_MOST_HOURS
+)
+ORDER_MINUTE_RETENTION_DAYS = env.integer("ORDER_MINUTE_RETENTION_DAYS", default=90, minimum=1, maximum=3660)
 OUTBOX_MAX_AGE_SECONDS = env.integer("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1, maximum=30 * 86400)
 OUTBOX_MAX_DEPTH = env.integer("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1, maximum=1_000_000_000)
 REQUEST_DEADLINE_SECONDS = env.integer("REQUEST_DEADLINE_SECONDS", default=300, minimum=1, maximum=30 * 86400)
@@ -366,6 +406,34 @@ ALIMTALK_TEMPLATES: dict[str, str] = env.choices(
 DATA_PLATFORM_URL = env.url("DATA_PLATFORM_URL", "")
 # Timeout of one call to AlimTalk or the data platform.
 HTTP_TIMEOUT_SECONDS = env.decimal("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1, maximum=30.0)
+
+# Alarms
+
+# Where the beginning and the end of every alert are posted; empty: nowhere.
+ALERT_WEBHOOK_URL = env.url("ALERT_WEBHOOK_URL", "")
+# Called every 60 s while alarms are judged: the service behind it raises the alarm when that stops.
+ALERT_DEADMAN_URL = env.url("ALERT_DEADMAN_URL", "")
+# An alert ends once its condition has been false for so long.
+ALERT_END_SECONDS = env.decimal("ALERT_END_SECONDS", default=60.0, minimum=1.0, maximum=3600.0)
+# A process without a heartbeat for so long is silent; it beats every five seconds. A loop without a pass hangs.
+ALERT_SILENT_SECONDS = env.integer("ALERT_SILENT_SECONDS", default=20, minimum=15, maximum=3600)
+ALERT_HANGING_SECONDS = env.integer("ALERT_HANGING_SECONDS", default=60, minimum=10, maximum=86400)
 # An alert is opened above these values; 0 turns it off.
+ALERT_ERROR_PERCENT = env.decimal("ALERT_ERROR_PERCENT", default=0.5, minimum=0.0, maximum=100.0)
+ALERT_DEAD_LETTERS = env.integer("ALERT_DEAD_LETTERS", default=10, minimum=0, maximum=1_000_000)
+ALERT_OUTBOX_SECONDS = env.integer("ALERT_OUTBOX_SECONDS", default=60, minimum=0, maximum=30 * 86400)
+ALERT_HELD_SECONDS = env.integer("ALERT_HELD_SECONDS", default=60, minimum=0, maximum=30 * 86400)
+ALERT_SOLD_PERCENT = env.integer("ALERT_SOLD_PERCENT", default=95, minimum=0, maximum=100)
+ALERT_REQUEST_DEAD_LETTERED_MINUTES = env.integer(
+    "ALERT_REQUEST_DEAD_LETTERED_MINUTES", default=10, minimum=0, maximum=1440
+)
+ALERT_HOUSEKEEPING_MINUTES = env.integer("ALERT_HOUSEKEEPING_MINUTES", default=60, minimum=0, maximum=30 * 1440)
 ALERT_ORDERS_PER_MINUTE = env.integer("ALERT_ORDERS_PER_MINUTE", default=6000, minimum=0, maximum=1_000_000_000)
 ALERT_CANCELLED_PERCENT = env.integer("ALERT_CANCELLED_PERCENT", default=20, minimum=0, maximum=100)
+# Milliseconds, and for how many seconds the lag must stay above them.
+ALERT_LAG_MS = env.integer("ALERT_LAG_MS", default=1000, minimum=0, maximum=86_400_000)
+ALERT_LAG_SECONDS = env.decimal("ALERT_LAG_SECONDS", default=10.0, minimum=0.0, maximum=3600.0)
+# An alert is opened while fewer brokers are there.
+KAFKA_BROKERS_EXPECTED = env.integer(
+    "KAFKA_BROKERS_EXPECTED", default=KAFKA_BOOTSTRAP_SERVERS.count(",") + 1, minimum=1, maximum=1000
+)

@@ -16,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.wsgi import get_wsgi_application
 
+from common.processes.stack_dump import StackDumper
 from couponsite.database import limit_statements
 from couponsite.parent_death import end_with_parent
 
@@ -133,6 +134,8 @@ def limit_concurrency(application: WSGIHandler) -> Application:
 
 try:
     end_with_parent()
+    # Before any other thread: they inherit that the signal is blocked.
+    StackDumper().start()
     limit_statements()
     from couponsite.intake.client_address import with_client_address
 
@@ -143,7 +146,7 @@ try:
 
     outbox_backpressure.start()
     RelayWaker().start()
-    Heartbeat("site").start()
+    Heartbeat("site").run_until_exit()
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 

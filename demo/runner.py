@@ -113,9 +113,11 @@ class Demo:
             procfile_process("issuer", env, self._log(f"issuer-{number}"), name=f"issuer-{number}")
             for number in range(1, self._issuers + 1)
         ]
-        others = [procfile_process(role, env, self._log(role)) for role in ("effects", "orders", "reconciler")]
+        others = [
+            procfile_process(role, env, self._log(role)) for role in ("effects", "orders", "reconciler", "housekeeper")
+        ]
         self._say(
-            f"starting web, site, relay, {self._issuers} issuers, effects, orders and reconciler;"
+            f"starting web, site, relay, {self._issuers} issuers, effects, orders, reconciler and housekeeper;"
             f" their logs are in {self._log_folder}"
         )
         with Supervisor([web.site, web, relay, *issuers, *others], self._say):

@@ -28,7 +28,7 @@ from .redis_load import RedisLoad
 from .verdict import LogWatch, ProcessWatch, await_results, check_innocents, check_invariants
 from .world import make_world
 
-ROLES = ("relay", "issuer", "effects", "orders", "worker", "reconciler")
+ROLES = ("relay", "issuer", "effects", "orders", "worker", "reconciler", "housekeeper")
 INPUTS = ("http", "kafka", "transactions", "redis")
 
 _SERVICE_SECONDS = 30.0

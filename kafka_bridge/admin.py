@@ -18,7 +18,7 @@ from common.admin_base import ReadOnlyAdmin, code, exact_utc, number_in, utc, uu
 from common.postgres.clock import isoformat_z
 
 from .cloudevents import cloud_event_headers, decode_headers
-from .consuming.dead_letters import RELAY
+from .consuming.dead_letters import FOREIGN, RELAY
 from .models import Alert, DeadLetter, OutboxMessage
 from .outbox.published import is_published_sql, unpublished_sql
 
@@ -134,7 +134,7 @@ class GroupFilter(admin.SimpleListFilter):
     parameter_name = "group"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in (*settings.KAFKA_GROUPS, RELAY)]
+        return [(name, name) for name in (*settings.KAFKA_GROUPS, RELAY, FOREIGN)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(consumer_group=self.value()) if self.value() else queryset

@@ -41,9 +41,9 @@ from .topic_checks import (
 )
 
 __all__ = [
-    "Consumer", "KafkaError", "KafkaException", "Message", "Producer", "TopicMetadata", "TopicPartition",
-    "check_client_options", "check_kafka", "delete_topics", "ensure_topics", "existing_topics", "group_lag",
-    "make_consumer", "make_producer", "topic_configs",
+    "AdminClient", "Consumer", "IsolationLevel", "KafkaError", "KafkaException", "Message", "OffsetSpec", "Producer",
+    "TopicMetadata", "TopicPartition", "check_client_options", "check_kafka", "delete_topics",
+    "ensure_topics", "existing_topics", "group_lag", "make_admin", "make_consumer", "make_producer", "topic_configs",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ PARTITION_EOF = KafkaError._PARTITION_EOF
 # A partition has no leader for a moment when it is new or its broker fails.
 _LEADER_CHANGES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _LEADER_CHANGE_PAUSE = 0.1
-_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 def _base_config() -> dict[str, Any]:
@@ -133,11 +133,12 @@ def make_producer(*, gapless: bool = True) -> Producer:
     )
 
 
-def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
+def make_consumer(group_id: str, *, calls_out: bool = False, properties: Mapping[str, Any] = {}) -> Consumer:
     """Create a consumer whose offsets move only by explicit commits, and which reports the end of a partition.
 
     The end is the last stable offset: before an open transaction of another producer, after the markers of finished
-    ones. ``calls_out`` allows the longer time between polls that calls to external services need.
+    ones. ``calls_out`` allows the longer time between polls that calls to external services need; ``properties``
+    are set over the defaults and the settings.
     """
     return Consumer(
         {
@@ -146,9 +147,11 @@ def make_consumer(group_id: str, *, calls_out: bool = False) -> Consumer:
             "session.timeout.ms": 10000,
             "heartbeat.interval.ms": 2000,
             "max.poll.interval.ms": _max_poll_interval_ms(calls_out),
-            "fetch.wait.max.ms": 50,
+            # The broker answers at once when a message comes. Without one, each answer costs CPU here and there.
+            "fetch.wait.max.ms": 250,
             "queued.min.messages": 10000,
             **settings.KAFKA_CONSUMER_CONFIG,
+            **properties,
             "group.id": group_id,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
@@ -168,12 +171,13 @@ def _max_poll_interval_ms(calls_out: bool) -> int:
     return max(_BUSY_CALLING_MS, int(tries * (BUDGET + settings.HTTP_TIMEOUT_SECONDS + pause) * 1000))
 
 
-def _make_admin() -> AdminClient:
+def make_admin(properties: Mapping[str, Any] = {}) -> AdminClient:
+    """Create a client of requests; ``properties`` are set over the defaults. One that lives long must be polled."""
     # Credentials and TLS are set in the producer's properties.
     connection = {
         name: value for name, value in settings.KAFKA_PRODUCER_CONFIG.items() if name.startswith(_CONNECTION_PROPERTIES)
     }
-    return AdminClient({**_base_config(), **connection})
+    return AdminClient({**_base_config(), **connection, **properties})
 
 
 def check_client_options() -> None:
@@ -195,7 +199,7 @@ _CLIENTS: dict[str, Callable[[], object]] = {
 def check_kafka() -> None:
     """Raise ServiceUnavailable unless a broker answers."""
     try:
-        _make_admin().list_topics(timeout=2)
+        make_admin().list_topics(timeout=2)
     except KafkaException as error:
         raise ServiceUnavailable(
             f"Kafka at {settings.KAFKA_BOOTSTRAP_SERVERS} does not answer: {error.args[0].str()}"
@@ -209,7 +213,7 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
     its route says (more are fine), or with a setting that breaks a guarantee, see ``topic_checks``. Raises
     ServiceUnavailable if Kafka does not answer.
     """
-    admin = _make_admin()
+    admin = make_admin()
     wanted = _wanted_topics(routes)
     try:
         existing = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
@@ -266,7 +270,7 @@ def _complaints(
 def existing_topics() -> set[str]:
     """Return the names of all topics, with the prefix. Raises ServiceUnavailable if Kafka does not answer."""
     try:
-        return set(_make_admin().list_topics(timeout=_ADMIN_TIMEOUT).topics)
+        return set(make_admin().list_topics(timeout=_ADMIN_TIMEOUT).topics)
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka does not list its topics: {error.args[0].str()}") from error
 
@@ -276,7 +280,7 @@ def topic_configs(names: Collection[str], *, timeout: float = _ADMIN_TIMEOUT) ->
 
     The value is the broker's error where it returns no settings. Raises ServiceUnavailable if Kafka does not answer.
     """
-    admin = _make_admin()
+    admin = make_admin()
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     found: dict[str, dict[str, str] | KafkaError] = {}
     try:
@@ -298,7 +302,7 @@ def topic_configs(names: Collection[str], *, timeout: float = _ADMIN_TIMEOUT) ->
 def delete_topics(names: Iterable[str]) -> None:
     """Delete topics (names with the prefix) and their messages. Raises ServiceUnavailable if Kafka refuses."""
     # Keep the client until the futures are done: without it they never complete.
-    admin = _make_admin()
+    admin = make_admin()
     topics = list(names)
     try:
         futures = admin.delete_topics(topics, operation_timeout=_ADMIN_TIMEOUT) if topics else {}
@@ -314,7 +318,12 @@ def _wanted_topics(routes: Mapping[str, Route]) -> dict[str, WantedTopic]:
         replicas = route.replicas or settings.KAFKA_REPLICATION_FACTOR
         events = WantedTopic(prefixed(route.topic), route.partitions, replicas, route.retention_ms, EVENT_MAX_BYTES)
         dead_letters = WantedTopic(
-            prefixed(route.dead_letter_topic), 1, replicas, -1, DEAD_LETTER_MAX_BYTES, is_dead_letter_topic=True
+            prefixed(route.dead_letter_topic),
+            route.dead_letter_partitions,
+            replicas,
+            -1,
+            DEAD_LETTER_MAX_BYTES,
+            is_dead_letter_topic=True,
         )
         topics |= {events.name: events, dead_letters.name: dead_letters}
     return topics
@@ -344,10 +353,10 @@ def group_lag(group_id: str, topics: list[str]) -> int:
         committed = consumer.committed(partitions, timeout=_ADMIN_TIMEOUT)
         # The order matters: first the commits, then the ends, then the last stable offsets. If all three are equal,
         # every message that was on the topic at the call is handled.
-        admin = _make_admin()
-        first = _offsets(admin, partitions, _EARLIEST)
-        ends = _offsets(admin, partitions, _LATEST)
-        stable = _offsets(admin, partitions, _LATEST, IsolationLevel.READ_COMMITTED)
+        admin = make_admin()
+        first = _offsets(admin, partitions, EARLIEST)
+        ends = _offsets(admin, partitions, LATEST)
+        stable = _offsets(admin, partitions, LATEST, IsolationLevel.READ_COMMITTED)
     except KafkaException as error:
         raise ServiceUnavailable(f"Kafka does not return the lag of {group_id}: {error.args[0].str()}") from error
     finally:

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from common.processes.lifecycle import first_line
 
+from .lag import lag_by_partition
 from .outbox.published import waiting_sql
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ RELAY_SECONDS = Histogram("relay_pass_seconds", "From a relay's read to its posi
 # Consumers: handled messages, and the duration of one partition's batch.
 CONSUMED = Counter("consumer_messages_total", "Messages handled, dead letters included", ["group"])
 BATCH_SECONDS = Histogram("consumer_batch_seconds", "One batch of one partition", ["group"], buckets=_SECONDS)
+# The duration of each batch times its messages: divided by the messages, the mean time from the begin of a message's
+# handling to its commit.
+MESSAGE_SECONDS = Counter("consumer_message_seconds_total", "Time of handling, summed over messages", ["group"])
 # The lag of a group, for the partitions of this process.
 LAG = Gauge("consumer_lag_messages", "Messages not handled yet", ["group", "topic", "partition"])
 # 1 while a partition is retrying: it waits for a service or for a fix.
@@ -49,22 +53,30 @@ PAUSED = Gauge("consumer_paused", "1 while a partition is retrying", ["group", "
 DEAD_LETTERS = Counter("dead_letters_total", "Dead letters written", ["group"])
 # Only of groups with `log_only`.
 PASSED_OVER = Counter("consumer_passed_over_total", "Messages that failed and were only logged", ["group"])
+# Of the processes that send them: ``outcome`` is accepted or failed.
+ALERT_NOTIFICATIONS = Counter("alert_notifications_total", "Calls of the alert webhook", ["outcome"])
 
 
-class OutboxCollector(Collector):
-    """The outbox's depth and age, read from the database at each scrape."""
+class DatabaseCollector(Collector):
+    """The outbox, open dead letters and open alerts, read from the database at each scrape."""
 
-    _QUERY = f"""
+    _OUTBOX = f"""
         SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float,
-               (SELECT count(*) FROM (SELECT FROM kafka_bridge_heldmessage LIMIT 100000) AS held)
+               (SELECT count(*) FROM (SELECT FROM kafka_bridge_heldmessage LIMIT 100000) AS held),
+               (SELECT count(*) FROM (
+                   SELECT FROM kafka_bridge_deadletter WHERE closed_at IS NULL LIMIT 100000
+               ) AS letters)
         FROM ({waiting_sql("100000")}) AS waiting
     """
+    _ALERTS = "SELECT rule, severity FROM kafka_bridge_alert WHERE ended_at IS NULL ORDER BY rule LIMIT 1000"
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
             with connection.cursor() as cursor:
-                cursor.execute(self._QUERY)
-                depth, age, held = cursor.fetchone() or (0, 0.0, 0)
+                cursor.execute(self._OUTBOX)
+                depth, age, held, letters = cursor.fetchone() or (0, 0.0, 0, 0)
+                cursor.execute(self._ALERTS)
+                alerts = cursor.fetchall()
         except Exception as error:
             # The other metrics are needed most while the database is down.
             logger.warning("outbox not measured: %s", first_line(error))
@@ -73,16 +85,38 @@ class OutboxCollector(Collector):
         yield GaugeMetricFamily("outbox_waiting", "Rows to be published, counted up to 100,000", depth)
         yield GaugeMetricFamily("outbox_age_seconds", "Age of the oldest row to be published", age)
         yield GaugeMetricFamily("outbox_held", "Rows held for a topic or key, or to be sent again, up to 100,000", held)
+        yield GaugeMetricFamily("dead_letters_open", "Dead letters neither replayed nor discarded, to 100,000", letters)
+        opened = GaugeMetricFamily("alert_open", "1 for each open alert", labels=["rule", "severity"])
+        for rule, severity in alerts:
+            opened.add_metric([rule, severity], 1)
+        yield opened
+
+
+class LagCollector(Collector):
+    """The lag of every group, also of those without a process, read from the database at each scrape."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        name, what = "consumer_lag_seconds", "Age of the oldest message that the group has not handled"
+        family = GaugeMetricFamily(name, what, labels=["group", "topic", "partition"])
+        try:
+            for lag in lag_by_partition():
+                family.add_metric([lag.place.group, lag.place.topic, str(lag.place.partition)], lag.milliseconds / 1000)
+        except Exception as error:
+            logger.warning("lag not measured: %s", first_line(error))
+            connection.close()
+            return
+        yield family
 
 
 def exposition() -> bytes:
-    """Return the metrics of all processes of the web server and of the outbox, in Prometheus' text format."""
+    """Return the metrics of all processes of the web server, of the database and the lag, in Prometheus' format."""
     registry = CollectorRegistry()
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(REGISTRY)
-    registry.register(OutboxCollector())
+    registry.register(DatabaseCollector())
+    registry.register(LagCollector())
     return generate_latest(registry)
 
 

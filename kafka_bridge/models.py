@@ -128,12 +128,79 @@ class ProcessHeartbeat(models.Model):
     role = models.CharField(max_length=64)
     host = models.CharField(max_length=200)
     pid = models.IntegerField()
+    version = models.CharField(max_length=64, db_default="")
+    memory_bytes = models.BigIntegerField(null=True)
     started_at = models.DateTimeField()
     seen_at = models.DateTimeField(help_text="when the process last said that it lives")
     turned_at = models.DateTimeField(help_text="when its loop last made a pass")
+    polled_at = models.DateTimeField(null=True, help_text="when its consumers last polled Kafka")
+    # Names of the consumer groups that it runs, [] for other processes.
+    groups = models.JSONField(db_default=Value([], models.JSONField()))
+    # What its consumers hold, see ``operating.heartbeat.HeldPartition``.
+    partitions = models.JSONField(db_default=Value([], models.JSONField()))
 
     def __str__(self) -> str:
         return f"{self.role} on {self.host} ({self.pid})"
+
+
+class Sample(models.Model):
+    """What one process counted for one source within a few seconds, or all processes within a minute.
+
+    Rows are only inserted: a shared row of totals would be a lock in common. The housekeeper folds old ones to minutes.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    # Null: folded, the sum of all processes.
+    process_id = models.UUIDField(null=True)
+    source = models.CharField(max_length=64, help_text="a consumer group, relay, or accept")
+    taken_at = models.DateTimeField(db_default=Now())
+    seconds = models.FloatField(help_text="the time that the sample covers")
+    # {"<counter>": number, ...}, see ``operating.samples``.
+    counts = models.JSONField()
+
+    class Meta:
+        indexes = [
+            # For the sums of the last minutes, and for pruning.
+            models.Index(fields=["taken_at"], name="sample_by_time"),
+            # For folding: beside a month of folded rows the oldest other is found at once.
+            models.Index(fields=["taken_at"], name="sample_not_folded", condition=~Q(process_id=None)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source} at {self.taken_at}"
+
+
+class SweptPartition(models.Model):
+    """The lag of a group's partition that no living process reports, as the sweep read it, see ``lag``.
+
+    It has a row for each such partition; a row that cannot be read again stays as it is.
+    """
+
+    pk = models.CompositePrimaryKey("consumer_group", "topic", "partition")
+    consumer_group = models.CharField(max_length=64)
+    topic = models.CharField(max_length=249, help_text="with the prefix")
+    partition = models.IntegerField()
+    messages = models.BigIntegerField(help_text="from the committed offset to the end")
+    oldest_at = models.DateTimeField(null=True, help_text="timestamp of the first of these messages; null: none")
+    read_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.consumer_group}: {self.topic}[{self.partition}]"
+
+
+class BrokerState(models.Model):
+    """What the brokers answered last to a request for the metadata; one row, see ``operating.broker_watch``."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True)
+    asked_at = models.DateTimeField()
+    answered_at = models.DateTimeField(null=True)
+    silences = models.IntegerField(help_text="requests without an answer since the last one that had an answer")
+    few_answers = models.IntegerField(help_text="answers in a row with fewer brokers than expected")
+    brokers = models.JSONField(help_text="the brokers that are there, as of the last answer: '1 at host:port'")
+    problems = models.JSONField(help_text="partitions of ours that cannot be written, as of the last answer")
+
+    def __str__(self) -> str:
+        return f"{len(self.brokers)} brokers at {self.answered_at}"
 
 
 class DeadLetter(models.Model):
@@ -153,6 +220,7 @@ class DeadLetter(models.Model):
     error_class = models.CharField(max_length=200)
     error_message = models.TextField()
     created_at = models.DateTimeField(db_default=Now())
+    closed_at = models.DateTimeField(null=True, help_text="when it was replayed or discarded; null: open")
 
     class Meta:
         constraints = [
@@ -166,6 +234,9 @@ class DeadLetter(models.Model):
         indexes = [
             # For the admin's search by event id.
             models.Index(fields=["event_id"], name="dead_letter_event"),
+            # For the alert and the dashboard, which count the open ones, and for pruning the closed ones.
+            models.Index(fields=["id"], name="dead_letter_open", condition=Q(closed_at=None)),
+            models.Index(fields=["closed_at"], name="dead_letter_closed", condition=~Q(closed_at=None)),
         ]
 
     def __str__(self) -> str:
@@ -183,6 +254,13 @@ class ProcessedEvent(models.Model):
     event_id = models.UUIDField()
     processed_at = models.DateTimeField(db_default=Now())
 
+    class Meta:
+        indexes = [
+            # For pruning, group by group. Not BRIN: new rows fill the pages of deleted ones, after which every range of
+            # pages holds old and new times and the index excludes nothing.
+            models.Index(fields=["consumer_group", "processed_at"], name="inbox_by_time"),
+        ]
+
     def __str__(self) -> str:
         return f"{self.consumer_group}: {self.event_id}"
 
@@ -194,7 +272,7 @@ class Alert(models.Model):
         WARNING = "warning"
         CRITICAL = "critical"
 
-    # Also the idempotency key of the alert's notification.
+    # Also the idempotency key of the alert's notifications.
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     rule = models.CharField(max_length=64)
     severity = models.CharField(max_length=16, choices=Severity)
@@ -202,11 +280,90 @@ class Alert(models.Model):
     runbook = models.CharField(max_length=200, help_text="where it says what to do")
     started_at = models.DateTimeField(db_default=Now())
     ended_at = models.DateTimeField(null=True)
+    # Of an alert whose condition the evaluator judges.
+    last_true_at = models.DateTimeField(null=True, help_text="when its condition was last true")
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["rule"], condition=Q(ended_at=None), name="one_open_alert_per_rule"),
         ]
+        indexes = [
+            models.Index(fields=["ended_at"], name="alert_ended", condition=~Q(ended_at=None)),
+            # For the search by rule among the ended ones.
+            models.Index(fields=["rule", "ended_at"], name="alert_ended_of_rule", condition=~Q(ended_at=None)),
+        ]
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.summary}"
+
+
+class AlertNotification(models.Model):
+    """A notification of an alert's beginning or end that ``ALERT_WEBHOOK_URL`` has not accepted yet.
+
+    It is inserted in the transaction that opens or ends the alert, and deleted once it is accepted.
+    """
+
+    class Phase(models.TextChoices):
+        START = "start"
+        END = "end"
+
+    id = models.BigAutoField(primary_key=True)
+    # Alerts are pruned only without a notification.
+    alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="notifications")
+    phase = models.CharField(max_length=8, choices=Phase)
+    attempts = models.PositiveIntegerField(db_default=0)
+    next_try_at = models.DateTimeField(db_default=Now())
+    last_error = models.TextField(db_default="")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["alert", "phase"], name="one_notification_per_phase"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.alert_id}:{self.phase}"
+
+
+class AlertSilence(models.Model):
+    """A rule whose alerts are not notified until a given time; an alert still open then is notified then."""
+
+    rule = models.CharField(max_length=64, primary_key=True)
+    until = models.DateTimeField()
+    reason = models.CharField(max_length=500)
+    actor = models.CharField(max_length=150, help_text="who did it")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        permissions = [("silence_alerts", "Can silence the notifications of alerts")]
+
+    def __str__(self) -> str:
+        return f"{self.rule} until {self.until}"
+
+
+class AlarmLease(models.Model):
+    """Which process judges the alarms, until when (by the database's clock), and when they were last judged.
+
+    The table has one row, with id 1, or none.
+    """
+
+    id = models.PositiveSmallIntegerField(primary_key=True)
+    owner = models.UUIDField(null=True)
+    expires_at = models.DateTimeField(null=True)
+    judged_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"alarms judged at {self.judged_at}"
+
+
+class HousekeepingRun(models.Model):
+    """The last run of a housekeeping task."""
+
+    task = models.CharField(max_length=64, primary_key=True)
+    ran_at = models.DateTimeField()
+    deleted = models.BigIntegerField(help_text="rows deleted by the last run")
+    failure = models.TextField(db_default="", help_text="why the last run failed; empty: it did not")
+    succeeded_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"{self.task} at {self.ran_at}"

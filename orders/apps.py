@@ -5,6 +5,7 @@ class OrdersConfig(AppConfig):
     name = "orders"
 
     def ready(self) -> None:
-        from . import consumer_groups
+        from . import consumer_groups, housekeeping
 
         consumer_groups.register()
+        housekeeping.register()

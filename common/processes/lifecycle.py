@@ -38,12 +38,30 @@ class StopFlag:
     def wait(self, seconds: float) -> bool:
         """Wait up to ``seconds``; returns whether to stop."""
         deadline = time.monotonic() + seconds
-        while not self.requested:
+        while not self:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 break
             time.sleep(min(remaining, _POLL_SECONDS))
-        return self.requested
+        return bool(self)
+
+    def watched(self, tick: Callable[[], None]) -> StopFlag:
+        """Return a view of this flag that calls ``tick`` whenever it is asked: a loop that asks does not hang."""
+        return _WatchedStopFlag(self, tick)
+
+
+class _WatchedStopFlag(StopFlag):
+    def __init__(self, flag: StopFlag, tick: Callable[[], None]) -> None:
+        super().__init__()
+        self._flag = flag
+        self._tick = tick
+
+    def __bool__(self) -> bool:
+        self._tick()
+        return bool(self._flag)
+
+    def request(self) -> None:
+        self._flag.request()
 
 
 @contextmanager

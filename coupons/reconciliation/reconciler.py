@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from django.conf import settings
 from redis.exceptions import RedisError
 
 from common.processes.lifecycle import StopFlag
 from common.processes.outages import is_transient
-from kafka_bridge.operating.alerts import end_alert, open_alert
+from kafka_bridge.operating.alerts import alert_rule, end_alert, open_alert
 
 from .. import metrics
 from ..issuance.finish import GATE_ADMITTED_REFUSED
@@ -20,8 +21,7 @@ from .outbox import OutboxCheck
 from .statuses import StatusCheck
 from .stock import StockCheck
 
-NOT_RECONCILED = "not-reconciled"
-_RUNBOOK = "docs/operations.md#reconciling"
+NOT_RECONCILED = alert_rule("not-reconciled", "critical")
 # Dropped gates are loaded again by then.
 _REFUSAL_ALERT_SECONDS = 600.0
 
@@ -89,9 +89,9 @@ class Reconciler:
     def _alert(remaining: Findings) -> None:
         if counts := remaining.counts:
             summary = "not repaired: " + ", ".join(f"{number} {name}" for name, number in counts.items())
-            open_alert(rule=NOT_RECONCILED, severity="critical", summary=summary, runbook=_RUNBOOK)
+            open_alert(NOT_RECONCILED, summary)
         else:
-            end_alert(NOT_RECONCILED)
+            end_alert(NOT_RECONCILED, open_for_seconds=settings.ALERT_END_SECONDS)
             end_alert(GATE_ADMITTED_REFUSED, open_for_seconds=_REFUSAL_ALERT_SECONDS)
 
 

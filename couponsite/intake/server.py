@@ -63,13 +63,16 @@ _READ = frozenset(
 )
 _JSON_TYPES = frozenset((b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"))
 _MOST_HOSTS = 1000
+_TICK_SECONDS = 1.0
 _OVERLOADED = Unavailable("Too many requests are in progress. This request was not executed.", retry_after=1)
 
 
 class Intake:
     """The application; one per process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tick: Callable[[], None] = lambda: None) -> None:
+        """``tick`` is called once a second by the event loop, see ``heartbeat``."""
+        self._tick = tick
         self._queue = ThreadPoolExecutor(1, "queue")
         self._selective = ThreadPoolExecutor(SELECTIVE_THREADS, "selective")
         self._reads = ThreadPoolExecutor(READ_THREADS, "reads")
@@ -111,6 +114,7 @@ class Intake:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self._site.open()
+                self._tick_each_second()
                 # The server waits for requests in progress, and would wait for bodies that never come. It takes SIGINT
                 # for SIGTERM, and has only one handler for each.
                 asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
@@ -119,6 +123,10 @@ class Intake:
                 await self._site.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    def _tick_each_second(self) -> None:
+        self._tick()
+        asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick_each_second)
 
     def _stop(self) -> None:
         self._api_bodies.close()

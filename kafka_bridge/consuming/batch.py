@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from common.throttling import CallPostponed, CallThrottled
 
 from .. import metrics
 from ..errors import PoisonLimitExceeded, is_poison
-from ..registry import ConsumerGroup, ReceivedMessage, Rejected, is_of_types
+from ..registry import ConsumerGroup, ReceivedMessage, Rejected
 from . import inbox
 from .dead_letters import write_dead_letters
 from .lock_waits import limit_lock_waits
@@ -77,8 +78,10 @@ class BatchHandler:
             postponed = self._make_calls(self._group.call, self._not_yet_handled(decoded), stop)
             decoded = []
         self._settle(decoded, unreadable, stop)
-        metrics.CONSUMED.labels(self._group.name).inc(len(batch) - len(postponed))
-        metrics.BATCH_SECONDS.labels(self._group.name).observe(time.monotonic() - started_at)
+        handled, seconds = len(batch) - len(postponed), time.monotonic() - started_at
+        metrics.CONSUMED.labels(self._group.name).inc(handled)
+        metrics.BATCH_SECONDS.labels(self._group.name).observe(seconds)
+        metrics.MESSAGE_SECONDS.labels(self._group.name).inc(handled * seconds)
         if postponed:
             raise BatchPostponed(postponed)
 
@@ -87,7 +90,7 @@ class BatchHandler:
         unreadable: list[Rejected] = []
         for message in batch:
             try:
-                if is_of_types(message, self._group.event_types):
+                if self._group.accepts(message):
                     decoded.append((message, self._group.decode(message)))
                 self._undecodable.clear()
                 # With `call`, only a successful call resets the failure streak.
@@ -275,7 +278,8 @@ class BatchHandler:
     def _log_and_skip(self, rejected: Sequence[Rejected]) -> None:
         for item in rejected:
             logger.error("%s: %s logged and skipped: %s", self._group.name, item.message, first_line(item.error))
-        metrics.PASSED_OVER.labels(self._group.name).inc(len(rejected))
+        count = partial(metrics.PASSED_OVER.labels(self._group.name).inc, len(rejected))
+        transaction.on_commit(count, robust=True)
         if self._group.inbox:
             inbox.claim(self._group.name, [item.message.inbox_id for item in rejected])
 

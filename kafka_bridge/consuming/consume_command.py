@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from argparse import ArgumentParser
+from queue import SimpleQueue
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import CommandError
 
 from common.processes.lifecycle import StopFlag
 
 from ..operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
 from ..registry import ConsumerGroup, groups
+from ..routes import MOST_CONSUMERS
 from .consumer import GroupConsumer
 
 logger = logging.getLogger(__name__)
-
-_JOIN_SECONDS = 0.2
-# Each thread has a database connection and a Kafka client.
-_MOST_THREADS = 64
 
 
 class ConsumeCommand(WorkerCommand):
@@ -33,7 +32,10 @@ class ConsumeCommand(WorkerCommand):
         super().add_arguments(parser)
         parser.add_argument("--group", action="append", metavar="G", help="repeatable; default: every group")
         parser.add_argument(
-            "--concurrency", type=whole(1, _MOST_THREADS), default=1, metavar="N", help="threads per group (default 1)"
+            "--concurrency",
+            type=whole(1, MOST_CONSUMERS),
+            metavar="N",
+            help="threads per group (default CONSUMER_CONCURRENCY)",
         )
         parser.add_argument(
             "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
@@ -43,26 +45,35 @@ class ConsumeCommand(WorkerCommand):
         )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
+        ended = SimpleQueue[ConsumerThread]()
         threads = [
-            ConsumerThread(
-                GroupConsumer(group, batch_size=options["batch_size"], tick=self.heartbeat.loop()),
-                f"{group.name}-{number}",
-                stop,
-                until_idle=options["until_idle"],
-            )
+            self._create_thread(group, number, stop, ended, options)
             for group in self._selected_groups(options["group"])
-            for number in range(options["concurrency"])
+            for number in range(options["concurrency"] or settings.CONSUMER_CONCURRENCY.get(group.name, 1))
         ]
         for thread in threads:
             thread.start()
         # The main thread only waits, because signal handlers run in it.
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(_JOIN_SECONDS)
-            if any(thread.error for thread in threads):
+        for _ in threads:
+            if ended.get().error:
                 stop.request()
         if failed := next((thread for thread in threads if thread.error), None):
             raise CommandError(f"{failed.name} died: {failed.error!r}")
+
+    def _create_thread(
+        self,
+        group: ConsumerGroup,
+        number: int,
+        stop: StopFlag,
+        ended: SimpleQueue[ConsumerThread],
+        options: dict[str, Any],
+    ) -> ConsumerThread:
+        tick = self.heartbeat.loop()
+        consumer = GroupConsumer(group, batch_size=options["batch_size"], tick=tick)
+        self.heartbeat.watch_consumer(consumer.report)
+        # A batch that calls a provider takes minutes: it asks the flag meanwhile.
+        name = f"{group.name}-{number}"
+        return ConsumerThread(consumer, name, stop.watched(tick), ended, until_idle=options["until_idle"])
 
     def _selected_groups(self, names: list[str] | None) -> list[ConsumerGroup]:
         known = groups()
@@ -73,12 +84,24 @@ class ConsumeCommand(WorkerCommand):
 
 
 class ConsumerThread(threading.Thread):
-    """A thread that runs one consumer of a group; an error that ends its loop is kept in ``error``."""
+    """A thread that runs one consumer of a group; an error that ends its loop is kept in ``error``.
 
-    def __init__(self, consumer: GroupConsumer, name: str, stop: StopFlag, *, until_idle: bool) -> None:
+    It puts itself into ``ended`` when it ends.
+    """
+
+    def __init__(
+        self,
+        consumer: GroupConsumer,
+        name: str,
+        stop: StopFlag,
+        ended: SimpleQueue[ConsumerThread],
+        *,
+        until_idle: bool,
+    ) -> None:
         super().__init__(name=name)
         self._consumer = consumer
         self._stop_flag = stop
+        self._ended = ended
         self._until_idle = until_idle
         self.error: Exception | None = None
 
@@ -88,3 +111,5 @@ class ConsumerThread(threading.Thread):
         except Exception as error:
             logger.exception("%s died", self.name)
             self.error = error
+        finally:
+            self._ended.put(self)

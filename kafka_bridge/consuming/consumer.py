@@ -22,9 +22,11 @@ from common.processes.outages import is_transient
 from .. import metrics
 from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
 from ..errors import PoisonLimitExceeded
+from ..operating.heartbeat import ConsumerReport, HeldPartition
 from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed
 from .lock_waits import cause_of
+from .partition_lag import STALE_SECONDS, PartitionLag
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
 
@@ -32,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 # A commit waits for the broker, which takes as long as a small batch.
 COMMIT_SECONDS = 0.2
+# How long a poll waits for a message. The longer one costs less, and is for a consumer that runs on with no offsets to
+# commit and no partition to try again; it bounds how soon a stop is noticed.
 _POLL_SECONDS = 0.1
+_IDLE_POLL_SECONDS = 0.5
 _IDLE_BEFORE_EXIT = 1.0
 _TICK_SECONDS = 1.0
 
@@ -60,10 +65,14 @@ class GroupConsumer:
         # The next offset to be handled, for the lag; and the offsets that the broker has committed.
         self._next_offsets: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
+        self._lag = PartitionLag(group.name)
+        # On the monotonic clock.
+        self._polled_at: float | None = None
         # The next offsets of handled batches that are not committed yet.
         self._uncommitted: dict[Partition, int] = {}
         self._committed_at = float("-inf")
         self._ticked_at = float("-inf")
+        self._idle_poll_seconds = _POLL_SECONDS
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
         """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second."""
@@ -71,6 +80,8 @@ class GroupConsumer:
         consumer.subscribe(
             self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+        if not until_idle:
+            self._idle_poll_seconds = _IDLE_POLL_SECONDS
         idle_since = time.monotonic()
         try:
             while not stop:
@@ -139,12 +150,14 @@ class GroupConsumer:
         return self._joined and self._at_end.keys() == self._assigned and not any(self._buffers.values())
 
     def _fetch(self, consumer: Consumer) -> None:
+        self._polled_at = time.monotonic()
         self._pause_full_partitions(consumer)
         if self._ready():
             # There is work in the buffers: poll without waiting, which also keeps the group membership.
             messages = consumer.consume(self._batch_size, timeout=0)
         else:
-            first = consumer.poll(_POLL_SECONDS)
+            is_idle = not self._uncommitted and not any(self._buffers.values())
+            first = consumer.poll(self._idle_poll_seconds if is_idle else _POLL_SECONDS)
             if first is None:
                 return
             messages = [first, *consumer.consume(self._batch_size - 1, timeout=0)] if self._batch_size > 1 else [first]
@@ -197,6 +210,7 @@ class GroupConsumer:
             ):
                 state.pop(partition, None)
             self._retrying.forget(partition)
+            self._lag.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
                 with contextlib.suppress(KeyError):
                     gauge.remove(self._group.name, item.topic, str(item.partition))
@@ -295,7 +309,43 @@ class GroupConsumer:
         return bool(self._buffers.get(partition))
 
     def _measure_lag(self, consumer: Consumer) -> None:
-        for (topic, number), next_offset in self._next_offsets.items():
+        for partition, next_offset in self._next_offsets.items():
             # The end that the client has cached; a request to the broker would cost a round trip.
-            _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), cached=True)
-            metrics.LAG.labels(self._group.name, topic, str(number)).set(max(0, end - next_offset))
+            _, end = consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+            is_fetched = self._has_buffered(partition) or partition in self._at_end
+            self._lag.measure(partition, next_offset=next_offset, end=end, is_fetched=is_fetched)
+
+    def report(self, now: float) -> ConsumerReport:
+        """Return what the heartbeat says of this consumer at ``now``, in seconds since 1970.
+
+        It is called in another thread: each read is one operation on a collection, and none uses the client, which may
+        be closed at any time.
+        """
+        partitions = [self._report_partition(partition, now) for partition in sorted(self._assigned.copy())]
+        return ConsumerReport(self._group.name, self._polled_at, partitions)
+
+    def _report_partition(self, partition: Partition, now: float) -> HeldPartition:
+        next_offset, end = self._next_offsets.get(partition), self._lag.end(partition)
+        is_known = next_offset is not None and end is not None
+        return HeldPartition(
+            group=self._group.name,
+            topic=partition[0],
+            partition=partition[1],
+            next_offset=next_offset,
+            end_offset=end,
+            lag=max(0, (end or 0) - (next_offset or 0)) if is_known else None,
+            lag_ms=self._lag_ms(partition, now),
+            state="retrying" if partition in self._retrying else "ok",
+            state_seconds=self._retrying.waited_seconds(partition),
+        )
+
+    def _lag_ms(self, partition: Partition, now: float) -> int | None:
+        first = self._buffers.get(partition, [])[:1]
+        if first and first[0].timestamp > 0:
+            return max(0, round(now * 1000) - first[0].timestamp)
+        if self._polled_at is None or time.monotonic() - self._polled_at > STALE_SECONDS:
+            return None
+        if partition in self._at_end:
+            return 0
+        next_offset = self._next_offsets.get(partition)
+        return None if next_offset is None else self._lag.unfetched_ms(partition, next_offset)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from common.processes.lifecycle import first_line
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # The `consumer_group` of dead letters that the relay writes.
 RELAY = "relay"
+# That of messages that others put on a dead-letter topic, see `dead_letter_monitor`.
+FOREIGN = "foreign"
 _HEADER_BYTES = 1000
 
 _INSERT = """
@@ -42,7 +44,8 @@ def write_dead_letters(
     if publish:
         insert_rows([_dlt_row(group_id, item) for item in new])
     for item in new:
-        metrics.DEAD_LETTERS.labels(group_name).inc()
+        # Counted once it is committed: alarms are judged by it.
+        transaction.on_commit(metrics.DEAD_LETTERS.labels(group_name).inc, robust=True)
         logger.error("%s: dead letter %s: %s", group_name, item.message, first_line(item.error))
     return new
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.db import connection
 from django.db.utils import Error
 
+from common.postgres import lock_limits
 from common.processes.lifecycle import drop_connection, first_line
 from common.processes.outages import is_over_limit
 
@@ -30,8 +31,7 @@ _OLDEST_HOLDER = """
 
 def limit_lock_waits() -> None:
     """Let each wait for a lock in this transaction fail after ``LOCK_SECONDS``, with an error that is transient."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
+    lock_limits.limit_lock_waits(LOCK_SECONDS)
 
 
 def cause_of(error: BaseException) -> str:

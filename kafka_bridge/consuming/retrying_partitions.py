@@ -10,13 +10,13 @@ from django.conf import settings
 from common.processes.lifecycle import drop_connection, first_line
 
 from .. import metrics
-from ..operating.alerts import end_alert, open_alert
+from ..operating.alerts import alert_rule, end_alert, open_alert
 
 logger = logging.getLogger(__name__)
 
 Partition = tuple[str, int]
 
-RUNBOOK = "docs/operations.md#a-group-that-waits"
+WAITING = alert_rule("waiting", "critical")
 # By then everything that restarts by itself has done so, and an operator is needed.
 ALERT_AFTER_SECONDS = 300.0
 _MAX_PAUSE = 10.0
@@ -56,12 +56,12 @@ class RetryingPartitions:
         self._retry_at[partition] = time.monotonic() + pause
         self._since.setdefault(partition, time.monotonic())
         metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(1)
-        if (seconds := self._waited_seconds(partition)) >= ALERT_AFTER_SECONDS:
+        if (seconds := self.waited_seconds(partition)) >= ALERT_AFTER_SECONDS:
             self._alert(f"{self._group_name} has waited at {position} for {seconds / 60:.0f} minutes: {why}")
 
     def resume(self, partition: Partition) -> bool:
         """Record that a batch of the partition was handled; returns whether it was retrying."""
-        was_retrying, has_alert = partition in self, self._waited_seconds(partition) >= ALERT_AFTER_SECONDS
+        was_retrying, has_alert = partition in self, self.waited_seconds(partition) >= ALERT_AFTER_SECONDS
         if was_retrying:
             self._remove(partition)
             metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(0)
@@ -76,7 +76,8 @@ class RetryingPartitions:
         self._remove(partition)
         self._recovered.discard(partition)
 
-    def _waited_seconds(self, partition: Partition) -> float:
+    def waited_seconds(self, partition: Partition) -> float:
+        """Return for how long the partition has been retrying, 0 if it is not."""
         now = time.monotonic()
         return now - self._since.get(partition, now)
 
@@ -86,13 +87,12 @@ class RetryingPartitions:
 
     def _alert(self, summary: str | None) -> None:
         """Open the group's alert, or end it (None). If another consumer still retries, its next try opens it again."""
-        rule = f"waiting-{self._group_name}"
         try:
             if summary is None:
-                end_alert(rule)
+                end_alert(WAITING, subject=self._group_name)
             else:
-                open_alert(rule=rule, severity="critical", summary=summary, runbook=RUNBOOK)
+                open_alert(WAITING, summary, subject=self._group_name)
         except Exception as error:
             # No row can be written while the database itself is down.
-            logger.warning("%s: alert %s not written: %s", self._group_name, rule, first_line(error))
+            logger.warning("%s: alert %s not written: %s", self._group_name, WAITING.name, first_line(error))
             drop_connection()

@@ -1,62 +1,172 @@
-"""Alerts for operators, as rows; at most one per rule is open."""
+"""Alerts for operators, as rows, and their rules; at most one alert per rule and subject is open."""
 
 from __future__ import annotations
 
 import logging
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+from uuid import UUID
 
 from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
-from ..models import Alert
+from ..models import AlarmLease, Alert, AlertNotification
 
 logger = logging.getLogger(__name__)
 
+Severity = Literal["warning", "critical"]
+
+_RULE_LENGTH = Alert._meta.get_field("rule").max_length or 0
+# Leaves room for a subject.
+_LONGEST_NAME = 40
+
+# A process that hung and goes on must not write what it judged before another process took over.
+_ON_DUTY = f"""
+    (%(owner)s::uuid IS NULL OR EXISTS (SELECT FROM {AlarmLease._meta.db_table} WHERE owner = %(owner)s::uuid))
+"""
+# A notification is inserted with the change that it reports, so that none is lost.
 _OPEN = f"""
-    INSERT INTO {Alert._meta.db_table} (id, rule, severity, summary, runbook)
-    VALUES (%s, %s, %s, %s, %s)
-    ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
+    WITH opened AS (
+        INSERT INTO {Alert._meta.db_table} (id, rule, severity, summary, runbook)
+        SELECT %(id)s::uuid, %(rule)s, %(severity)s, %(summary)s, %(runbook)s WHERE {_ON_DUTY}
+        ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
+        RETURNING id
+    )
+    INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'start' FROM opened
 """
 _END = f"""
-    UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
-    WHERE rule = %s AND ended_at IS NULL AND started_at <= statement_timestamp() - %s * interval '1 second'
+    WITH ended AS (
+        UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
+        WHERE rule = ANY(%(rules)s) AND ended_at IS NULL AND {_ON_DUTY}
+          AND started_at <= statement_timestamp() - %(seconds)s * interval '1 second'
+        RETURNING id, rule
+    ), notified AS (
+        INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'end' FROM ended
+    )
+    SELECT rule FROM ended
 """
-_END_ALL = f"""
-    UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
-    WHERE starts_with(rule, %s) AND ended_at IS NULL
-    RETURNING rule
+_STILL_TRUE = f"""
+    UPDATE {Alert._meta.db_table} SET last_true_at = %(now)s
+    WHERE rule = ANY(%(rules)s) AND ended_at IS NULL AND {_ON_DUTY}
 """
+# By the index of open alerts: there are few.
+_OPEN_RULES = f"SELECT rule, coalesce(last_true_at, started_at) FROM {Alert._meta.db_table} WHERE ended_at IS NULL"
 
 
-def open_alert(*, rule: str, severity: Literal["warning", "critical"], summary: str, runbook: str) -> bool:
-    """Open an alert of ``rule`` unless one is open; returns whether it is new.
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """A kind of alert. Its runbook is the page ``docs/runbooks/<name>.md``.
 
-    ``runbook`` is a path and anchor, as in ``docs/operations.md#a-group-that-waits``. Within a transaction the alert is
-    logged once that is committed.
+    ``settings`` names the settings of its thresholds. An alert of a subject (a group, a topic) has the rule
+    ``<name>-<subject>``: each subject has an alert of its own.
     """
+
+    name: str
+    severity: Severity
+    settings: tuple[str, ...] = ()
+
+    @property
+    def runbook(self) -> str:
+        return f"docs/runbooks/{self.name}.md"
+
+    def of(self, subject: str) -> str:
+        """Return the rule of the alert of ``subject``; a long subject is cut, and told apart by a checksum."""
+        rule = f"{self.name}-{subject}" if subject else self.name
+        if len(rule) <= _RULE_LENGTH:
+            return rule
+        return f"{rule[: _RULE_LENGTH - 9]}-{zlib.crc32(subject.encode()):08x}"
+
+    def has(self, rule: str) -> bool:
+        """Return whether ``rule``, of an alert, is of this kind."""
+        return f"{rule}-".startswith(f"{self.name}-")
+
+
+_rules: dict[str, AlertRule] = {}
+
+
+def alert_rule(name: str, severity: Severity, *, settings: tuple[str, ...] = ()) -> AlertRule:
+    """Register a rule and return it.
+
+    Raises ValueError if another rule has the name, or if one name continues the other after a hyphen: their alerts
+    could not be told apart.
+    """
+    rule = AlertRule(name, severity, settings)
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"alert rule {name!r} has more than {_LONGEST_NAME} characters")
+    for other in _rules.values():
+        if other != rule and (other.has(name) or rule.has(other.name)):
+            raise ValueError(f"alerts of rule {name!r} could not be told from those of {other.name!r}")
+    return _rules.setdefault(name, rule)
+
+
+def alert_rules() -> dict[str, AlertRule]:
+    """Return the registered rules by name."""
+    return dict(_rules)
+
+
+def open_alert(rule: AlertRule, summary: str, *, subject: str = "", on_duty: UUID | None = None) -> bool:
+    """Open an alert of ``rule`` and ``subject`` unless one is open; returns whether it is new.
+
+    Within a transaction the alert is logged once that is committed. With ``on_duty``, only while that owner has the
+    lease of judging.
+    """
+    name = rule.of(subject)
+    summary = summary.replace("\0", "\\0")
+    values: dict[str, Any] = {
+        "id": uuid7(),
+        "rule": name,
+        "severity": rule.severity,
+        "summary": summary,
+        "runbook": rule.runbook,
+        "owner": on_duty,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(_OPEN, [uuid7(), rule, severity, summary, runbook])
+        cursor.execute(_OPEN, values)
         is_new: bool = cursor.rowcount == 1
     if is_new:
-        transaction.on_commit(partial(logger.error, "alert %s (%s): %s; see %s", rule, severity, summary, runbook))
+        log = partial(logger.error, "alert %s (%s): %s; see %s", name, rule.severity, summary, rule.runbook)
+        transaction.on_commit(log)
     return is_new
 
 
-def end_alert(rule: str, *, open_for_seconds: float = 0.0) -> bool:
-    """End the alert of ``rule`` if it has been open for ``open_for_seconds``; returns whether one was ended."""
+def end_alert(rule: AlertRule, *, subject: str = "", open_for_seconds: float = 0.0) -> bool:
+    """End the alert of ``rule`` and ``subject`` if it has been open for so long; returns whether one was ended."""
+    return bool(end_rules([rule.of(subject)], open_for_seconds=open_for_seconds))
+
+
+def end_alerts(rule: AlertRule) -> None:
+    """End the open alerts of ``rule``, of all subjects."""
+    end_rules([name for name in open_rules() if rule.has(name)])
+
+
+def open_rules() -> dict[str, datetime]:
+    """Return the rules of the open alerts, with their subjects, each with when its condition was last true."""
     with connection.cursor() as cursor:
-        cursor.execute(_END, [rule, open_for_seconds])
-        ended: bool = cursor.rowcount == 1
-    if ended:
-        transaction.on_commit(partial(logger.info, "alert %s has ended", rule))
+        cursor.execute(_OPEN_RULES)
+        return dict(cursor.fetchall())
+
+
+def end_rules(names: Sequence[str], *, open_for_seconds: float = 0.0, on_duty: UUID | None = None) -> list[str]:
+    """End the open alerts named (``AlertRule.of``) that have been open for so long; returns the names of those.
+
+    With ``on_duty``, only while that owner has the lease of judging.
+    """
+    if not names:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(_END, {"rules": list(names), "seconds": open_for_seconds, "owner": on_duty})
+        ended = [name for (name,) in cursor.fetchall()]
+    for name in ended:
+        transaction.on_commit(partial(logger.info, "alert %s has ended", name))
     return ended
 
 
-def end_alerts(prefix: str) -> None:
-    """End the open alerts of all rules whose names begin with ``prefix``."""
-    with connection.cursor() as cursor:
-        cursor.execute(_END_ALL, [prefix])
-        rules = [rule for (rule,) in cursor.fetchall()]
-    for rule in rules:
-        transaction.on_commit(partial(logger.info, "alert %s has ended", rule))
+def note_still_true(names: Iterable[str], now: datetime, *, on_duty: UUID | None = None) -> None:
+    """Record that the conditions of the open alerts named are true at ``now``, by the database's clock."""
+    if rules := list(names):
+        with connection.cursor() as cursor:
+            cursor.execute(_STILL_TRUE, {"rules": rules, "now": now, "owner": on_duty})

@@ -1,4 +1,4 @@
-"""The heartbeat row of a process: when it was last alive, and when its loop last made a pass."""
+"""The heartbeat row of a process: that it lives, when its loops last made a pass, and what its consumers hold."""
 
 from __future__ import annotations
 
@@ -8,29 +8,90 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from multiprocessing.util import Finalize
+from typing import Any, NamedTuple
 
+import msgspec
+from django.conf import settings
 from django.db import connection
 
 from common.processes.lifecycle import first_line
+
+from .samples import Sampler
 
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 _END_SECONDS = 2.0
+# Rows of processes that are gone are looked for at the first beat and then every five minutes.
+_BEATS_BETWEEN_FORGETTING = 60
 
 _BEAT = """
-    INSERT INTO kafka_bridge_processheartbeat (id, role, host, pid, started_at, seen_at, turned_at)
-    VALUES (%(id)s, %(role)s, %(host)s, %(pid)s, statement_timestamp(), statement_timestamp(),
-            statement_timestamp() - %(idle)s * interval '1 second')
-    ON CONFLICT (id) DO UPDATE SET seen_at = EXCLUDED.seen_at, turned_at = EXCLUDED.turned_at
+    INSERT INTO kafka_bridge_processheartbeat
+        (id, role, host, pid, version, memory_bytes, started_at, seen_at, turned_at, polled_at, groups, partitions)
+    VALUES (%(id)s, %(role)s, %(host)s, %(pid)s, %(version)s, %(memory_bytes)s,
+            statement_timestamp(), statement_timestamp(), statement_timestamp() - %(idle)s * interval '1 second',
+            statement_timestamp() - %(unpolled)s * interval '1 second', %(groups)s::jsonb, %(partitions)s::jsonb)
+    ON CONFLICT (id) DO UPDATE SET
+        memory_bytes = EXCLUDED.memory_bytes, seen_at = EXCLUDED.seen_at, turned_at = EXCLUDED.turned_at,
+        polled_at = EXCLUDED.polled_at, groups = EXCLUDED.groups, partitions = EXCLUDED.partitions
+    RETURNING extract(epoch FROM seen_at)::float
 """
-_FORGET = "DELETE FROM kafka_bridge_processheartbeat WHERE seen_at < statement_timestamp() - interval '1 day'"
+# Of a row named heartbeat: whether its process is gone and needs no operator any more. Its successor is a process of
+# the same role, host and groups that has started since.
+IS_GONE = """
+    heartbeat.seen_at < statement_timestamp() - %(silent_seconds)s * interval '1 second'
+    AND (heartbeat.seen_at < statement_timestamp() - %(kept_hours)s * interval '1 hour'
+         OR EXISTS (SELECT FROM kafka_bridge_processheartbeat AS successor
+                    WHERE successor.role = heartbeat.role AND successor.host = heartbeat.host
+                      AND successor.groups = heartbeat.groups
+                      AND successor.started_at > heartbeat.seen_at AND successor.id <> heartbeat.id))
+"""
+_FORGET = f"DELETE FROM kafka_bridge_processheartbeat AS heartbeat WHERE {IS_GONE}"
+_REMOVE = "DELETE FROM kafka_bridge_processheartbeat WHERE id = %s"
+
+
+def gone_values() -> dict[str, int]:
+    """Return the values of ``IS_GONE``."""
+    return {"silent_seconds": settings.ALERT_SILENT_SECONDS, "kept_hours": settings.HEARTBEAT_RETENTION_HOURS}
+
+
+class HeldPartition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a consumer says of a partition that it holds, at the time of the heartbeat; in the row it is JSON.
+
+    ``topic`` is as the broker names it. ``lag`` counts messages. ``lag_ms`` is the age of the first message at or after
+    ``next_offset``, the next one to be handled; 0 at the end, or where only markers of transactions follow; while
+    messages exist that were not fetched, the time since that began. None: unknown, since the partition is new to the
+    consumer, or its loop does not poll. ``end_offset`` is the end that the client knows. ``state`` is ``ok`` or
+    ``retrying``, the latter for ``state_seconds``.
+    """
+
+    group: str
+    topic: str
+    partition: int
+    lag: int | None = None
+    lag_ms: int | None = None
+    state: str = "ok"
+    state_seconds: float = 0.0
+    next_offset: int | None = None
+    end_offset: int | None = None
+
+
+class ConsumerReport(NamedTuple):
+    """What one consumer says of itself; ``polled_at`` is on the monotonic clock, None before the first poll."""
+
+    group: str
+    polled_at: float | None
+    partitions: Sequence[HeldPartition]
+
+
+# Gets the time in seconds since 1970; is called in the heartbeat's thread.
+ReportConsumer = Callable[[float], ConsumerReport]
 
 
 class Heartbeat:
-    """Writes the row every five seconds in its own thread, by the database's clock.
+    """Writes the row every five seconds in its own thread, by the database's clock, and the samples of the process.
 
     Each loop of the process reports its passes through ``loop()``, so that a hanging loop shows in a living process.
     """
@@ -41,8 +102,14 @@ class Heartbeat:
             "role": role,
             "host": socket.gethostname()[:200],
             "pid": os.getpid(),
+            "version": settings.SERVICE_VERSION,
         }
         self._ticked_at: dict[int, float] = {}
+        self._consumers: list[ReportConsumer] = []
+        self._sampler = Sampler(self._values["id"])
+        # The database's clock less ours, in seconds, as the last beat found it.
+        self._clock_offset = 0.0
+        self._beats = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -59,10 +126,22 @@ class Heartbeat:
         tick()
         return tick
 
+    def watch_consumer(self, report: ReportConsumer) -> None:
+        """Report a consumer in the row. ``report`` must be safe to call while the consumer works."""
+        self._consumers.append(report)
+
     def start(self) -> None:
         """Start the thread, which runs until ``end``. Call it after any fork."""
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
+
+    def run_until_exit(self) -> None:
+        """Start the thread, and ``end`` it when the process exits.
+
+        For workers of a server: they are forked by multiprocessing, whose children run no ``atexit`` functions.
+        """
+        self.start()
+        Finalize(None, self.end, exitpriority=10)
 
     def end(self) -> None:
         """Stop the thread; deletes the row if the database answers within two seconds."""
@@ -71,12 +150,28 @@ class Heartbeat:
             self._thread.join(_END_SECONDS)
 
     def beat(self) -> None:
-        """Write the row once. Raises what the database raises."""
+        """Write the row once, and a sample if anything was counted. Raises what the database raises."""
+        reports = [report(time.time() + self._clock_offset) for report in self._consumers]
+        now = time.monotonic()
+        polled = [report.polled_at for report in reports if report.polled_at is not None]
+        partitions = [partition for report in reports for partition in report.partitions]
+        values = {
+            **self._values,
+            "memory_bytes": _resident_bytes(),
+            # Of a process without a loop the row holds the time of the beat.
+            "idle": now - min(self._ticked_at.values(), default=now),
+            "unpolled": now - min(polled) if polled else None,
+            "groups": msgspec.json.encode(sorted({report.group for report in reports})).decode(),
+            "partitions": msgspec.json.encode(partitions).decode(),
+        }
         with connection.cursor() as cursor:
-            now = time.monotonic()
-            idle = now - min(self._ticked_at.values(), default=now)
-            cursor.execute(_BEAT, {**self._values, "idle": idle})
-            cursor.execute(_FORGET)
+            cursor.execute(_BEAT, values)
+            (seen_at,) = cursor.fetchone() or (time.time(),)
+            self._clock_offset = seen_at - time.time()
+            if self._beats % _BEATS_BETWEEN_FORGETTING == 0:
+                cursor.execute(_FORGET, gone_values())
+        self._beats += 1
+        self._sampler.write()
 
     def _run(self) -> None:
         try:
@@ -87,8 +182,10 @@ class Heartbeat:
             connection.close()
 
     def _remove(self) -> None:
+        """Delete the row, and write what was counted since the last sample."""
         with connection.cursor() as cursor:
-            cursor.execute("DELETE FROM kafka_bridge_processheartbeat WHERE id = %s", [self._values["id"]])
+            cursor.execute(_REMOVE, [self._values["id"]])
+        self._sampler.write()
 
     def _try(self, step: Callable[[], None]) -> bool:
         try:
@@ -98,3 +195,12 @@ class Heartbeat:
             connection.close()
             return False
         return True
+
+
+def _resident_bytes() -> int | None:
+    """Return the memory that the process occupies, None where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None

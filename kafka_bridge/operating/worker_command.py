@@ -15,6 +15,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from common.processes.lifecycle import StopFlag, check_database, first_line, stop_on_signals, wait_for
 from common.processes.outages import BadRedisDatabase, ServiceUnavailable, is_transient
+from common.processes.stack_dump import stacks_on_signal
 
 from .. import metrics
 from ..client import check_client_options, check_kafka
@@ -48,7 +49,7 @@ class WorkerCommand(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with stop_on_signals() as stop:
+        with stacks_on_signal(), stop_on_signals() as stop:
             try:
                 check_client_options()
                 for check in self.needs:

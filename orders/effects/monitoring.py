@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from django.conf import settings
 from django.db import connection, transaction
 
 from common.postgres import arrays
 from common.postgres.clock import isoformat_z
-from kafka_bridge.operating.alerts import end_alert, open_alert
+from kafka_bridge.operating.alerts import AlertRule, alert_rule, end_alert, open_alert
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
 from .. import metrics
@@ -21,9 +21,8 @@ from ..events import OrderCompleted
 from ..messages import ORDER_CANCELLED, ORDER_COMPLETED, read_order_task
 from ..models import OrderMinute
 
-MANY_ORDERS = "orders-per-minute"
-MANY_CANCELLED = "orders-cancelled"
-RUNBOOK = "docs/operations.md#orders"
+MANY_ORDERS = alert_rule("orders-per-minute", "warning", settings=("ALERT_ORDERS_PER_MINUTE",))
+MANY_CANCELLED = alert_rule("orders-cancelled", "critical", settings=("ALERT_CANCELLED_PERCENT",))
 
 # With fewer paid orders the percentage of cancellations means nothing.
 FEWEST_ORDERS = 20
@@ -122,21 +121,19 @@ def evaluate_alerts() -> None:
     most = settings.ALERT_ORDERS_PER_MINUTE
     _set_alert(
         MANY_ORDERS,
-        "warning",
         holds=0 < most < busiest,
         summary=f"{busiest} orders were paid in one minute of the last hour, more than {most}",
     )
     percent = settings.ALERT_CANCELLED_PERCENT
     _set_alert(
         MANY_CANCELLED,
-        "critical",
         holds=bool(percent) and completed >= FEWEST_ORDERS and 100 * cancelled > percent * completed,
         summary=f"{cancelled} orders were cancelled and {completed} paid in ten minutes, more than {percent} %",
     )
 
 
-def _set_alert(rule: str, severity: Literal["warning", "critical"], *, holds: bool, summary: str) -> None:
+def _set_alert(rule: AlertRule, *, holds: bool, summary: str) -> None:
     if holds:
-        open_alert(rule=rule, severity=severity, summary=summary, runbook=RUNBOOK)
+        open_alert(rule, summary)
     else:
         end_alert(rule)

@@ -284,7 +284,7 @@ def test_the_operator_hears_once_that_the_issuer_refused_what_the_gate_let_in(
         accept(coupon, user_id)
     issue()
     [alert] = Alert.objects.all()
-    assert (alert.rule, alert.severity, alert.ended_at) == (GATE_ADMITTED_REFUSED, "warning", None)
+    assert (alert.rule, alert.severity, alert.ended_at) == (GATE_ADMITTED_REFUSED.name, "warning", None)
     compare(repair=True)
     assert Alert.objects.get().ended_at is None
     Alert.objects.update(started_at=Now() - timedelta(minutes=11))

@@ -230,7 +230,7 @@ def test_what_no_counter_can_mend_is_told_and_opens_one_alert(make_coupon: Calla
         assert compare(repair=True).remaining.counts == {"counter-issued": 1}
     assert stock(coupon) == (0, 0)
     [alert] = Alert.objects.all()
-    assert (alert.rule, alert.severity, alert.ended_at) == (NOT_RECONCILED, "critical", None)
+    assert (alert.rule, alert.severity, alert.ended_at) == (NOT_RECONCILED.name, "critical", None)
     stop = StopFlag()
     stop.request()
     Reconciler(PATIENCE, once=True, lag=nothing_left_to_read).run(stop, repair=True)

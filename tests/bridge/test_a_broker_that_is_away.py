@@ -2,24 +2,33 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from confluent_kafka import KafkaError, Message, Producer
 from pytest_django import Settings
 
 from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from devstack import Stack
 from devstack.processes import wait_until
 from devstack.stack import Part
 from kafka_bridge import client
 from kafka_bridge.client import make_producer
+from kafka_bridge.lag import lag_by_partition
+from kafka_bridge.models import BrokerState
+from kafka_bridge.operating import broker_watch
+from kafka_bridge.operating.broker_watch import BrokerWatch
+from kafka_bridge.operating.lag_sweep import LagSweep
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
+from tests.stub_app.consumer_groups import NOTICES
 from tests.stub_app.events import publish_numbers
+from tests.stub_app.routes import NUMBER_DRAWN, RESULTS
 from tests.stub_app.routes import NUMBERS as TOPIC
-from tests.stub_app.routes import RESULTS
-from tests.support.kafka import read_topic
+from tests.support.kafka import produce, read_topic
 from tests.support.published import unpublished_rows
 from tests.support.threads import in_another_session
 
@@ -105,6 +114,35 @@ def test_events_written_before_during_and_after_arrive_in_order(how: str, broker
     stop.request()
     running.result(60)
     assert first_copies(90) == list(range(90))
+
+
+def test_its_silences_are_counted_and_the_lag_of_the_last_sweep_stays(
+    broker: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_watch, "ANSWER_SECONDS", 1.0)
+    produce(TOPIC, [b"{}"], seconds_ago=60)
+    watch, sweep = BrokerWatch(), LagSweep(lambda: [replace(NOTICES, event_types=(NUMBER_DRAWN,))])
+    watch.look()
+    sweep.look()
+    state = BrokerState.objects.get()
+    assert (state.silences, state.problems, len(state.brokers)) == (0, [], 1)
+
+    broker.freeze()
+    began_at = time.monotonic()
+    for _ in range(3):
+        watch.look()
+    with pytest.raises(ServiceUnavailable):
+        sweep.look()
+    assert time.monotonic() - began_at < 3 * 2 + 4
+    assert BrokerState.objects.get().silences == 3
+    assert [lag.messages for lag in lag_by_partition() if lag.milliseconds >= 60_000] == [1]
+
+    def is_heard() -> bool:
+        watch.look()
+        return BrokerState.objects.get().silences == 0
+
+    broker.thaw()
+    wait_until(is_heard, 30, "the broker's answer is not seen")
 
 
 def first_copies(count: int) -> list[int]:

@@ -12,8 +12,10 @@ from common.processes.lifecycle import StopFlag
 from devstack import wait_until
 from kafka_bridge.client import ensure_topics
 from kafka_bridge.cloudevents import encode_headers
+from kafka_bridge.consuming.retrying_partitions import WAITING
 from kafka_bridge.models import Alert, OutboxMessage
 from kafka_bridge.operating.alerts import open_alert
+from kafka_bridge.operating.outbox_alarms import TOPIC as TOPIC_ALERT
 from kafka_bridge.outbox.writing import OutboxRow, insert_rows, new_event_id
 from kafka_bridge.registry import prefixed
 from kafka_bridge.relaying.relay import Relay
@@ -91,7 +93,7 @@ def test_a_deleted_topic_is_named_within_seconds_and_everything_is_published_onc
     alert = when_an_alert_is_open()
     assert (alert.rule, alert.severity) == (f"topic-{prefixed(DLT)}", "critical")
     assert alert.summary == f"topic {prefixed(DLT)} does not exist: run create_topics"
-    assert alert.runbook == "docs/operations.md#a-topic-that-takes-no-messages"
+    assert alert.runbook == "docs/runbooks/topic.md"
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line == alert.summary
 
@@ -134,8 +136,8 @@ def test_one_topic_recovers_while_another_is_still_missing(relaying: Callable[[]
 
 @pytest.mark.parametrize("is_needed", [True, False], ids=["rows for the topic come", "no row comes"])
 def test_the_alert_that_a_dead_relay_left_is_ended_by_the_next(is_needed: bool, relaying: Callable[[], None]) -> None:
-    open_alert(rule=f"topic-{prefixed(TOPIC)}", severity="critical", summary="it was missing", runbook="docs")
-    open_alert(rule="waiting-ranking", severity="critical", summary="another's", runbook="docs")
+    open_alert(TOPIC_ALERT, "it was missing", subject=prefixed(TOPIC))
+    open_alert(WAITING, "another's", subject="ranking")
     if is_needed:
         publish_numbers(range(1))
     relaying()

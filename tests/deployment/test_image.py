@@ -114,7 +114,8 @@ def test_what_is_no_part_of_the_service_stays_outside(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["couponsite/settings.py", "coupons/migrations/0001_initial.py", "templates/base.html"]
+    "path",
+    ["couponsite/settings.py", "coupons/migrations/0001_initial.py", "templates/base.html", "docs/operations.md"],
 )
 def test_what_is_part_of_the_service_gets_in(path: str) -> None:
     assert (ROOT / path).is_file()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from common.processes.lifecycle import StopFlag
 from orders.models import Product
 from orders.ranking.rebuild import ranking_rebuild as rebuild
 from tests.support.orders import make_product
-from tests.support.provider import Provider
+from tests.support.provider import Provider, close_http_client
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +27,8 @@ def closed_provider() -> Iterator[Provider]:
     yield provider
     provider.release()
     # Its connections end with the test, not when they are garbage-collected; and the next one may get the same port.
-    asyncio.run_coroutine_threadsafe(http_calls._client().aclose(), http_calls._loop()).result(10)
-    for cached in (http_calls._client, http_calls._create_endpoint):
-        cached.cache_clear()
+    close_http_client()
+    http_calls._create_endpoint.cache_clear()
     provider.close()
 
 

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import Alert, DeadLetter, ProcessedEvent
-from kafka_bridge.operating.alerts import end_alert, open_alert
+from kafka_bridge.operating.alerts import AlertRule, end_alert, open_alert
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import monitoring
 from orders.management.commands.expire_orders import sweep
@@ -146,9 +146,9 @@ def test_more_orders_in_a_minute_than_allowed_open_one_alert(tea: Product, caplo
     consume(*paid(tea, 1, at=now))
     consume(*paid(tea, 1, at=now))
     alert = Alert.objects.get()
-    assert (alert.rule, alert.severity, alert.ended_at) == (monitoring.MANY_ORDERS, "warning", None)
+    assert (alert.rule, alert.severity, alert.ended_at) == (monitoring.MANY_ORDERS.name, "warning", None)
     assert alert.summary.startswith("51 orders")
-    assert alert.runbook == "docs/operations.md#orders"
+    assert alert.runbook == "docs/runbooks/orders-per-minute.md"
     assert [record.levelname for record in caplog.records if "51 orders" in record.getMessage()] == ["ERROR"]
 
 
@@ -156,7 +156,7 @@ def test_minutes_that_are_long_over_open_no_alert(tea: Product) -> None:
     consume(*paid(tea, 60, at=ago(minutes=62)))
     assert open_rules() == []
     consume(*paid(tea, 60, at=ago(minutes=50)))
-    assert open_rules() == [monitoring.MANY_ORDERS]
+    assert open_rules() == [monitoring.MANY_ORDERS.name]
 
 
 def test_many_cancelled_orders_open_an_alert(tea: Product) -> None:
@@ -165,7 +165,7 @@ def test_many_cancelled_orders_open_an_alert(tea: Product) -> None:
     assert open_rules() == []
     consume(*called_off(tea, 1, at=now))
     alert = Alert.objects.get()
-    assert (alert.rule, alert.severity) == (monitoring.MANY_CANCELLED, "critical")
+    assert (alert.rule, alert.severity) == (monitoring.MANY_CANCELLED.name, "critical")
     assert alert.summary.startswith("5 orders were cancelled and 20 paid")
 
 
@@ -184,7 +184,7 @@ def test_what_was_cancelled_long_ago_says_nothing(tea: Product) -> None:
 def alarming(tea: Product) -> None:
     now = ago()
     consume(*paid(tea, 60, at=now), *called_off(tea, 20, at=now))
-    assert open_rules() == sorted([monitoring.MANY_ORDERS, monitoring.MANY_CANCELLED])
+    assert open_rules() == sorted([monitoring.MANY_ORDERS.name, monitoring.MANY_CANCELLED.name])
 
 
 def pass_time(**time: float) -> None:
@@ -197,7 +197,7 @@ def pass_time(**time: float) -> None:
 def test_alerts_end_when_their_rule_no_longer_holds(tea: Product) -> None:
     pass_time(minutes=12)
     consume(*paid(tea, 1, at=ago()))
-    assert open_rules() == [monitoring.MANY_ORDERS]
+    assert open_rules() == [monitoring.MANY_ORDERS.name]
     pass_time(minutes=50)
     consume(*paid(tea, 1, at=ago()))
     assert open_rules() == []
@@ -207,7 +207,7 @@ def test_alerts_end_when_their_rule_no_longer_holds(tea: Product) -> None:
 @pytest.mark.usefixtures("alarming")
 def test_alerts_end_though_nobody_buys_any_more() -> None:
     sweep(StopFlag())
-    assert open_rules() == sorted([monitoring.MANY_ORDERS, monitoring.MANY_CANCELLED])
+    assert open_rules() == sorted([monitoring.MANY_ORDERS.name, monitoring.MANY_CANCELLED.name])
     pass_time(minutes=62)
     sweep(StopFlag())
     assert open_rules() == []
@@ -218,8 +218,8 @@ def test_an_alert_that_ended_opens_anew(tea: Product) -> None:
     pass_time(minutes=62)
     consume(*paid(tea, 1, at=ago()))
     consume(*paid(tea, 60, at=ago()))
-    assert open_rules() == [monitoring.MANY_ORDERS]
-    assert Alert.objects.filter(rule=monitoring.MANY_ORDERS).count() == 2
+    assert open_rules() == [monitoring.MANY_ORDERS.name]
+    assert Alert.objects.filter(rule=monitoring.MANY_ORDERS.name).count() == 2
 
 
 @pytest.mark.usefixtures("alarming")
@@ -232,9 +232,12 @@ def test_a_threshold_of_zero_turns_a_rule_off(tea: Product, settings: Settings) 
 # Alerts
 
 
+FLOOD = AlertRule("flood", "critical")
+
+
 @pytest.fixture
 def flood() -> Callable[[], bool]:
-    return lambda: open_alert(rule="flood", severity="critical", summary="the water rises", runbook="docs#flood")
+    return lambda: open_alert(FLOOD, "the water rises")
 
 
 def test_of_two_who_open_an_alert_at_once_one_does(flood: Callable[[], bool]) -> None:
@@ -247,7 +250,7 @@ def test_of_two_who_open_an_alert_at_once_one_does(flood: Callable[[], bool]) ->
 
 
 def test_opening_and_ending_tell_whether_anything_changed(flood: Callable[[], bool]) -> None:
-    assert [flood(), flood(), end_alert("flood"), end_alert("flood"), flood()] == [True, False, True, False, True]
+    assert [flood(), flood(), end_alert(FLOOD), end_alert(FLOOD), flood()] == [True, False, True, False, True]
     assert Alert.objects.count() == 2
 
 
@@ -260,4 +263,4 @@ def test_an_alert_that_is_rolled_back_is_not_logged(
         transaction.set_rollback(True)
     assert "the water rises" not in caplog.text
     flood()
-    assert "the water rises; see docs#flood" in caplog.text
+    assert "the water rises; see docs/runbooks/flood.md" in caplog.text

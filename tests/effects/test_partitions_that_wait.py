@@ -111,7 +111,7 @@ def test_an_operator_is_told_of_a_wait_that_is_long_and_of_its_end(
     assert (alert.rule, alert.severity, alert.ended_at) == ("waiting-notification", "critical", None)
     assert "order-completed[" in alert.summary
     assert "nothing gets through to AlimTalk: answered 500" in alert.summary
-    assert alert.runbook == "docs/operations.md#a-group-that-waits"
+    assert alert.runbook == "docs/runbooks/waiting.md"
 
     alimtalk.answer = lambda call: 200
     wait_until(lambda: not Alert.objects.filter(ended_at=None).exists(), 30, "the alert does not end")

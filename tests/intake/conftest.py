@@ -72,7 +72,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_pair(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     port = free_port()
     process = WebProcess(

@@ -136,4 +136,5 @@ def test_an_upgraded_installation_keeps_its_shares(make_coupon: Callable[..., Co
     finally:
         with connection.cursor() as cursor:
             cursor.execute("DROP TABLE IF EXISTS waffle_flag")
-        MigrationExecutor(connection).migrate(AFTER)
+        executor = MigrationExecutor(connection)
+        executor.migrate(executor.loader.graph.leaf_nodes("coupons"))

@@ -53,7 +53,7 @@ def own_web(transactional_db: None, tmp_path: Path) -> Iterator[Web]:
         yield web
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_web(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """One web process for all tests: it needs nothing of Kafka, and the coupons of every test are new to it."""
     with running_web(tmp_path_factory.mktemp("web")) as web:

@@ -22,6 +22,7 @@ ISSUER = ("consume_coupons", "--group", "issue")
 WORKER = ("issue_worker",)
 COUPON = ("create_coupon", "SPRING", "--quantity", "1")
 PRODUCT = ("create_product", "Socks", "--price", "1")
+HOUSEKEEP = ("housekeep",)
 REPUBLISH = ("republish_topic", "order-completed", "--reason", "lost")
 
 
@@ -44,7 +45,7 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> Non
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT, REPUBLISH])
+@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT, REPUBLISH, HOUSEKEEP])
 def test_an_unreachable_database_is_named(command: tuple[str, ...]) -> None:
     env = environment(DATABASE_URL=f"postgres://unused@{NO_SERVER}/none")
     assert_one_line(run_command(*command, "--wait", "1", env=env), "PostgreSQL", "port 9")

@@ -22,12 +22,20 @@ from kafka_bridge.relaying.relay import Relay
 
 
 def produce(
-    topic: str, values: Sequence[bytes | None], *, key: bytes = b"K", headers: Mapping[str, bytes] = {}
+    topic: str,
+    values: Sequence[bytes | None],
+    *,
+    key: bytes = b"K",
+    headers: Mapping[str, bytes] = {},
+    seconds_ago: float = 0,
 ) -> None:
     """Puts values on a topic (named without prefix), all under one key, and waits until they are there."""
+    timestamp = int((time.time() - seconds_ago) * 1000)
     producer = Producer({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS, "partitioner": "murmur2_random"})
     for value in values:
-        producer.produce(prefixed(topic), value=value, key=key, headers=list((headers or {}).items()))
+        producer.produce(
+            prefixed(topic), value=value, key=key, headers=list((headers or {}).items()), timestamp=timestamp
+        )
     assert producer.flush(30) == 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+
+from common import http_client
 
 HANG = "hang"
 HANG_UP = "hang up"
@@ -164,3 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the test looks at ``calls``."""
+
+
+def close_http_client() -> None:
+    """Close this process's connections now and not when they are garbage-collected: a later server may get the port."""
+    asyncio.run_coroutine_threadsafe(http_client.client().aclose(), http_client.loop()).result(10)
+    http_client.client.cache_clear()

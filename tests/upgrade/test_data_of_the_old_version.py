@@ -216,7 +216,8 @@ def test_what_the_old_version_left_undone_is_done(migrated: None, topics: str, t
     assert Order.objects.get(user_id=9).status == "PAID"
     assert UserCoupon.objects.get(user_id=9, coupon__coupon_type="GATE").status == "USED"
     assert UserCoupon.objects.get(user_id=10, coupon__coupon_type="GATE").status == "ISSUED"
-    assert DeadLetter.objects.count() == dead_letters
+    # The old version published its dead letters under another prefix, so those on the topics count as foreign.
+    assert DeadLetter.objects.exclude(consumer_group="foreign").count() == dead_letters
 
     records = [record for topic in TOPICS for record in read_history(topic)]
     assert {record.event_id for record in records if record.event_id in requests} == requests - by_worker

@@ -11,6 +11,7 @@ from django.core.management.base import CommandError
 from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line
 from common.processes.outages import ServiceUnavailable, is_database_outage
 from coupons.reconciliation.reconciler import Reconciled, Reconciler, is_outage
+from kafka_bridge.operating.alarm_threads import alarm_threads
 from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, whole
 from orders.ranking import store
 from orders.ranking.days import last_days
@@ -25,7 +26,8 @@ _MAX_ROWS = 200
 class Command(WorkerCommand):
     help = (
         "Compares gates, Redis queue and outbox with PostgreSQL while the service runs, and lists differences. --repair"
-        " repairs them. The exit code is 1 if there are differences; with --repair, if some could not be repaired."
+        " repairs them. The exit code is 1 if there are differences; with --repair, if some could not be repaired. With"
+        " --every it also stands by to judge the alarms."
     )
 
     # Redis and Kafka are not required at start: with --every the process retries until they answer.
@@ -50,7 +52,9 @@ class Command(WorkerCommand):
     def work(self, stop: StopFlag, **options: Any) -> None:
         patience = options["patience"] or settings.RECONCILE_PATIENCE_SECONDS
         if options["every"]:
-            self._every(options["every"], patience, options["repair"], stop)
+            # The standby of the housekeeper.
+            with alarm_threads(stop, self.heartbeat):
+                self._every(options["every"], patience, options["repair"], stop)
         else:
             self._once(patience, options["repair"], stop)
 
@@ -69,10 +73,9 @@ class Command(WorkerCommand):
             raise CommandError(f"could not be repaired: {summary}" if repair else f"run with --repair: {summary}")
 
     def _every(self, seconds: int, patience: float, repair: bool, stop: StopFlag) -> None:
-        tick = self.heartbeat.loop()
+        stop = stop.watched(self.heartbeat.loop())
         reconciler: Reconciler | None = None
         while not stop:
-            tick()
             try:
                 reconciler = reconciler or Reconciler(patience, once=False)
                 reconciled = reconciler.run(stop, repair=repair)
