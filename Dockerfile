@@ -22,8 +22,10 @@ RUN --mount=type=bind,from=wheels,source=/build/wheels,target=/wheels \
     pip install --no-cache-dir --disable-pip-version-check --root-user-action ignore \
         --no-index --find-links /wheels --require-hashes --requirement requirements.txt
 
-COPY manage.py Procfile ./
+COPY manage.py Procfile pyproject.toml ./
 COPY templates templates/
+# Shown to operators as pages, runbooks among them.
+COPY docs docs/
 COPY common common/
 COPY kafka_bridge kafka_bridge/
 COPY coupons coupons/
@@ -35,6 +37,11 @@ RUN export SECRET_KEY=for-collectstatic-only-which-signs-nothing KAFKA_BOOTSTRAP
         DATABASE_URL=postgres://unused@127.0.0.1:9/none REDIS_URL=redis://127.0.0.1:9/0 \
     && python manage.py collectstatic --no-input \
     && python -m compileall -q manage.py common kafka_bridge coupons orders couponsite
+
+# What the processes report as their version: `docker build --build-arg SERVICE_VERSION=0.1.0+$(git rev-parse --short=12 HEAD)`.
+# Without it all builds of a version look the same.
+ARG SERVICE_VERSION=""
+ENV SERVICE_VERSION=$SERVICE_VERSION
 
 # Numeric, so that an orchestrator can verify that it is not root.
 USER 10001:10001
