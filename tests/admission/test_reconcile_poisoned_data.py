@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from django.db.models import F
+from pytest_django import Settings
 from uuid_utils.compat import uuid7
 
 from common.processes.lifecycle import StopFlag
@@ -222,7 +223,9 @@ def test_the_stock_is_never_raised_above_what_is_left_of_it(make_coupon: Callabl
     assert_invariants()
 
 
-def test_what_no_counter_can_mend_is_told_and_opens_one_alert(make_coupon: Callable[..., Coupon]) -> None:
+def test_what_no_counter_can_mend_is_told_and_opens_one_alert(
+    make_coupon: Callable[..., Coupon], settings: Settings
+) -> None:
     coupon = make_coupon(total_quantity=1)
     for user_id in (1, 2):
         UserCoupon.objects.create(coupon=coupon, user_id=user_id, issued_at="2026-01-01T00:00:00Z")
@@ -237,6 +240,9 @@ def test_what_no_counter_can_mend_is_told_and_opens_one_alert(make_coupon: Calla
     assert Alert.objects.get().ended_at is None, "a run that was stopped compared nothing a second time"
     UserCoupon.objects.filter(user_id=2).delete()
     assert mend() == {"counter-issued": 1}
+    assert Alert.objects.get().ended_at is None, "an alert that comes and goes is one"
+    settings.ALERT_END_SECONDS = 0
+    mend()
     assert Alert.objects.get().ended_at is not None
 
 
