@@ -1,8 +1,8 @@
 """The duty of judging alarms: one process at a time has it, the others stand by.
 
 The duty is a lease, a row with the database's clock, and not a session's lock: a process that hangs keeps its session,
-and behind a pooler in transaction mode a session is not its own. Only a judgement extends the lease. So a process that
-is killed, hangs, or cannot judge loses it, and a process that stops releases it.
+and behind a pooler in transaction mode a session is not its own. Only judging extends the lease. So a process that is
+killed, hangs, or cannot judge loses it, and a process that stops releases it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 5.0
 # Three ticks. A killed or hanging process is replaced a tick later at the latest.
 LEASE_SECONDS = 15.0
+# With an older judgement the alarms do not work, or another process judges them.
+JUDGED_WITHIN_SECONDS = LEASE_SECONDS
+# A judgement extends the lease once so much of it is over: each extension is a commit.
+EXTEND_AFTER_SECONDS = LEASE_SECONDS / 3
 # A thread that waits for the database must not delay the end of the process.
 END_SECONDS = 5.0
 # With a judge that fails for longer the alarms count as not judged.
@@ -46,6 +50,11 @@ _EXTEND = f"UPDATE {_TABLE} SET expires_at = {_EXPIRES} WHERE id = 1 AND owner =
 _RELEASE = f"UPDATE {_TABLE} SET owner = NULL, expires_at = NULL WHERE id = 1 AND owner = %(owner)s"
 
 
+def is_recent(judged_at: float | None) -> bool:
+    """Whether alarms judged at ``judged_at``, on the monotonic clock, count as judged; None: never judged."""
+    return judged_at is not None and time.monotonic() - judged_at < JUDGED_WITHIN_SECONDS
+
+
 class AlarmDuty(threading.Thread):
     """Judges alarms every five seconds while no other process does."""
 
@@ -58,6 +67,7 @@ class AlarmDuty(threading.Thread):
         # On the monotonic clock: when this process last judged the alarms.
         self.judged_at: float | None = None
         self._complete_at = time.monotonic()
+        self._extended_at = float("-inf")
 
     def run(self) -> None:
         """Judge until the process stops; an error is logged and ends nothing."""
@@ -90,9 +100,10 @@ class AlarmDuty(threading.Thread):
             logger.info("this process judges the alarms")
         self._evaluator = self._evaluator or AlertEvaluator(self._values["owner"], judged_at=judged_at)
         is_complete = self._evaluator.tick(self.keep)
+        now = time.monotonic()
         if not self._execute(_JUDGED):
             return False
-        now = time.monotonic()
+        self._extended_at = now
         if is_complete:
             self._complete_at = now
         # Alarms that one judge cannot judge for a minute do not work: the dead man's switch says so.
@@ -101,7 +112,11 @@ class AlarmDuty(threading.Thread):
         return True
 
     def keep(self) -> bool:
-        """Extend the lease; returns whether this process still has it."""
+        """Extend the lease if a part of it is over; returns whether this process still has it."""
+        now = time.monotonic()
+        if now - self._extended_at < EXTEND_AFTER_SECONDS:
+            return True
+        self._extended_at = now
         return self._execute(_EXTEND)
 
     def _read_lease(self) -> tuple[bool, datetime | None]:

@@ -13,7 +13,7 @@ from django.conf import settings
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.log_limit import LogLimit
 
-from .alarm_duty import AlarmDuty
+from .alarm_duty import AlarmDuty, is_recent
 from .heartbeat import Heartbeat
 from .kafka_watch import KafkaWatch
 from .notifications import call_deadman, send_next
@@ -25,8 +25,6 @@ POLL_SECONDS = 1.0
 DEADMAN_SECONDS = 60.0
 # After a call of the dead man's switch that failed.
 DEADMAN_RETRY_SECONDS = 10.0
-# With an older judgement the alarms do not work: three ticks of the evaluator.
-JUDGED_WITHIN_SECONDS = 15.0
 # At a stop: longer than a call takes.
 END_SECONDS = 5.0
 
@@ -81,7 +79,5 @@ class Notifier(threading.Thread):
 
     def _call_deadman_if_due(self) -> None:
         now = time.monotonic()
-        judged_at = self._judged_at()
-        is_judging = judged_at is not None and now - judged_at < JUDGED_WITHIN_SECONDS
-        if settings.ALERT_DEADMAN_URL and is_judging and now >= self._deadman_due_at:
+        if settings.ALERT_DEADMAN_URL and is_recent(self._judged_at()) and now >= self._deadman_due_at:
             self._deadman_due_at = now + (DEADMAN_SECONDS if call_deadman() else DEADMAN_RETRY_SECONDS)

@@ -11,14 +11,13 @@ from typing import Protocol
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.log_limit import LogLimit
 
+from .alarm_duty import is_recent
 from .broker_watch import BrokerWatch
 from .lag_sweep import LagSweep
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-# With an older judgement another process judges the alarms: three ticks of the evaluator.
-_JUDGED_WITHIN_SECONDS = 15.0
 # Between two questions whether this process judges.
 _STANDBY_SECONDS = 1.0
 # At a stop; a look may take longer while Kafka is away, and its thread ends with the process.
@@ -67,7 +66,7 @@ class _WatchThread(threading.Thread):
     def run(self) -> None:
         try:
             while not self._stop_flag:
-                if self._is_on_duty():
+                if is_recent(self._judged_at()):
                     self._look()
                     self._stop_flag.wait(LOOK_SECONDS)
                 else:
@@ -85,7 +84,3 @@ class _WatchThread(threading.Thread):
             if self._log_limit.due("failure"):
                 logger.warning("%s: no figures for the alerts, it goes on: %s", self.name, first_line(error))
             drop_connection()
-
-    def _is_on_duty(self) -> bool:
-        judged_at = self._judged_at()
-        return judged_at is not None and time.monotonic() - judged_at < _JUDGED_WITHIN_SECONDS

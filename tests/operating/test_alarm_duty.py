@@ -88,8 +88,11 @@ def test_a_process_that_hung_while_it_judged_does_not_count_as_having_judged(
     assert second.step()
 
 
-def test_a_slow_judgement_keeps_the_duty_between_its_judges(first: AlarmDuty, second: AlarmDuty) -> None:
+def test_a_slow_judgement_keeps_the_duty_between_its_judges(
+    first: AlarmDuty, second: AlarmDuty, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without that a standby takes it from a judgement that lasts longer than the lease, and loses it the same way."""
+    monkeypatch.setattr(alarm_duty, "EXTEND_AFTER_SECONDS", 0.0)
     first.step()
     let_the_lease_expire()
     evaluator = AlertEvaluator(judges=[((), list), ((), list)])
