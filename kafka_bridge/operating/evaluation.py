@@ -71,9 +71,8 @@ class AlertEvaluator:
         # By the number of a judge: its last judgement, and its first one after a gap.
         self._judged_at: dict[int, datetime] = {}
         self._resumed_at: dict[int, datetime] = {}
-        # Judges that failed last, and those of them that failed by an error.
-        self._failing: set[int] = set()
-        self._broken: set[int] = set()
+        # By the number of a judge that failed last: whether by an error.
+        self._failing: dict[int, bool] = {}
 
     def tick(self, keep_duty: Callable[[], bool] = lambda: True) -> bool:
         """Judge once; returns whether no judge failed by an error. Raises what the database raises when it is away.
@@ -88,7 +87,7 @@ class AlertEvaluator:
                 return False
             conditions = self._judge(number, rules, judge)
             if conditions is None:
-                complete = complete and number not in self._broken
+                complete = complete and not self._failing[number]
                 continue
             self._look_for_gap(number, rules, now)
             self._open(rules, conditions, now, open_now)
@@ -103,22 +102,18 @@ class AlertEvaluator:
             if strange := {condition.rule.name for condition in conditions if condition.rule not in rules}:
                 raise ValueError(f"conditions of other rules: {', '.join(sorted(strange))}")
         except Exception as error:
-            if isinstance(error, NotJudged):
-                self._broken.discard(number)
-            else:
-                self._broken.add(number)
+            is_broken = not isinstance(error, NotJudged)
+            if is_broken:
                 drop_connection()
             if is_database_outage(error):
                 # A limit exceeded or a session ended concerns this judge alone, unless the database does not answer.
                 database_time()
             if number not in self._failing:
-                self._failing.add(number)
-                level = logging.INFO if isinstance(error, NotJudged) else logging.WARNING
+                level = logging.WARNING if is_broken else logging.INFO
                 logger.log(level, "alerts %s are not judged, tried at every tick: %s", names, first_line(error))
+            self._failing[number] = is_broken
             return None
-        self._broken.discard(number)
-        if number in self._failing:
-            self._failing.discard(number)
+        if self._failing.pop(number, None) is not None:
             logger.info("alerts %s are judged again", names)
         return conditions
 
