@@ -13,6 +13,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import transaction
 
+from common.postgres.lock_limits import limit_lock_waits
 from common.processes.lifecycle import StopFlag, first_line
 from common.processes.outages import is_database_outage, is_transient
 from common.throttling import CallPostponed, CallThrottled
@@ -22,7 +23,6 @@ from ..errors import PoisonLimitExceeded, is_poison
 from ..registry import ConsumerGroup, ReceivedMessage, Rejected
 from . import inbox
 from .dead_letters import write_dead_letters
-from .lock_waits import limit_lock_waits
 
 logger = logging.getLogger(__name__)
 

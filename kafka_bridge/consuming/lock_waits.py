@@ -1,4 +1,4 @@
-"""Waits of a batch for the locks of other sessions: their limit, and the session that most likely holds the lock."""
+"""Waits of a batch for the locks of other sessions: which session most likely holds the lock."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from django.db.utils import Error
 from common.postgres import lock_limits
 from common.processes.lifecycle import drop_connection, first_line
 from common.processes.outages import is_over_limit
-
-# As long as the web process waits. PostgreSQL looks for deadlocks after one second.
-LOCK_SECONDS = 2.0
 
 # Modes but AccessShareLock, which readers hold. A prepared transaction has no session; the state of other
 # users' sessions is NULL without pg_read_all_stats.
@@ -29,11 +26,6 @@ _OLDEST_HOLDER = """
 """
 
 
-def limit_lock_waits() -> None:
-    """Let each wait for a lock in this transaction fail after ``LOCK_SECONDS``, with an error that is transient."""
-    lock_limits.limit_lock_waits(LOCK_SECONDS)
-
-
 def cause_of(error: BaseException) -> str:
     """Return the first line of ``error``; of a lock wait past its limit also what was locked, and likely by whom.
 
@@ -49,7 +41,7 @@ def cause_of(error: BaseException) -> str:
 def _oldest_holder() -> str:
     try:
         with connection.cursor() as cursor:
-            cursor.execute(_OLDEST_HOLDER, [LOCK_SECONDS])
+            cursor.execute(_OLDEST_HOLDER, [lock_limits.LOCK_SECONDS])
             (found,) = cursor.fetchone() or ("",)
     except Error as error:
         drop_connection()

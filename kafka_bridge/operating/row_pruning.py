@@ -1,7 +1,7 @@
 """Deletion of old rows in small batches: each batch is its own transaction, followed by a pause.
 
 Rows that another session has locked are left for a later run, so that two housekeepers do not wait for each other; a
-lock on the whole table fails the batch after ``LOCK_SECONDS``.
+lock on the whole table fails the batch after ``lock_limits.LOCK_SECONDS``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from common.postgres.lock_limits import limit_lock_waits
 from common.processes.lifecycle import StopFlag
 
 BATCH_SIZE = 1000
-LOCK_SECONDS = 2.0
 # Leaves the disk and autovacuum to the others.
 PAUSE_SECONDS = 0.05
 
@@ -54,7 +53,7 @@ def prune_aged(
     deleted = 0
     while not stop:
         with transaction.atomic():
-            limit_lock_waits(LOCK_SECONDS)
+            limit_lock_waits()
             with connection.cursor() as cursor:
                 cursor.execute(statement, [kept.total_seconds(), *values, BATCH_SIZE])
                 batch = cursor.rowcount
@@ -74,7 +73,7 @@ def prune_oldest(table: str, column: str, kept: timedelta, stop: StopFlag) -> in
     deleted = last_id = 0
     while not stop:
         with transaction.atomic():
-            limit_lock_waits(LOCK_SECONDS)
+            limit_lock_waits()
             with connection.cursor() as cursor:
                 cursor.execute(oldest, [kept.total_seconds(), last_id, BATCH_SIZE])
                 rows = cursor.fetchall()

@@ -34,7 +34,7 @@ from common.processes.lifecycle import StopFlag
 
 from .. import metrics
 from .housekeeping import HousekeepingTask, register_task
-from .row_pruning import LOCK_SECONDS, PAUSE_SECONDS, prune_aged
+from .row_pruning import PAUSE_SECONDS, prune_aged
 
 # Samples are folded to minutes after this time; a key figure of a shorter period is exact to a few seconds.
 FOLD_AFTER_MINUTES = 60
@@ -199,7 +199,7 @@ def samples_prune(stop: StopFlag) -> int:
     deleted = 0
     while not stop:
         with transaction.atomic(), connection.cursor() as cursor:
-            limit_lock_waits(LOCK_SECONDS)
+            limit_lock_waits()
             cursor.execute(_OLDEST_TO_FOLD)
             (oldest,) = cursor.fetchone() or (None,)
             if oldest is None:

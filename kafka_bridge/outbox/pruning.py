@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 1000
 _PAUSE = 0.05
-_LOCK_SECONDS = 2.0
 
 # Read by id, not by time: the primary key serves it without another index, and ids rise with time.
 _CANDIDATES = """
@@ -65,7 +64,7 @@ def _prune(retention: timedelta, stop: StopFlag, *, after: int, batch_size: int)
     deleted, last_id = 0, after
     while not stop:
         with transaction.atomic():
-            limit_lock_waits(_LOCK_SECONDS)
+            limit_lock_waits()
             with connection.cursor() as cursor:
                 cursor.execute(_CANDIDATES, [retention.total_seconds(), last_id, batch_size])
                 rows = cursor.fetchall()

@@ -11,12 +11,13 @@ from django.conf import settings
 from django.db import connection
 from pytest_django import Settings
 
+from common.postgres import lock_limits
 from common.processes.lifecycle import StopFlag
 from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from devstack import wait_until
 from kafka_bridge.client import group_lag
-from kafka_bridge.consuming import lock_waits, retrying_partitions
+from kafka_bridge.consuming import retrying_partitions
 from kafka_bridge.models import Alert, DeadLetter, OutboxMessage
 from kafka_bridge.registry import prefixed
 from tests.support.kafka import committed_offsets
@@ -34,7 +35,7 @@ LOCKED, OTHER = 0, 1
 @pytest.fixture(autouse=True)
 def _short_pauses(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.CONSUMER_BACKOFF_SECONDS = 0.05
-    monkeypatch.setattr(lock_waits, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(lock_limits, "LOCK_SECONDS", 0.5)
 
 
 @pytest.fixture
