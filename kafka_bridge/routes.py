@@ -186,17 +186,14 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
 
     Raises ValueError with a message for the operator.
     """
-    if not isinstance(overlay, dict):
-        raise ValueError("must be a JSON object of group names")
-    for name, group_id in overlay.items():
-        if name not in defaults:
-            raise ValueError(f"unknown group {name!r}; known: {', '.join(sorted(defaults))}")
+    changes = _group_values(defaults, overlay)
+    for name, group_id in changes.items():
         # librdkafka aborts the process on a blank id, and Kafka's tools expect the characters of a topic name.
         if not isinstance(group_id, str) or not _TOPIC_NAME.fullmatch(group_id):
             raise ValueError(
                 f"{name}: the group id must be letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
             )
-    groups = {**defaults, **overlay}
+    groups = {**defaults, **changes}
     if len(set(groups.values())) < len(groups):
         raise ValueError("two groups share one id: each effect needs offsets of its own")
     return groups
@@ -207,14 +204,20 @@ def overlay_concurrency(groups: Collection[str], overlay: object) -> dict[str, i
 
     Raises ValueError with a message for the operator.
     """
-    if not isinstance(overlay, dict):
-        raise ValueError("must be a JSON object of group names")
-    for name, number in overlay.items():
-        if name not in groups:
-            raise ValueError(f"unknown group {name!r}; known: {', '.join(sorted(groups))}")
+    changes = _group_values(groups, overlay)
+    for name, number in changes.items():
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST_CONSUMERS:
             raise ValueError(f"{name}: must be a whole number from 1 to {MOST_CONSUMERS}")
-    return {**dict.fromkeys(groups, 1), **overlay}
+    return {**dict.fromkeys(groups, 1), **changes}
+
+
+def _group_values(known: Collection[str], overlay: object) -> dict[str, Any]:
+    """Return ``overlay`` as values by group name. Raises ValueError unless it is an object of ``known`` groups."""
+    if not isinstance(overlay, dict):
+        raise ValueError("must be a JSON object of group names")
+    if unknown := next((name for name in overlay if name not in known), None):
+        raise ValueError(f"unknown group {unknown!r}; known: {', '.join(sorted(known))}")
+    return overlay
 
 
 def topics_of(routes: Mapping[str, Route]) -> set[str]:
