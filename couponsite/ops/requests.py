@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -12,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.views.decorators.http import require_safe
 
-from common.bigint import parse_id
+from common.admin_base import number_in, uuid_in
 from coupons.issuance.status_cache import MOST_RECENT
 from coupons.models import UserCoupon
 from coupons.policy import is_coupon_type
@@ -29,8 +28,6 @@ from .steps import exact
 
 PERMISSIONS = ("coupons.view_issuerequest", "coupons.view_usercoupon", "kafka_bridge.view_outboxmessage")
 
-_NUMBER = re.compile(r"[0-9]{1,19}")
-
 
 @require_safe
 @staff_page(*PERMISSIONS)
@@ -40,7 +37,7 @@ def request_way(request: HttpRequest, request_id: UUID) -> HttpResponse:
     ``?user=<id>&coupon=<id>`` say in whose gate to look for a request that PostgreSQL does not know.
     """
     trace = request_trace(
-        request_id, coupon_id=_id(request.GET.get("coupon", "")), user_id=_id(request.GET.get("user", ""))
+        request_id, coupon_id=number_in(request.GET.get("coupon", "")), user_id=number_in(request.GET.get("user", ""))
     )
     context: dict[str, Any] = {"request_id": request_id, "query": str(request_id), "trace": trace}
     if not trace.exists:
@@ -56,9 +53,9 @@ def request_way(request: HttpRequest, request_id: UUID) -> HttpResponse:
 def requests_search(request: HttpRequest) -> HttpResponse:
     """Search by request id, user id or order id (``q``), or list a user's requests (``user``, ``coupon_type``)."""
     query = request.GET.get("q", "").strip()
-    if query and (request_id := _uuid(query)) is not None:
+    if query and (request_id := uuid_in(query)) is not None:
         return redirect("ops:request", request_id=request_id)
-    user_id = _id(request.GET.get("user", "").strip() or query)
+    user_id = number_in(request.GET.get("user", "").strip() or query)
     coupon_type = request.GET.get("coupon_type", "").strip()
     context: dict[str, Any] = {
         "query": query or request.GET.get("user", ""),
@@ -94,17 +91,6 @@ def request_of_coupon(request: HttpRequest, user_coupon_id: int) -> HttpResponse
 
 def _may_see_orders(request: HttpRequest) -> bool:
     return request.user.has_perm("orders.view_order")
-
-
-def _id(text: str) -> int | None:
-    return parse_id(text) if _NUMBER.fullmatch(text) else None
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
 
 
 def _made_at(request_id: UUID) -> str:
