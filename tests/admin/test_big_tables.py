@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +18,7 @@ from pytest_django import DjangoDbBlocker
 from orders.models import Product
 from tests.admin.pages import html_of, messages_of, rows_of
 from tests.support.factories import CouponFactory
+from tests.support.plans import reads_of
 
 ROWS = 200_000
 BIG = {
@@ -105,12 +105,6 @@ def browser(_many_rows: None, db: None) -> Client:
     return client
 
 
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
-
-
 def open_quickly(browser: Client, path: str, query: dict[str, str] | None = None) -> Any:
     """Opens a page, and proves that each of its queries counts nothing and reads big tables by index, a few rows."""
     with CaptureQueriesContext(connection) as queries:
@@ -121,16 +115,10 @@ def open_quickly(browser: Client, path: str, query: dict[str, str] | None = None
     for statement in statements:
         assert "COUNT(" not in statement.upper()
         assert "DISTINCT" not in statement.upper()
-        with connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".replace("%", "%%"), [])
-            (answer,) = cursor.fetchone() or ([],)
-        plan = json.loads(answer) if isinstance(answer, str) else answer
-        for node in nodes(plan[0]["Plan"]):
-            if node.get("Relation Name") in BIG:
-                assert node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), statement
-                read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-                # As many rows of the outbox are not published.
-                assert read <= ROWS / 1000, (read, statement)
+    for read in reads_of(statements, BIG):
+        assert read.node in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), read.statement
+        # As many rows of the outbox are not published.
+        assert read.rows <= ROWS / 1000, (read.rows, read.statement)
     return response
 
 

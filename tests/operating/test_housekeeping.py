@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from django.core.management import call_command
@@ -24,6 +23,7 @@ from kafka_bridge.operating.bridge_tasks import inbox_retention
 from kafka_bridge.operating.housekeeping import Turn, housekeep, housekeeping_tasks
 from kafka_bridge.registry import groups
 from tests.support.kafka import lose_topics, set_topic_config
+from tests.support.plans import reads_of
 from tests.support.threads import OpenTransaction, in_another_session
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -322,26 +322,14 @@ def nothing_to_delete(django_db_setup: None, django_db_blocker: DjangoDbBlocker)
         cursor.execute("ANALYZE")
 
 
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
-
-
 def test_no_task_scans_a_table_when_there_is_nothing_to_delete(day_topics: str, nothing_to_delete: None) -> None:
     with CaptureQueriesContext(connection) as queries:
         report = housekeep(StopFlag())
     assert (report.failed, set(report.deleted.values())) == ([], {0})
     statements = [text for query in queries if (text := query["sql"].strip()).startswith(("SELECT", "DELETE"))]
     read_tables = set()
-    for statement in statements:
-        with connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".replace("%", "%%"), [])
-            (answer,) = cursor.fetchone() or ([],)
-        plan = json.loads(answer) if isinstance(answer, str) else answer
-        for node in nodes(plan[0]["Plan"]):
-            if node.get("Relation Name") in AGING.keys() - {"kafka_bridge_processheartbeat"}:
-                read_tables.add(node["Relation Name"])
-                assert node["Node Type"] != "Seq Scan", statement
-                assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 1000, statement
+    for read in reads_of(statements, AGING.keys() - {"kafka_bridge_processheartbeat"}):
+        read_tables.add(read.table)
+        assert read.node != "Seq Scan", read.statement
+        assert read.rows <= 1000, read.statement
     assert read_tables == AGING.keys() - {"kafka_bridge_processheartbeat"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from django.db import connection
@@ -13,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoDbBlocker
 
 from tests.admin.pages import html_of
-from tests.admin.test_big_tables import nodes
+from tests.support.plans import reads_of
 
 ROWS = 100_000
 # What is counted at most, see kafka_bridge.outbox.state and kafka_bridge.operating.dead_letter_counts.
@@ -88,19 +86,7 @@ def test_a_page_reads_little_however_much_there_is(viewer: Client, path: str, wo
     for word in words:
         assert word in page
     assert len(queries) <= MOST_QUERIES
-    for query in queries:
-        statement = query["sql"].strip()
-        if statement.startswith(("SELECT", "WITH")):
-            assert_reads_little(statement)
-
-
-def assert_reads_little(statement: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".replace("%", "%%"), [])
-        (answer,) = cursor.fetchone() or ([],)
-    plan: list[dict[str, Any]] = json.loads(answer) if isinstance(answer, str) else answer
-    for node in nodes(plan[0]["Plan"]):
-        if node.get("Relation Name") in BIG:
-            assert node["Node Type"] != "Seq Scan", statement
-            read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-            assert read <= MOST_READ, (read, statement)
+    statements = [text for query in queries if (text := query["sql"].strip()).startswith(("SELECT", "WITH"))]
+    for read in reads_of(statements, BIG):
+        assert read.node != "Seq Scan", read.statement
+        assert read.rows <= MOST_READ, (read.rows, read.statement)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +16,7 @@ from django_redis import get_redis_connection
 from pytest_django import DjangoDbBlocker
 
 from tests.support.factories import CouponFactory
+from tests.support.plans import reads_of
 
 ROWS = 40_000
 BIG = {
@@ -99,12 +99,6 @@ def browser(_many_rows: None, db: None, redis_flushed: None) -> Client:
     return client
 
 
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from nodes(child)
-
-
 def open_quickly(browser: Client, path: str, query: dict[str, str] | None = None, status: int = 200) -> Any:
     """Opens a page, and proves that each of its queries reads big tables by index, and few rows."""
     with CaptureQueriesContext(connection) as queries:
@@ -112,15 +106,9 @@ def open_quickly(browser: Client, path: str, query: dict[str, str] | None = None
     assert response.status_code == status, response.content
     statements = [query["sql"] for query in queries if query["sql"].lstrip().startswith(("SELECT", "WITH"))]
     assert 0 < len(statements) <= _MOST_QUERIES, len(statements)
-    for statement in statements:
-        with connection.cursor() as cursor:
-            cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}".replace("%", "%%"), [])
-            (answer,) = cursor.fetchone() or ([],)
-        plan = json.loads(answer) if isinstance(answer, str) else answer
-        for node in nodes(plan[0]["Plan"]):
-            if node.get("Relation Name") in BIG:
-                assert node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), statement
-                assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= _MOST_READ, statement
+    for read in reads_of(statements, BIG):
+        assert read.node in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), read.statement
+        assert read.rows <= _MOST_READ, read.statement
     return response
 
 
