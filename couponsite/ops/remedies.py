@@ -57,7 +57,7 @@ def _of_delivery(cause: DeliveryCause, problem: Problem) -> Remedy:
         case DeliveryCause.TOPIC_MISSING:
             return Remedy("Create the topic; the relay tries once a second.", "python manage.py create_topics")
         case DeliveryCause.TOPIC_REFUSES:
-            return _page("Mend what the error names; the relay tries once a second and goes on by itself.", "alerts")
+            return _page("Correct what the error names; the relay tries once a second and goes on by itself.", "alerts")
         case DeliveryCause.HELD_FOR_KEY | DeliveryCause.SENT_AGAIN:
             return Remedy("Wait: its relay sends it within seconds.")
         case DeliveryCause.GROUP_DOWN | DeliveryCause.PARTITION_FREE:
@@ -68,7 +68,7 @@ def _of_delivery(cause: DeliveryCause, problem: Problem) -> Remedy:
         case DeliveryCause.CONSUMER_HANGS:
             return Remedy(_CONSUMER_HANGS, f"kill -KILL {problem.details['pid']}")
         case DeliveryCause.RETRYING:
-            return _page("Mend what it waits for: nothing is lost, and the partition goes on by itself.", "alerts")
+            return _page("Correct what it waits for: nothing is lost, and the partition goes on by itself.", "alerts")
         case DeliveryCause.BEHIND:
             return _page("Wait, or start more consumers of the group, up to one per partition.", "dashboard")
         case DeliveryCause.LOST:
@@ -123,7 +123,7 @@ def _of_order(cause: StrEnum) -> Remedy:
         case OrderCause.SWEEP_DOWN:
             return Remedy("Start the process that sweeps the orders.", "python manage.py expire_orders --every 10")
         case OrderCause.PAYMENT_IN_DOUBT:
-            return Remedy(f"{_SAME_SWEEP} Nobody is charged twice.")
+            return Remedy(f"{_SAME_SWEEP} No user is charged twice.")
         case OrderCause.REFUND_IN_DOUBT:
             return Remedy(f"{_SAME_SWEEP} No refund is paid twice.")
         case OrderCause.EXPIRY_LATE:

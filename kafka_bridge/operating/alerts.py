@@ -74,7 +74,7 @@ class AlertRule:
         return f"docs/runbooks/{self.name}.md"
 
     def of(self, subject: str) -> str:
-        """Return the rule of the alert of ``subject``; a long subject is cut, and told apart by a checksum."""
+        """Return the rule of the alert of ``subject``; a long subject is cut, and distinguished by a checksum."""
         rule = f"{self.name}-{subject}" if subject else self.name
         if len(rule) <= _RULE_LENGTH:
             return rule
@@ -92,7 +92,7 @@ def alert_rule(name: str, severity: Severity, *, settings: tuple[str, ...] = ())
     """Register a rule and return it.
 
     Raises ValueError if another rule has the name, or if one name continues the other after a hyphen: their alerts
-    could not be told apart.
+    could not be distinguished.
     """
     rule = AlertRule(name, severity, settings)
     if len(name) > _LONGEST_NAME:
