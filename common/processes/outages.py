@@ -41,7 +41,6 @@ _TRANSIENT = (
     redis.exceptions.MasterDownError,
     redis.exceptions.ClusterDownError,
     redis.exceptions.TryAgainError,
-    redis.exceptions.NoScriptError,  # the scripts were flushed between loading one and calling it
     ServiceUnavailable,
 )
 # Error codes without an exception class in redis-py. Redis 6 puts other words before the code of an error in a script.

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 from common.bigint import MAX_BIGINT
 from common.processes.log_limit import LogLimit
 from common.redis_client import redis_connection
+from common.redis_scripts import run_script
 
 from .. import metrics, policy
 
@@ -178,7 +179,7 @@ def write(statuses: Iterable[RequestStatus], *, as_recent: bool = False) -> int:
                 count, settings.STATUS_CACHE_MEMORY_PERCENT,
             )  # fmt: skip
         return 0
-    redis_connection().register_script(_STORE)(keys=keys + users, args=[len(keys), *arguments, *ids])
+    run_script(_STORE, keys + users, [len(keys), *arguments, *ids])
     return len(keys)
 
 
@@ -215,7 +216,7 @@ def read_entries(request_ids: Sequence[UUID]) -> dict[UUID, RequestStatus | None
     if not request_ids:
         return {}
     keys = [_key(request_id) for request_id in request_ids]
-    raw = redis_connection().register_script(_READ_MANY)(keys=keys, args=[_MAX_ENTRY_BYTES])
+    raw = run_script(_READ_MANY, keys, [_MAX_ENTRY_BYTES])
     return {id_: _decode(id_, entry) for id_, entry in zip(request_ids, raw, strict=True) if entry is not None}
 
 

@@ -12,11 +12,11 @@ type is dropped, since it would block the workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from common.redis_client import redis_connection
+from common.redis_scripts import run_script
 
 _BASE = "{issue-worker}"
 QUEUE = f"{_BASE}:list"
@@ -82,7 +82,7 @@ class RedisQueue:
 
     def ack(self, claimed: Sequence[bytes]) -> None:
         """Acknowledge claimed ids: they are handled."""
-        _script(_ACK)(keys=[_backup(self._id)], args=list(claimed), client=redis_connection())
+        run_script(_ACK, [_backup(self._id)], claimed)
 
     def requeue(self) -> int:
         """Return the claimed ids to the queue for other workers; returns their number."""
@@ -159,13 +159,7 @@ def remove(names: Sequence[str | bytes]) -> None:
 
 def _run(source: str, worker: bytes, *args: object) -> Any:
     keys = [QUEUE, _backup(worker), _alive(worker), WORKERS]
-    return _script(_DROP_WRONG_TYPES + source)(keys=keys, args=[worker, *args], client=redis_connection())
-
-
-@cache
-def _script(source: str) -> Any:
-    # Loaded again by redis-py if the server has lost it.
-    return redis_connection().register_script(source)
+    return run_script(_DROP_WRONG_TYPES + source, keys, [worker, *args])
 
 
 # Bytes, since a worker id written by another client may not be valid UTF-8.

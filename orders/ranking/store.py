@@ -26,6 +26,7 @@ from common.bigint import MAX_BIGINT
 from common.processes.log_limit import LogLimit
 from common.processes.outages import ServiceUnavailable
 from common.redis_client import redis_connection
+from common.redis_scripts import run_script
 
 from .days import start_of
 from .sales import Sale
@@ -187,7 +188,7 @@ def best(days: Sequence[date], limit: int) -> list[tuple[int, int]] | None:
     None if Redis has no complete ranking, or an unreadable one. Raises the errors of redis.
     """
     keys = [_LOADED, *(_live_key("quantities", day) for day in days)]
-    flat = redis_connection().register_script(_BEST)(keys=keys, args=[_marker(), limit])
+    flat = run_script(_BEST, keys, [_marker(), limit])
     if flat is None:
         return None
     try:
@@ -214,8 +215,7 @@ class Staging:
 
     def begin(self) -> None:
         """Stop consumers from counting. Raises BeingRebuilt if another rebuild runs."""
-        begin = redis_connection().register_script(_BEGIN)
-        if not begin(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
+        if not run_script(_BEGIN, [_REBUILDING], [self._token, REBUILDING_SECONDS]):
             raise BeingRebuilt(
                 f"the ranking is already being rebuilt; wait until that rebuild finishes, at most {REBUILDING_SECONDS}"
                 " s if it was killed, and run it again"
@@ -224,7 +224,7 @@ class Staging:
 
     def end(self) -> None:
         """Let consumers count again, and delete the staged keys that were not swapped in."""
-        redis_connection().register_script(_RELEASE)(keys=[_REBUILDING], args=[self._token])
+        run_script(_RELEASE, [_REBUILDING], [self._token])
         redis_connection().unlink(*self._staged)
 
     def add(self, day: date, quantities: Mapping[int, int], event_ids: Iterable[UUID]) -> None:
@@ -250,8 +250,7 @@ class Staging:
 
     def renew(self) -> None:
         """Extend the flag that stops consumers from counting. Raises RebuildLost."""
-        renew = redis_connection().register_script(_RENEW)
-        if not renew(keys=[_REBUILDING], args=[self._token, REBUILDING_SECONDS]):
+        if not run_script(_RENEW, [_REBUILDING], [self._token, REBUILDING_SECONDS]):
             raise _lost()
 
     def swap(self, days: Sequence[date]) -> None:
@@ -261,8 +260,7 @@ class Staging:
             for kind in ("quantities", "events"):
                 keys += [self._key(kind, day), _live_key(kind, day)]
                 expire_at.append(int(start_of(day + timedelta(days=1 + _KEPT_DAYS)).timestamp()))
-        swap = redis_connection().register_script(_SWAP)
-        if not swap(keys=keys, args=[_marker(), self._token, *expire_at]):
+        if not run_script(_SWAP, keys, [_marker(), self._token, *expire_at]):
             raise _lost()
 
     def _key(self, kind: str, day: date) -> str:
@@ -297,7 +295,7 @@ def _count(guard: str, expected: str, sales: Sequence[Sale], key: Any, expire: s
     ]
     expiries = [value for value in expiry.values() for _ in range(2)]
     args = [expected, msgspec.json.encode(body), expire, *expiries]
-    return int(redis_connection().register_script(guard + _COUNT)(keys=keys, args=args))
+    return int(run_script(guard + _COUNT, keys, args))
 
 
 def _lost() -> RebuildLost:

@@ -189,18 +189,16 @@ def test_scripts_that_redis_forgot_are_loaded_again(make_gate: MakeGate) -> None
     assert gate_of(coupon) == ({1, 2}, set())
 
 
-def test_a_script_that_is_lost_between_its_loading_and_its_call_is_sent_along(
+def test_scripts_that_redis_forgets_before_every_call_are_sent_along(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = Redis.script_load
+    evalsha = Redis.evalsha
 
-    def load_and_lose(client: Redis, script: str) -> Any:
-        digest = load(client, script)
+    def lose_and_call(client: Redis, *args: Any) -> Any:
         client.script_flush()
-        return digest
+        return evalsha(client, *args)
 
-    monkeypatch.setattr(Redis, "script_load", load_and_lose)
-    get_redis_connection("default").script_flush()
+    monkeypatch.setattr(Redis, "evalsha", lose_and_call)
     coupon = make_gate()
     assert ask(coupon, 1) == "accepted"
     issue()

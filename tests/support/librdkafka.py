@@ -32,6 +32,8 @@ def produce_raw(topic: str, records: Sequence[RawRecord]) -> None:
             "partitioner": "murmur2_random",
             # The broker refuses a whole batch for the timestamp of one of its records.
             "batch.num.messages": "1",
+            # A record that is sent again, since the partition just got its leader, stays before the later ones.
+            "max.in.flight": "1",
         }
     )
     try:

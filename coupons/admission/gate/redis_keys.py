@@ -21,9 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from redis.exceptions import NoScriptError
-
-from common.redis_client import redis_connection
+from common.redis_scripts import run_script
 
 LIFETIME_SECONDS = 24 * 3600
 # Lifetime of revocations kept for a gate that is being built, and of the staging keys of a loader that was killed.
@@ -42,15 +40,10 @@ class Keys(NamedTuple):
 
 
 def run(name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
-    """Run a Lua script of this folder; it is loaded again if the server has lost it."""
-    script, client = _script(name), redis_connection()
-    try:
-        return script(keys=keys, args=args, client=client)
-    except NoScriptError:
-        # Lost again between its loading and its call: EVAL sends the text along.
-        return client.eval(script.script, len(keys), *keys, *args)
+    """Run a Lua script of this folder. Raises RedisError."""
+    return run_script(_source(name), keys, args)
 
 
 @cache
-def _script(name: str) -> Any:
-    return redis_connection().register_script(Path(__file__).with_name(name).read_text())
+def _source(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
