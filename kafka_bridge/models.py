@@ -356,6 +356,36 @@ class AlarmLease(models.Model):
         return f"alarms judged at {self.judged_at}"
 
 
+class OperatorAction(models.Model):
+    """What an operator did, or what somebody did with an operator's command: the audit trail.
+
+    Append-only: the database refuses updates and deletes. Written by ``operating.audit`` in the transaction of the
+    change. Rows are kept.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    actor = models.CharField(max_length=150, help_text="who did it")
+    # "<subject>.<verb>", such as "dead_letter.discard"; each is declared by the module that records it.
+    action = models.CharField(max_length=64)
+    subject = models.CharField(max_length=300, help_text="what it was done to")
+    reason = models.CharField(max_length=500, db_default="")
+    # What the action changed, by name; null: there was nothing, or there is nothing any more.
+    before = models.JSONField(null=True)
+    after = models.JSONField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes = [
+            # For the searches of the audit page, newest first.
+            models.Index(fields=["action", "id"], name="operator_action_by_action"),
+            models.Index(fields=["actor", "id"], name="operator_action_by_actor"),
+            models.Index(fields=["subject", "id"], name="operator_action_by_subject"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.subject} by {self.actor}"
+
+
 class HousekeepingRun(models.Model):
     """The last run of a housekeeping task."""
 
