@@ -414,7 +414,7 @@ ALERT_WEBHOOK_URL = env.url("ALERT_WEBHOOK_URL", "")
 # Called every 60 s while alarms are judged: the service behind it raises the alarm when that stops.
 ALERT_DEADMAN_URL = env.url("ALERT_DEADMAN_URL", "")
 # An alert ends once its condition has been false for so long.
-ALERT_END_SECONDS = env.decimal("ALERT_END_SECONDS", default=60.0, minimum=1.0, maximum=3600.0)
+ALERT_END_SECONDS = env.decimal("ALERT_END_SECONDS", default=60.0, minimum=0.0, maximum=3600.0)
 # A process without a heartbeat for so long is silent; it beats every five seconds. A loop without a pass hangs.
 ALERT_SILENT_SECONDS = env.integer("ALERT_SILENT_SECONDS", default=20, minimum=15, maximum=3600)
 ALERT_HANGING_SECONDS = env.integer("ALERT_HANGING_SECONDS", default=60, minimum=10, maximum=86400)

@@ -282,6 +282,8 @@ class Alert(models.Model):
     ended_at = models.DateTimeField(null=True)
     # Of an alert whose condition the evaluator judges.
     last_true_at = models.DateTimeField(null=True, help_text="when its condition was last true")
+    # Of an alert whose condition another process judges; the evaluator ends it.
+    cleared_at = models.DateTimeField(null=True, help_text="since when its condition is false; null: it is true")
 
     class Meta:
         constraints = [

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from django.conf import settings
 from redis.exceptions import RedisError
 
 from common.processes.lifecycle import StopFlag
 from common.processes.outages import is_transient
-from kafka_bridge.operating.alerts import alert_rule, end_alert, open_alert
+from kafka_bridge.operating.alerts import alert_rule, clear_alert, open_alert
 
 from .. import metrics
 from ..issuance.finish import GATE_ADMITTED_REFUSED
@@ -91,8 +90,8 @@ class Reconciler:
             summary = "not repaired: " + ", ".join(f"{number} {name}" for name, number in counts.items())
             open_alert(NOT_RECONCILED, summary)
         else:
-            end_alert(NOT_RECONCILED, open_for_seconds=settings.ALERT_END_SECONDS)
-            end_alert(GATE_ADMITTED_REFUSED, open_for_seconds=_REFUSAL_ALERT_SECONDS)
+            clear_alert(NOT_RECONCILED)
+            clear_alert(GATE_ADMITTED_REFUSED, open_for_seconds=_REFUSAL_ALERT_SECONDS)
 
 
 def is_outage(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from django.conf import settings
 from common.processes.lifecycle import drop_connection, first_line
 
 from .. import metrics
-from ..operating.alerts import alert_rule, end_alert, open_alert
+from ..operating.alerts import alert_rule, clear_alert, open_alert
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class RetryingPartitions:
         """Open the group's alert, or end it (None). If another consumer still retries, its next try opens it again."""
         try:
             if summary is None:
-                end_alert(WAITING, subject=self._group_name)
+                clear_alert(WAITING, subject=self._group_name)
             else:
                 open_alert(WAITING, summary, subject=self._group_name)
         except Exception as error:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
+from django.conf import settings
 from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
@@ -31,24 +32,36 @@ _ON_DUTY = f"""
 # A notification is inserted with the change that it reports, so that none is lost.
 _OPEN = f"""
     WITH opened AS (
-        INSERT INTO {Alert._meta.db_table} (id, rule, severity, summary, runbook)
+        INSERT INTO {Alert._meta.db_table} AS alert (id, rule, severity, summary, runbook)
         SELECT %(id)s::uuid, %(rule)s, %(severity)s, %(summary)s, %(runbook)s WHERE {_ON_DUTY}
-        ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
+        ON CONFLICT (rule) WHERE ended_at IS NULL DO UPDATE SET cleared_at = NULL WHERE alert.cleared_at IS NOT NULL
         RETURNING id
     )
-    INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'start' FROM opened
+    INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase)
+    SELECT id, 'start' FROM opened WHERE id = %(id)s::uuid
 """
-_END = f"""
-    WITH ended AS (
-        UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
-        WHERE rule = ANY(%(rules)s) AND ended_at IS NULL AND {_ON_DUTY}
-          AND started_at <= statement_timestamp() - %(seconds)s * interval '1 second'
-        RETURNING id, rule
-    ), notified AS (
-        INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'end' FROM ended
-    )
-    SELECT rule FROM ended
+_CLEAR = f"""
+    UPDATE {Alert._meta.db_table} SET cleared_at = statement_timestamp()
+    WHERE rule = ANY(%(rules)s) AND ended_at IS NULL AND cleared_at IS NULL
+      AND started_at <= statement_timestamp() - %(seconds)s * interval '1 second'
 """
+
+
+def _end_sql(condition: str) -> str:
+    return f"""
+        WITH ended AS (
+            UPDATE {Alert._meta.db_table} SET ended_at = statement_timestamp()
+            WHERE ended_at IS NULL AND {condition} AND {_ON_DUTY}
+            RETURNING id, rule
+        ), notified AS (
+            INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'end' FROM ended
+        )
+        SELECT rule FROM ended
+    """
+
+
+_END = _end_sql("rule = ANY(%(rules)s)")
+_END_CLEARED = _end_sql("cleared_at <= statement_timestamp() - %(seconds)s * interval '1 second'")
 _STILL_TRUE = f"""
     UPDATE {Alert._meta.db_table} SET last_true_at = %(now)s
     WHERE rule = ANY(%(rules)s) AND ended_at IS NULL AND {_ON_DUTY}
@@ -133,14 +146,25 @@ def open_alert(rule: AlertRule, summary: str, *, subject: str = "", on_duty: UUI
     return is_new
 
 
-def end_alert(rule: AlertRule, *, subject: str = "", open_for_seconds: float = 0.0) -> bool:
-    """End the alert of ``rule`` and ``subject`` if it has been open for so long; returns whether one was ended."""
-    return bool(end_rules([rule.of(subject)], open_for_seconds=open_for_seconds))
+def clear_alert(rule: AlertRule, *, subject: str = "", open_for_seconds: float = 0.0) -> None:
+    """Record that the condition of ``rule`` and ``subject`` is false now, if its alert has been open for so long.
+
+    The evaluator ends the alert after ``ALERT_END_SECONDS``, unless it is opened again until then.
+    """
+    _clear([rule.of(subject)], open_for_seconds)
 
 
-def end_alerts(rule: AlertRule) -> None:
-    """End the open alerts of ``rule``, of all subjects."""
-    end_rules([name for name in open_rules() if rule.has(name)])
+def clear_alerts(rule: AlertRule) -> None:
+    """Do what ``clear_alert`` does for the open alerts of ``rule``, of all subjects."""
+    _clear([name for name in open_rules() if rule.has(name)])
+
+
+def _clear(names: Sequence[str], open_for_seconds: float = 0.0) -> None:
+    if names:
+        with connection.cursor() as cursor:
+            cursor.execute(_CLEAR, {"rules": list(names), "seconds": open_for_seconds})
+    if not settings.ALERT_END_SECONDS:
+        end_cleared()
 
 
 def open_rules() -> dict[str, datetime]:
@@ -150,15 +174,22 @@ def open_rules() -> dict[str, datetime]:
         return dict(cursor.fetchall())
 
 
-def end_rules(names: Sequence[str], *, open_for_seconds: float = 0.0, on_duty: UUID | None = None) -> list[str]:
-    """End the open alerts named (``AlertRule.of``) that have been open for so long; returns the names of those.
+def end_rules(names: Sequence[str], *, on_duty: UUID | None = None) -> list[str]:
+    """End the open alerts named (``AlertRule.of``); returns the names of those that were open.
 
     With ``on_duty``, only while that owner has the lease of judging.
     """
-    if not names:
-        return []
+    return _end(_END, rules=list(names), owner=on_duty) if names else []
+
+
+def end_cleared(*, on_duty: UUID | None = None) -> list[str]:
+    """End the alerts that were cleared ``ALERT_END_SECONDS`` ago; ``on_duty`` and returns as with ``end_rules``."""
+    return _end(_END_CLEARED, seconds=settings.ALERT_END_SECONDS, owner=on_duty)
+
+
+def _end(sql: str, **values: Any) -> list[str]:
     with connection.cursor() as cursor:
-        cursor.execute(_END, {"rules": list(names), "seconds": open_for_seconds, "owner": on_duty})
+        cursor.execute(sql, values)
         ended = [name for (name,) in cursor.fetchall()]
     for name in ended:
         transaction.on_commit(partial(logger.info, "alert %s has ended", name))

@@ -14,7 +14,7 @@ from common.postgres.clock import database_time
 from common.processes.lifecycle import drop_connection, first_line
 from common.processes.outages import is_database_outage
 
-from .alerts import AlertRule, end_rules, note_still_true, open_alert, open_rules
+from .alerts import AlertRule, end_cleared, end_rules, note_still_true, open_alert, open_rules
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class AlertEvaluator:
         ``keep_duty`` is called before each judge: together they may take longer than the lease. False ends the tick.
         """
         now = database_time()
+        end_cleared(on_duty=self._owner)
         open_now = open_rules()
         complete = True
         for number, (rules, judge) in enumerate(self._judges):

@@ -8,7 +8,7 @@ from datetime import datetime
 from django.core.management.base import CommandError
 from django.db import connection, transaction
 
-from ..operating.alerts import alert_rule, end_alert, open_alert
+from ..operating.alerts import alert_rule, clear_alert, open_alert
 from ..outbox.settled_mark import SettledMark
 from .positions import SESSION, Positions
 
@@ -170,7 +170,7 @@ class SettledMarkAlert:
                 SETTLED_MARK, f"a transaction that writes the outbox has been open for over 5 minutes: {holders}"
             )
         elif self._may_be_open and mark.stands_for == 0.0:
-            end_alert(SETTLED_MARK)
+            clear_alert(SETTLED_MARK)
             self._may_be_open = False
 
 

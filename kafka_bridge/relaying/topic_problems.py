@@ -11,7 +11,7 @@ from django.conf import settings
 from common.processes.outages import ServiceUnavailable
 
 from ..client import KafkaError, KafkaException, Producer, topic_configs
-from ..operating.alerts import end_alert, end_alerts, open_alert
+from ..operating.alerts import clear_alert, clear_alerts, open_alert
 from ..operating.outbox_alarms import TOPIC
 from ..outbox.published import anything_unpublished
 from ..registry import unprefixed
@@ -148,7 +148,7 @@ class TopicAlerts:
     def end(self, topics: Collection[str]) -> None:
         """End the alerts of ``topics``, which accept messages. Raises what the database raises."""
         for topic in [topic for topic in topics if topic not in self._accepting]:
-            end_alert(TOPIC, subject=topic)
+            clear_alert(TOPIC, subject=topic)
             self._open.discard(topic)
             self._accepting.add(topic)
 
@@ -159,5 +159,5 @@ class TopicAlerts:
     def end_left_over(self) -> None:
         """End the alerts of relays that died, once no row is unpublished. Makes a query per call until then."""
         if not self._is_clean and not anything_unpublished():
-            end_alerts(TOPIC)
+            clear_alerts(TOPIC)
             self._is_clean = True

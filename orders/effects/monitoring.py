@@ -13,7 +13,7 @@ from django.db import connection, transaction
 
 from common.postgres import arrays
 from common.postgres.clock import isoformat_z
-from kafka_bridge.operating.alerts import AlertRule, alert_rule, end_alert, open_alert
+from kafka_bridge.operating.alerts import AlertRule, alert_rule, clear_alert, open_alert
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
 from .. import metrics
@@ -136,4 +136,4 @@ def _set_alert(rule: AlertRule, *, holds: bool, summary: str) -> None:
     if holds:
         open_alert(rule, summary)
     else:
-        end_alert(rule)
+        clear_alert(rule)

@@ -226,6 +226,7 @@ def test_the_stock_is_never_raised_above_what_is_left_of_it(make_coupon: Callabl
 def test_what_no_counter_can_mend_is_told_and_opens_one_alert(
     make_coupon: Callable[..., Coupon], settings: Settings
 ) -> None:
+    settings.ALERT_END_SECONDS = 60
     coupon = make_coupon(total_quantity=1)
     for user_id in (1, 2):
         UserCoupon.objects.create(coupon=coupon, user_id=user_id, issued_at="2026-01-01T00:00:00Z")

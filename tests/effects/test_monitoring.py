@@ -15,7 +15,7 @@ from pytest_django import Settings
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import Alert, DeadLetter, ProcessedEvent
-from kafka_bridge.operating.alerts import AlertRule, end_alert, open_alert
+from kafka_bridge.operating.alerts import AlertRule, end_rules, open_alert
 from kafka_bridge.registry import ReceivedMessage
 from orders.effects import monitoring
 from orders.management.commands.expire_orders import sweep
@@ -250,7 +250,7 @@ def test_of_two_who_open_an_alert_at_once_one_does(flood: Callable[[], bool]) ->
 
 
 def test_opening_and_ending_tell_whether_anything_changed(flood: Callable[[], bool]) -> None:
-    assert [flood(), flood(), end_alert(FLOOD), end_alert(FLOOD), flood()] == [True, False, True, False, True]
+    assert [flood(), flood(), end_rules(["flood"]), end_rules(["flood"]), flood()] == [True, False, ["flood"], [], True]
     assert Alert.objects.count() == 2
 
 

@@ -9,13 +9,15 @@ from uuid import uuid4
 import pytest
 from django.db import connection
 from django.db.utils import OperationalError
+from pytest_django import Settings
 
 from common.postgres.clock import database_time
 from common.postgres.limited_reads import limited_read
 from kafka_bridge.models import AlarmLease, Alert, AlertNotification
 from kafka_bridge.operating import evaluation
-from kafka_bridge.operating.alerts import AlertRule, alert_rule, alert_rules, open_alert
+from kafka_bridge.operating.alerts import AlertRule, alert_rule, alert_rules, clear_alert, open_alert
 from kafka_bridge.operating.evaluation import AlertEvaluator, Condition, NotJudged
+from tests.operating.alarms import move_into_the_past
 from tests.support.threads import lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,8 +48,9 @@ class Clock:
 
 
 @pytest.fixture
-def clock(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(transactional_db: None, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Clock:
     clock = Clock()
+    settings.ALERT_END_SECONDS = 60
     monkeypatch.setattr(evaluation, "database_time", clock)
     return clock
 
@@ -132,6 +135,29 @@ def test_a_condition_that_returns_within_the_minute_keeps_its_alert(
         judge.wrong = []
         clock.judges_for(59, evaluator)
     assert (open_now(), Alert.objects.count()) == (["smoke"], 1)
+
+
+def test_an_alert_that_another_process_cleared_ends_a_minute_later(evaluator: AlertEvaluator) -> None:
+    open_alert(FROST, "it freezes")
+    clear_alert(FROST)
+    move_into_the_past("kafka_bridge_alert", ["cleared_at"], 59)
+    evaluator.tick()
+    assert open_now() == ["frost"]
+    clear_alert(FROST)
+    move_into_the_past("kafka_bridge_alert", ["cleared_at"], 1)
+    evaluator.tick()
+    assert (open_now(), told()) == ([], [("frost", "start"), ("frost", "end")])
+
+
+def test_an_alert_that_is_opened_again_within_the_minute_goes_on(evaluator: AlertEvaluator) -> None:
+    assert open_alert(FROST, "it freezes")
+    clear_alert(FROST)
+    move_into_the_past("kafka_bridge_alert", ["cleared_at"], 59)
+    assert not open_alert(FROST, "it freezes again")
+    clear_alert(FROST)
+    move_into_the_past("kafka_bridge_alert", ["cleared_at"], 59)
+    evaluator.tick()
+    assert (open_now(), told()) == (["frost"], [("frost", "start")])
 
 
 def test_an_alert_that_ended_opens_anew(judge: Judge, evaluator: AlertEvaluator, clock: Clock) -> None:

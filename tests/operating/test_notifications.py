@@ -21,7 +21,7 @@ from devstack import wait_until
 from kafka_bridge.models import Alert, AlertNotification, AlertSilence
 from kafka_bridge.operating import alarm_threads
 from kafka_bridge.operating.alarm_threads import Notifier
-from kafka_bridge.operating.alerts import AlertRule, end_alert, open_alert
+from kafka_bridge.operating.alerts import AlertRule, end_rules, open_alert
 from kafka_bridge.operating.notifications import send_next
 from tests.support.provider import HANG, Answer, Call, Provider, close_http_client
 from tests.support.threads import in_another_session
@@ -82,7 +82,7 @@ def test_an_alert_is_told_once_at_its_beginning_and_once_at_its_end(webhook: Pro
     open_alert(FLOOD, "the water still rises")
     send_all()
     alert = Alert.objects.get()
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     Alert.objects.update(ended_at=F("started_at") + timedelta(seconds=83))
     send_all()
     first, second = webhook.calls
@@ -107,7 +107,7 @@ def test_an_alert_is_told_once_at_its_beginning_and_once_at_its_end(webhook: Pro
 
 def test_an_alert_that_has_ended_before_its_beginning_was_told_is_told_in_order(webhook: Provider) -> None:
     open_alert(FLOOD, "the water rises")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     Alert.objects.update(ended_at=F("started_at") + timedelta(minutes=83))
     send_all()
     assert told(webhook) == [("flood", "start"), ("flood", "end")]
@@ -138,7 +138,7 @@ def test_an_alert_that_is_rolled_back_is_not_told(webhook: Provider) -> None:
 
 def test_a_webhook_that_is_away_is_told_afterwards(closed_webhook: Provider) -> None:
     open_alert(FLOOD, "the water rises")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     assert send_next()
     assert not send_next(), "the next try comes later, and the end not before the beginning"
     kept = AlertNotification.objects.get(phase="start")
@@ -211,7 +211,7 @@ def test_a_slow_webhook_holds_up_no_judgement_and_no_call_lasts_long(webhook: Pr
     began_at = time.monotonic()
     other = in_another_session(send_next)
     wait_until(lambda: webhook.calls, 5, "not called")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     open_alert(FLOOD, "the water rises again")
     assert not other.done(), "the alert was ended and opened anew during the call"
     assert other.result(10)
@@ -251,7 +251,7 @@ def test_a_silenced_alert_that_lasts_is_told_when_the_silence_ends(webhook: Prov
 def test_an_alert_that_begins_and_ends_within_a_silence_is_never_told(webhook: Provider) -> None:
     silence("flood")
     open_alert(FLOOD, "the water rises")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     send_all()
     silence_ends("flood")
     send_all()
@@ -262,7 +262,7 @@ def test_an_alert_that_begins_and_ends_within_a_silence_is_never_told(webhook: P
 def test_an_alert_within_a_silence_that_no_sender_saw_is_never_told(webhook: Provider) -> None:
     silence("flood")
     open_alert(FLOOD, "the water rises")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     silence_ends("flood")
     send_all()
     assert not webhook.calls
@@ -272,7 +272,7 @@ def test_the_end_of_an_alert_that_was_told_before_the_silence_is_told_after_it(w
     open_alert(FLOOD, "the water rises")
     send_all()
     silence("flood")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     send_all()
     assert told(webhook) == [("flood", "start")]
     silence_ends("flood")
@@ -284,7 +284,7 @@ def test_an_alert_that_began_before_the_silence_and_is_not_told_yet_is_told_afte
     open_alert(FLOOD, "the water rises")
     send_all()
     silence("flood")
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     closed_webhook.up()
     time_passes()
     send_all()

@@ -10,7 +10,7 @@ import pytest
 
 from devstack import wait_until
 from kafka_bridge.models import Alert, AlertNotification
-from kafka_bridge.operating.alerts import AlertRule, end_alert, open_alert
+from kafka_bridge.operating.alerts import AlertRule, end_rules, open_alert
 from tests.processes.conftest import MOMENT_SECONDS
 from tests.support.provider import HANG, Provider
 from tests.support.service import Service, environment, kill_group
@@ -65,7 +65,7 @@ def test_the_housekeeper_tells_and_calls_the_dead_mans_switch(
     open_alert(FLOOD, "the water rises")
     housekeeper = service.start("housekeeper")
     assert when_told(webhook, 1) == ["start"]
-    end_alert(FLOOD)
+    end_rules([FLOOD.name])
     assert when_told(webhook, 2) == ["start", "end"]
     when_all_is_told()
     assert len(webhook.calls) == 3

@@ -33,6 +33,7 @@ def environment(**changes: str) -> dict[str, str]:
         "KAFKA_CONSUMER_CONFIG": '{"session.timeout.ms": 6000}',
         "SECRET_KEY": settings.SECRET_KEY,
         "DEBUG": "",
+        "ALERT_END_SECONDS": "0",
         **changes,
     }
 
