@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
@@ -67,7 +67,10 @@ _STILL_TRUE = f"""
     WHERE rule = ANY(%(rules)s) AND ended_at IS NULL AND {_ON_DUTY}
 """
 # By the index of open alerts: there are few.
-_OPEN_RULES = f"SELECT rule, coalesce(last_true_at, started_at) FROM {Alert._meta.db_table} WHERE ended_at IS NULL"
+_OPEN_RULES = f"""
+    SELECT rule, coalesce(last_true_at, started_at), cleared_at IS NOT NULL
+    FROM {Alert._meta.db_table} WHERE ended_at IS NULL
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,13 @@ class AlertRule:
     def has(self, rule: str) -> bool:
         """Return whether ``rule``, of an alert, is of this kind."""
         return f"{rule}-".startswith(f"{self.name}-")
+
+
+class OpenAlert(NamedTuple):
+    """When the condition of an open alert was last true, and whether ``clear_alert`` has said that it is false now."""
+
+    last_true_at: datetime
+    is_cleared: bool
 
 
 _rules: dict[str, AlertRule] = {}
@@ -167,11 +177,11 @@ def _clear(names: Sequence[str], open_for_seconds: float = 0.0) -> None:
         end_cleared()
 
 
-def open_rules() -> dict[str, datetime]:
-    """Return the rules of the open alerts, with their subjects, each with when its condition was last true."""
+def open_rules() -> dict[str, OpenAlert]:
+    """Return the open alerts by their rule with its subject."""
     with connection.cursor() as cursor:
         cursor.execute(_OPEN_RULES)
-        return dict(cursor.fetchall())
+        return {rule: OpenAlert(last_true_at, is_cleared) for rule, last_true_at, is_cleared in cursor.fetchall()}
 
 
 def end_rules(names: Sequence[str], *, on_duty: UUID | None = None) -> list[str]:

@@ -14,7 +14,7 @@ from common.postgres.clock import database_time
 from common.processes.lifecycle import drop_connection, first_line
 from common.processes.outages import is_database_outage
 
-from .alerts import AlertRule, end_cleared, end_rules, note_still_true, open_alert, open_rules
+from .alerts import AlertRule, OpenAlert, end_cleared, end_rules, note_still_true, open_alert, open_rules
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,9 @@ class AlertEvaluator:
         ``keep_duty`` is called before each judge: together they may take longer than the lease. False ends the tick.
         """
         now = database_time()
-        end_cleared(on_duty=self._owner)
         open_now = open_rules()
+        if any(alert.is_cleared for alert in open_now.values()):
+            end_cleared(on_duty=self._owner)
         complete = True
         for number, (rules, judge) in enumerate(self._judges):
             if not keep_duty():
@@ -144,14 +145,14 @@ class AlertEvaluator:
         rules: Sequence[AlertRule],
         conditions: Sequence[Condition],
         now: datetime,
-        open_now: Mapping[str, datetime],
+        open_now: Mapping[str, OpenAlert],
     ) -> None:
         wrong = {condition.name for condition in conditions}
         end_after = timedelta(seconds=settings.ALERT_END_SECONDS)
         resumed_at = self._resumed_at.get(number)
         over = [
             name
-            for name, true_at in open_now.items()
+            for name, (true_at, _) in open_now.items()
             if name not in wrong and _is_of(rules, name) and now - max(true_at, resumed_at or true_at) >= end_after
         ]
         end_rules(over, on_duty=self._owner)

@@ -17,12 +17,13 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from common import redis_scripts
 from common.api.errors import DomainError
 from common.group_commit import GroupCommit
 from common.processes.lifecycle import StopFlag
 from coupons import issue_worker
 from coupons.admission import ADMISSIONS
-from coupons.admission.gate import key_scan, redis_keys
+from coupons.admission.gate import key_scan
 from coupons.admission.gate import store as gate_store
 from coupons.admission.gate.redis_keys import SENTINEL
 from coupons.admission.gate.store import GateStore
@@ -52,7 +53,7 @@ def _empty_redis(redis_flushed: None) -> None:
 @pytest.fixture
 def redis_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0), socket_timeout=1)
-    for module in (redis_keys, gate_store, key_scan):
+    for module in (redis_scripts, gate_store, key_scan):
         monkeypatch.setattr(module, "redis_connection", lambda: away)
     yield
     away.close()

@@ -19,8 +19,9 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
 from redis.retry import Retry
 
+from common import redis_scripts
 from coupons.admission import ADMISSIONS, FinishedRequest
-from coupons.admission.gate import redis_keys, store
+from coupons.admission.gate import store
 from coupons.admission.gate.admission import Gate
 from coupons.admission.gate.releasing import release
 from coupons.errors import SoldOut
@@ -154,7 +155,7 @@ def test_while_redis_is_away_requests_are_told_to_come_back(
     path = f"/api/v1/coupons/{coupon.id}/issue-async"
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        for module in (redis_keys, store):
+        for module in (redis_scripts, store):
             patch.setattr(module, "redis_connection", lambda: away)
         refused = client.post(path, content_type="application/json", headers=token(1))
     assert (refused.status_code, refused.json()["code"], refused["Retry-After"]) == (503, "unavailable", "1")
@@ -169,7 +170,7 @@ def test_what_redis_was_not_told_keeps_nobody_from_their_answer(
     accepted = accept(coupon, 1)
     with monkeypatch.context() as patch:
         away = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        for module in (redis_keys, store):
+        for module in (redis_scripts, store):
             patch.setattr(module, "redis_connection", lambda: away)
         issue()
     assert answer(accepted.request_id) == ("SUCCESS", None)

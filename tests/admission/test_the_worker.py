@@ -202,6 +202,7 @@ def test_a_worker_outlives_a_redis_that_is_away(make_gate: MakeGate, monkeypatch
     with Running():
         with monkeypatch.context() as patch:
             patch.setattr(queue, "redis_connection", away)
+            patch.setattr(queue, "run_script", lambda *_: away().ping())
             accepted = accept(coupon, 1)
             wait_until(lambda: len(calls) >= 5, 10, "Redis was not asked")
         wait_until(lambda: succeeded() == 1, 10, "not decided")

@@ -100,12 +100,12 @@ def test_a_partition_that_waits_takes_in_no_more_than_a_batch(
 def test_an_operator_is_told_of_a_wait_that_is_long_and_of_its_end(
     alimtalk: Provider, consuming: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.5)
     alimtalk.answer = lambda call: 500
     pay(1)
     consuming()
     wait_until(lambda: len(alimtalk.calls) >= 3, 30, "nothing is called")
     assert not Alert.objects.exists()
+    monkeypatch.setattr(retrying_partitions, "ALERT_AFTER_SECONDS", 0.5)
     wait_until(Alert.objects.exists, 30, "no alert was opened")
     alert = Alert.objects.get()
     assert (alert.rule, alert.severity, alert.ended_at) == ("waiting-notification", "critical", None)
