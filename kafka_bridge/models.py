@@ -338,6 +338,7 @@ class AlertSilence(models.Model):
 
     class Meta:
         permissions = [("silence_alerts", "Can silence the notifications of alerts")]
+        indexes = [models.Index(fields=["until"], name="silence_by_end")]
 
     def __str__(self) -> str:
         return f"{self.rule} until {self.until}"

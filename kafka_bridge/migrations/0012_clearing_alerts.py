@@ -15,4 +15,8 @@ class Migration(migrations.Migration):
             name='cleared_at',
             field=models.DateTimeField(help_text='since when its condition is false; null: it is true', null=True),
         ),
+        migrations.AddIndex(
+            model_name='alertsilence',
+            index=models.Index(fields=['until'], name='silence_by_end'),
+        ),
     ]

@@ -28,6 +28,7 @@ def register() -> None:
         HousekeepingTask("closed dead letters", "DEAD_LETTER_RETENTION_DAYS", _prune_dead_letters),
         HousekeepingTask("heartbeats", "HEARTBEAT_RETENTION_HOURS", _prune_heartbeats),
         HousekeepingTask("ended alerts", "ALERT_RETENTION_DAYS", _prune_alerts),
+        HousekeepingTask("past silences", "ALERT_RETENTION_DAYS", _prune_silences),
     ):
         register_task(task)
 
@@ -119,6 +120,10 @@ def _prune_dead_letters(stop: StopFlag) -> int:
 def _prune_heartbeats(stop: StopFlag) -> int:
     kept = timedelta(hours=settings.HEARTBEAT_RETENTION_HOURS)
     return prune_aged("kafka_bridge_processheartbeat", "seen_at", kept, stop)
+
+
+def _prune_silences(stop: StopFlag) -> int:
+    return prune_aged("kafka_bridge_alertsilence", "until", timedelta(days=settings.ALERT_RETENTION_DAYS), stop)
 
 
 def _prune_alerts(stop: StopFlag) -> int:

@@ -69,6 +69,9 @@ AGING = {
         "ALERT_RETENTION_DAYS", "ended_at", "id, rule, severity, summary, runbook, ended_at",
         f"{UUID_OF_N}, 'r', 'warning', '', '', aged",
     ),
+    "kafka_bridge_alertsilence": Aging(
+        "ALERT_RETENTION_DAYS", "until", "rule, until, reason, actor", "'r' || n, aged, '', ''"
+    ),
     "coupons_notification": Aging(
         "NOTIFICATION_RETENTION_DAYS", "created_at", "event_id, user_id, template_code, variables, created_at",
         f"{UUID_OF_N}, n, '', '{{}}', aged",
