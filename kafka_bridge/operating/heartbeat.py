@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from django.conf import settings
 from django.db import connection
+from django.db.backends.utils import CursorWrapper
 
 from common.processes.lifecycle import first_line
 
@@ -24,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 _END_SECONDS = 2.0
-# Rows of processes that are gone are looked for at the first beat and then every five minutes.
-_BEATS_BETWEEN_FORGETTING = 60
-
 _BEAT = """
     INSERT INTO kafka_bridge_processheartbeat
         (id, role, host, pid, version, memory_bytes, started_at, seen_at, turned_at, polled_at, groups, partitions)
@@ -38,23 +36,27 @@ _BEAT = """
         polled_at = EXCLUDED.polled_at, groups = EXCLUDED.groups, partitions = EXCLUDED.partitions
     RETURNING extract(epoch FROM seen_at)::float
 """
-# Of a row named heartbeat: whether its process is gone and needs no operator any more. Its successor is a process of
-# the same role, host and groups that has started since.
-IS_GONE = """
-    heartbeat.seen_at < statement_timestamp() - %(silent_seconds)s * interval '1 second'
-    AND (heartbeat.seen_at < statement_timestamp() - %(kept_hours)s * interval '1 hour'
-         OR EXISTS (SELECT FROM kafka_bridge_processheartbeat AS successor
-                    WHERE successor.role = heartbeat.role AND successor.host = heartbeat.host
-                      AND successor.groups = heartbeat.groups
-                      AND successor.started_at > heartbeat.seen_at AND successor.id <> heartbeat.id))
+_KILLED = """
+    SELECT killed.id FROM kafka_bridge_processheartbeat AS killed
+    JOIN kafka_bridge_processheartbeat AS mine ON mine.id = %(id)s
+    WHERE killed.role = mine.role AND killed.host = mine.host AND killed.groups = mine.groups
+      AND killed.seen_at < mine.started_at
+      AND killed.seen_at < statement_timestamp() - %(silent)s * interval '1 second'
+      AND (killed.seen_at - killed.started_at < %(young)s * interval '1 second') IS {is_young}
+    ORDER BY killed.seen_at LIMIT {limit} FOR UPDATE OF killed SKIP LOCKED
 """
-_FORGET = f"DELETE FROM kafka_bridge_processheartbeat AS heartbeat WHERE {IS_GONE}"
+# A started process replaces one that was killed, so that of three that were killed two stay silent. Those that were
+# killed before they could replace another do not count: a crash loop leaves many.
+_REPLACE = f"""
+    WITH replaced AS (
+        DELETE FROM kafka_bridge_processheartbeat
+        WHERE id = ANY(ARRAY({_KILLED.format(is_young="FALSE", limit="1")}))
+           OR id = ANY(ARRAY({_KILLED.format(is_young="TRUE", limit="ALL")}))
+        RETURNING seen_at - started_at >= %(young)s * interval '1 second' AS is_old
+    )
+    SELECT coalesce(bool_or(is_old), false) FROM replaced
+"""
 _REMOVE = "DELETE FROM kafka_bridge_processheartbeat WHERE id = %s"
-
-
-def gone_values() -> dict[str, int]:
-    """Return the values of ``IS_GONE``."""
-    return {"silent_seconds": settings.ALERT_SILENT_SECONDS, "kept_hours": settings.HEARTBEAT_RETENTION_HOURS}
 
 
 class HeldPartition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -109,7 +111,11 @@ class Heartbeat:
         self._sampler = Sampler(self._values["id"])
         # The database's clock less ours, in seconds, as the last beat found it.
         self._clock_offset = 0.0
-        self._beats = 0
+        self._beaten_at = self._resumed_at = float("-inf")
+        self._replacing_since = time.monotonic()
+        # Ages at which it is to look for a process that it replaces: its groups are known soon after the first beat,
+        # and one that was killed just before is silent only later.
+        self._replace_at = [0.0, BEAT_SECONDS, float(settings.ALERT_SILENT_SECONDS)]
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -153,13 +159,17 @@ class Heartbeat:
         """Write the row once, and a sample if anything was counted. Raises what the database raises."""
         reports = [report(time.time() + self._clock_offset) for report in self._consumers]
         now = time.monotonic()
+        if now - self._beaten_at > 2 * BEAT_SECONDS:
+            # The process was suspended: its loops have had no time for a pass.
+            self._resumed_at = now
+        self._beaten_at = now
         polled = [report.polled_at for report in reports if report.polled_at is not None]
         partitions = [partition for report in reports for partition in report.partitions]
         values = {
             **self._values,
             "memory_bytes": _resident_bytes(),
             # Of a process without a loop the row holds the time of the beat.
-            "idle": now - min(self._ticked_at.values(), default=now),
+            "idle": now - max(min(self._ticked_at.values(), default=now), self._resumed_at),
             "unpolled": now - min(polled) if polled else None,
             "groups": msgspec.json.encode(sorted({report.group for report in reports})).decode(),
             "partitions": msgspec.json.encode(partitions).decode(),
@@ -168,10 +178,17 @@ class Heartbeat:
             cursor.execute(_BEAT, values)
             (seen_at,) = cursor.fetchone() or (time.time(),)
             self._clock_offset = seen_at - time.time()
-            if self._beats % _BEATS_BETWEEN_FORGETTING == 0:
-                cursor.execute(_FORGET, gone_values())
-        self._beats += 1
+            self._replace_killed(cursor, now)
         self._sampler.write()
+
+    def _replace_killed(self, cursor: CursorWrapper, now: float) -> None:
+        """Delete the row of a process that was killed and that this one replaces, if it is time to look for one."""
+        if not self._replace_at or now - self._replacing_since < self._replace_at[0]:
+            return
+        silent = settings.ALERT_SILENT_SECONDS
+        cursor.execute(_REPLACE, {"id": self._values["id"], "silent": silent, "young": silent + 2 * BEAT_SECONDS})
+        (has_replaced,) = cursor.fetchone() or (False,)
+        self._replace_at = [] if has_replaced else self._replace_at[1:]
 
     def _run(self) -> None:
         try:

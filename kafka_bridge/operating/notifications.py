@@ -60,9 +60,10 @@ _CLAIM = f"""
           AND (phase = 'start' OR NOT EXISTS (
               SELECT FROM {_NOTIFICATIONS} AS start WHERE start.alert_id = alert.id AND start.phase = 'start'
           ))
-          AND NOT EXISTS (
+          -- The end of an alert whose beginning was accepted is sent also within a silence: it opens nothing.
+          AND (phase = 'end' OR NOT EXISTS (
               SELECT FROM {_SILENCES} AS silence WHERE {_IS_SILENCED_BY} AND silence.until > statement_timestamp()
-          )
+          ))
         ORDER BY next_try_at, notification.id LIMIT 1
         FOR UPDATE OF notification SKIP LOCKED
     )

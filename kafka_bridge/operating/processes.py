@@ -15,7 +15,7 @@ from django.db import connection
 
 from .alerts import alert_rule
 from .evaluation import Condition, register_judge
-from .heartbeat import IS_GONE, HeldPartition, gone_values
+from .heartbeat import HeldPartition
 
 PROCESS_SILENT = alert_rule("process-silent", "critical", settings=("ALERT_SILENT_SECONDS",))
 PROCESS_HANGING = alert_rule("process-hanging", "critical", settings=("ALERT_HANGING_SECONDS",))
@@ -23,14 +23,14 @@ PROCESS_HANGING = alert_rule("process-hanging", "critical", settings=("ALERT_HAN
 _SILENT_FOR_SECONDS = 10.0
 
 # Seconds are rounded: a clock that was set back must not make an age negative.
-_READ = f"""
+_READ = """
     SELECT id, role, host, pid, version, memory_bytes, started_at, seen_at, turned_at, polled_at,
            groups::text, partitions::text,
            greatest(0, extract(epoch FROM statement_timestamp() - seen_at))::float,
            greatest(0, extract(epoch FROM seen_at - turned_at))::float,
            version = first_value(version) OVER (ORDER BY started_at DESC, id)
-    FROM kafka_bridge_processheartbeat AS heartbeat
-    WHERE NOT ({IS_GONE})
+    FROM kafka_bridge_processheartbeat
+    WHERE seen_at > statement_timestamp() - %s * interval '1 hour'
     ORDER BY role, host, started_at, id
 """
 _FORGET_SILENT = """
@@ -94,11 +94,11 @@ class RunningProcess:
 def running_processes() -> list[RunningProcess]:
     """Return the processes by role and host, in one query.
 
-    A process that ended by itself has no row. One that was killed is listed as silent until its successor (the same
-    role on the same host) has started, until an operator forgets it, or for HEARTBEAT_RETENTION_HOURS.
+    A process that ended by itself has no row. One that was killed is listed as silent until another of the same role,
+    host and groups has started in its place, until an operator forgets it, or for HEARTBEAT_RETENTION_HOURS.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_READ, gone_values())
+        cursor.execute(_READ, [settings.HEARTBEAT_RETENTION_HOURS])
         return [_process(row) for row in cursor.fetchall()]
 
 
@@ -127,18 +127,23 @@ def judge_processes() -> Iterator[Condition]:
         if process.state is ProcessState.SILENT:
             yield Condition(
                 PROCESS_SILENT,
-                f"{process} gave no sign of life for {process.silent_seconds:.0f} s: it was killed, or it is cut off"
-                " from PostgreSQL",
+                f"{process}{_with_groups(process)} gave no sign of life for {process.silent_seconds:.0f} s: it was"
+                " killed, or it is cut off from PostgreSQL",
                 process.name,
                 _SILENT_FOR_SECONDS,
             )
         elif process.state is ProcessState.HANGING:
             yield Condition(
                 PROCESS_HANGING,
-                f"{process} lives, but a loop of it made no pass for {process.idle_seconds:.0f} s;"
-                " SIGUSR1 writes its stacks to its log",
+                f"{process}{_with_groups(process)} lives, but a loop of it made no pass for"
+                f" {process.idle_seconds:.0f} s; SIGUSR1 writes its stacks to its log",
                 process.name,
             )
+
+
+def _with_groups(process: RunningProcess) -> str:
+    """Return what tells apart processes of one command: the groups of a consumer."""
+    return f", groups {', '.join(process.groups)}," if process.groups else ""
 
 
 def register() -> None:

@@ -80,6 +80,7 @@ class Leases:
         # before: another relay may have had them meanwhile.
         self.claims = 0
         self._shards: list[int] = []
+        self._known = 0
         self._renewed_at = self._extended_at = float("-inf")
 
     @property
@@ -128,6 +129,9 @@ class Leases:
                 claimed = [shard for (shard,) in cursor.fetchall()]
                 self.claims += bool(claimed)
                 kept += claimed
+        if len(kept) != self._known:
+            logger.info("this relay publishes %d of the %d shards of the outbox", len(kept), SHARDS)
+            self._known = len(kept)
         self._shards = sorted(kept)
         self._renewed_at = time.monotonic()
 

@@ -124,6 +124,43 @@ def test_a_killed_process_is_forgotten_when_its_successor_starts() -> None:
     assert ProcessHeartbeat.objects.count() == 2
 
 
+def test_one_process_that_starts_replaces_one_of_three_that_were_killed() -> None:
+    for _ in range(3):
+        Heartbeat("relay").beat()
+    age(100, "started_at")
+    age(25)
+    Heartbeat("relay").beat()
+    assert states() == [("relay", "silent")] * 2 + [("relay", "alive")]
+    Heartbeat("relay").beat()
+    assert states() == [("relay", "silent")] + [("relay", "alive")] * 2
+
+
+def test_the_process_that_ends_a_crash_loop_replaces_all_of_it() -> None:
+    Heartbeat("relay").beat()
+    age(100, "started_at")
+    for _ in range(3):
+        age(25)
+        Heartbeat("relay").beat()
+    age(25)
+    Heartbeat("relay").beat()
+    assert states() == [("relay", "alive")]
+
+
+def test_a_process_that_was_suspended_is_given_time_for_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    heartbeat = Heartbeat("relay")
+    heartbeat.loop()
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    heartbeat.beat()
+    now += 600
+    heartbeat.beat()
+    assert states() == [("relay", "alive")]
+    for _ in range(13):
+        now += 5
+        heartbeat.beat()
+    assert states() == [("relay", "hanging")]
+
+
 def test_a_killed_process_without_a_successor_is_forgotten_after_an_hour() -> None:
     Heartbeat("relay").beat()
     age(3500)
