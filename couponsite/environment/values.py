@@ -37,7 +37,7 @@ def check_characters(raw: str, *, is_ascii: bool) -> None:
     if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in raw.translate(_LAYOUT)):
         raise ValueError("has a control character, remove it")
     if is_ascii and not (raw.isascii() and raw.isprintable()):
-        raise ValueError("has a character that is not printable ASCII; percent-encode it in a URL")
+        raise ValueError("has a character that is not printable ASCII (in a URL, percent-encode it)")
 
 
 def shown(raw: str) -> str:

@@ -27,7 +27,9 @@ def staff_page(*permissions: str) -> Callable[[View], View]:
         def guarded(request: HttpRequest, *arguments: object, **options: object) -> HttpResponseBase:
             user = request.user
             if not user.is_authenticated:
-                return redirect_to_login(request.get_full_path(), reverse("admin:login"))
+                # A form that is sent after the session has ended leads to the start: its address answers no GET.
+                back_to = request.get_full_path() if request.method in ("GET", "HEAD") else reverse("ops:dashboard")
+                return redirect_to_login(back_to, reverse("admin:login"))
             if not (user.is_active and user.is_staff):
                 return refusal(request, "forbidden", "These pages are for staff.")
             if missing := [permission for permission in permissions if not user.has_perm(permission)]:
