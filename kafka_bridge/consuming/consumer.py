@@ -26,8 +26,10 @@ from ..operating.heartbeat import ConsumerReport, HeldPartition
 from ..operating.pause_watch import PauseWatch
 from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed
+from .instructions import InstructedPartitions
 from .lock_waits import cause_of
 from .partition_lag import STALE_SECONDS, PartitionLag
+from .partition_report import report_partition
 from .paused_partitions import PausedPartitions
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
@@ -68,6 +70,7 @@ class GroupConsumer:
         self._joined = False
         self._retrying = RetryingPartitions(group.name)
         self._paused = PausedPartitions(group.name, pauses)
+        self._instructed = InstructedPartitions(group, self._handler, self._retrying, self._paused)
         # By partition with postponed messages: the offset of the last of these, and the offset after the handled ones.
         self._postponed: dict[Partition, tuple[int, int]] = {}
         # The next offset to be handled, for the lag; and the offsets that the broker has committed.
@@ -113,6 +116,7 @@ class GroupConsumer:
         """Make one pass: fetch, handle each partition's batch, commit offsets. Returns whether there was a batch."""
         self._tick()
         self._fetch(consumer)
+        self._obey_instructions(consumer, stop)
         worked = False
         for partition in self._ready():
             if stop:
@@ -259,6 +263,18 @@ class GroupConsumer:
             consumer.resume([TopicPartition(*partition)])
         return True
 
+    def _obey_instructions(self, consumer: Consumer, stop: StopFlag) -> None:
+        for partition, instruction in self._paused.instructions(self._assigned):
+            first = self._first_of(partition)
+            if not self._instructed.obey(partition, instruction, first, stop) or first is None:
+                continue
+            self._uncommitted[partition] = self._next_offsets[partition] = self._end_of(partition, [first])
+            if first.offset == self._postponed.get(partition, (-1, 0))[0]:
+                del self._postponed[partition]
+            del self._buffers[partition][0]
+            if self._retrying.resume(partition):
+                consumer.resume([TopicPartition(*partition)])
+
     def _postpone(
         self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], postponed: BatchPostponed
     ) -> None:
@@ -334,6 +350,11 @@ class GroupConsumer:
         """Whether fetched messages are not handled yet, which is always so for a retrying partition."""
         return bool(self._buffers.get(partition))
 
+    def _first_of(self, partition: Partition) -> ReceivedMessage | None:
+        """Return the first message that is fetched and not handled, None if there is none."""
+        first = self._buffers.get(partition, [])[:1]
+        return first[0] if first else None
+
     def _measure_lag(self, consumer: Consumer) -> None:
         for partition, next_offset in self._next_offsets.items():
             if partition in self._paused:
@@ -354,29 +375,21 @@ class GroupConsumer:
         return ConsumerReport(self._group.name, self._polled_at, partitions)
 
     def _report_partition(self, partition: Partition, now: float) -> HeldPartition:
-        next_offset, end = self._next_offsets.get(partition), self._lag.end(partition)
-        # The sweep reads the lag of a paused partition, since this consumer fetches nothing of it.
-        is_paused = partition in self._paused
-        is_known = next_offset is not None and end is not None and not is_paused
-        waiting = self._buffers.get(partition, [])[:1] if partition in self._retrying else []
-        return HeldPartition(
-            group=self._group.name,
-            topic=partition[0],
-            partition=partition[1],
-            next_offset=next_offset,
-            end_offset=end,
-            lag=max(0, (end or 0) - (next_offset or 0)) if is_known else None,
-            lag_ms=None if is_paused else self._lag_ms(partition, now),
-            state="paused" if is_paused else self._retrying.state(partition),
-            state_seconds=self._paused.seconds(partition) if is_paused else self._retrying.waited_seconds(partition),
-            waits_at=waiting[0].offset if waiting else None,
-            error=self._retrying.error(partition),
+        return report_partition(
+            self._group.name,
+            partition,
+            next_offset=self._next_offsets.get(partition),
+            end_offset=self._lag.end(partition),
+            lag_ms=self._lag_ms(partition, now),
+            first=self._first_of(partition),
+            retrying=self._retrying,
+            paused=self._paused,
         )
 
     def _lag_ms(self, partition: Partition, now: float) -> int | None:
-        first = self._buffers.get(partition, [])[:1]
-        if first and first[0].timestamp > 0:
-            return max(0, round(now * 1000) - first[0].timestamp)
+        first = self._first_of(partition)
+        if first is not None and first.timestamp > 0:
+            return max(0, round(now * 1000) - first.timestamp)
         if self._polled_at is None or time.monotonic() - self._polled_at > STALE_SECONDS:
             return None
         if partition in self._at_end:
