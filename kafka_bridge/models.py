@@ -425,11 +425,11 @@ class PartitionInstruction(models.Model):
 
     class Action(models.TextChoices):
         # Try the batch again now.
-        RETRY = "retry"
+        RETRY = "retry", "try again"
         # Write as many dead letters again as the poison limit allows.
-        CONTINUE = "continue"
+        CONTINUE = "continue", "go on"
         # Dead-letter the message at ``offset``, if the partition still waits there.
-        DEAD_LETTER = "dead_letter"
+        DEAD_LETTER = "dead_letter", "dead-letter"
 
     pk = models.CompositePrimaryKey("consumer_group", "topic", "partition")
     consumer_group = models.CharField(max_length=64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from django.conf import settings
@@ -11,7 +11,7 @@ from django.db import transaction
 from common.postgres.clock import isoformat_z
 
 from ..errors import UnknownTarget
-from ..lag import lag_by_partition
+from ..lag import PartitionLag, lag_by_partition
 from ..models import GroupPause
 from ..registry import ConsumerGroup, groups, prefixed
 from ..routes import Route
@@ -22,7 +22,15 @@ RELAY_NAME = "relay"
 # What a page or a line shows at most.
 MOST_SHOWN = 100
 
-_workers: dict[str, str] = {RELAY_NAME: "the relays of the outbox"}
+
+class PausableWorker(NamedTuple):
+    """Processes besides the consumers that can be paused: what they are, for pages, and their role."""
+
+    what: str
+    role: str
+
+
+_workers = {RELAY_NAME: PausableWorker("the relays of the outbox", "relay")}
 
 
 class PauseTarget(NamedTuple):
@@ -36,13 +44,13 @@ class PauseTarget(NamedTuple):
         return self.name if self.topic is None else f"{self.name}: {self.topic}[{self.partition}]"
 
 
-def register_worker(name: str, what: str) -> None:
-    """Register a process besides consumer groups that can be paused, and ``what`` it is, for pages."""
-    _workers[name] = what
+def register_worker(name: str, worker: PausableWorker) -> None:
+    """Register processes besides the consumers that can be paused under ``name``."""
+    _workers[name] = worker
 
 
-def workers() -> Mapping[str, str]:
-    """Return what can be paused besides consumer groups: what each is, by name."""
+def workers() -> dict[str, PausableWorker]:
+    """Return what can be paused besides consumer groups, by name."""
     return dict(_workers)
 
 
@@ -59,7 +67,7 @@ def find_target(name: str, topic: str | None = None, partition: int | None = Non
         return PauseTarget(name if group is None else group.name)
     if group is None:
         raise UnknownTarget(f"{name} has no partitions: pause it as a whole")
-    numbers = partitions_of(group)
+    numbers = partitions_of(group, lag_by_partition())
     full_name = topic if topic in numbers else prefixed(topic)
     if full_name not in numbers:
         raise UnknownTarget(f"{group.name} reads no topic {topic!r}; it reads: {', '.join(sorted(numbers))}")
@@ -68,14 +76,14 @@ def find_target(name: str, topic: str | None = None, partition: int | None = Non
     return PauseTarget(group.name, full_name, partition)
 
 
-def partitions_of(group: ConsumerGroup) -> dict[str, int]:
-    """Return the number of partitions of each topic of ``group``: by the routes, or more if consumers hold more."""
+def partitions_of(group: ConsumerGroup, lags: Sequence[PartitionLag]) -> dict[str, int]:
+    """Return the number of partitions of each topic of ``group``: by the routes, or more if ``lags`` has more."""
     routes: Mapping[str, Route] = settings.KAFKA_ROUTES
     numbers = dict.fromkeys(group.topics, 0)
     known = [(route.topic, route.partitions) for route in routes.values()]
     known += [(route.dead_letter_topic, route.dead_letter_partitions) for route in routes.values()]
     known_by_name = [(prefixed(topic), number) for topic, number in known]
-    held = [(lag.place.topic, lag.place.partition + 1) for lag in lag_by_partition() if lag.place.group == group.name]
+    held = [(lag.place.topic, lag.place.partition + 1) for lag in lags if lag.place.group == group.name]
     for topic, number in known_by_name + held:
         if topic in numbers:
             numbers[topic] = max(numbers[topic], number)
