@@ -61,6 +61,16 @@ class PartitionState:
         return _LOOKS.get(self.state, "is-quiet")
 
     @property
+    def messages(self) -> int | None:
+        """How many messages it is behind, None if unknown."""
+        return None if self.lag is None else self.lag.messages
+
+    @property
+    def lag_ms(self) -> int | None:
+        """Its lag, None if unknown."""
+        return None if self.lag is None else self.lag.milliseconds
+
+    @property
     def obeys(self) -> bool:
         """Whether the holder of a paused partition has said that it stands still; without a holder it does."""
         return self.held is None or self.held.state == "paused"

@@ -25,7 +25,7 @@ from tests.support.service import environment
 pytestmark = pytest.mark.django_db(transaction=True)
 
 CHROMIUM = shutil.which("chromium")
-PAGES = ["/ops/", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/docs/admission.md"]
+PAGES = ["/ops/", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/docs/admission.md"]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def state_of(client: Client, number: int = 0) -> Any:
 def control(client: Client, **values: Any) -> list[str]:
     response = client.post(f"{PATH}/control", {"name": "issue", "reason": "wrong terms"} | values)
     assert (response.status_code, response["Location"]) == (303, PATH)
-    return [text for _, text in messages_of(client.get(PATH))]
+    return messages_of(client.get(PATH))
 
 
 def test_every_group_and_worker_is_listed_with_its_partitions(viewer: Client) -> None:
