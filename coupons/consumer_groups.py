@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
+from kafka_bridge.operating.group_pauses import PausableWorker, register_worker
 from kafka_bridge.operating.samples import register_counters
 from kafka_bridge.registry import ConsumerGroup, on_broker_rejection, register_group, register_retention_guard
 
@@ -14,6 +15,7 @@ from .issuance.issue import issue_many
 from .issuance.notify_results import notify_results, read_notice, record_result
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
 from .models import IssueRequest
+from .redis_queue import TRANSPORT
 
 ISSUE = ConsumerGroup(
     name="issue",
@@ -37,6 +39,7 @@ RESULTS = ConsumerGroup(
 def register() -> None:
     """Register groups, guards and counters with the bridge; called once, when the app is ready."""
     register_counters(metrics.sampled_counters)
+    register_worker(TRANSPORT, PausableWorker("the workers of the Redis queue", "worker"))
     register_group(ISSUE)
     register_group(RESULTS)
     on_broker_rejection(ISSUE_REQUESTED, fail_dead_lettered_requests)

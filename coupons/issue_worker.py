@@ -42,28 +42,40 @@ _LABELS = (ISSUE.name, TRANSPORT, "-1")
 class IssueWorker:
     """Issues the requests of the Redis queue. A worker is one thread; any number of workers may run."""
 
-    def __init__(self, *, batch_size: int | None = None, tick: Callable[[], None] = lambda: None) -> None:
-        """``tick`` is called in every pass of the loop, see ``heartbeat``."""
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        tick: Callable[[], None] = lambda: None,
+        is_paused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``tick`` is called in every pass of the loop, see ``heartbeat``. While ``is_paused`` nothing is claimed."""
         self._batch_size = batch_size or settings.CONSUMER_BATCH_SIZE
         self._tick = tick
+        self._is_paused = is_paused
         self._queue = RedisQueue()
         self._handler = BatchHandler(ISSUE)
         self._requeued_at = float("-inf")
         self._enqueued_lost_at = float("-inf")
 
     def run(self, stop: StopFlag) -> None:
-        """Handle batches until ``stop``, then requeue the claimed ids."""
+        """Handle batches until ``stop``, then requeue the claimed ids; while paused wait, with nothing claimed."""
         idle_pause, failure_pause = _BUSY_PAUSE, 0.0
+        stop_or_pause = stop.or_when(self._is_paused)
         try:
             while not stop:
+                if self._is_paused():
+                    self._requeue()
+                    self._wait_while_paused(stop)
+                    continue
                 try:
-                    has_handled = self.claim_and_handle(stop)
+                    has_handled = self.claim_and_handle(stop_or_pause)
                 except BatchInterrupted:
-                    break
+                    continue
                 except Exception as error:
                     failure_pause = min(failure_pause * 2 or settings.CONSUMER_BACKOFF_SECONDS, _MAX_PAUSE)
                     self._report_failure(error, failure_pause)
-                    stop.wait(failure_pause)
+                    stop_or_pause.wait(failure_pause)
                     continue
                 if failure_pause:
                     failure_pause = 0.0
@@ -74,6 +86,11 @@ class IssueWorker:
         finally:
             self._requeue()
             drop_connection()
+
+    def _wait_while_paused(self, stop: StopFlag) -> None:
+        while self._is_paused() and not stop:
+            self._tick()
+            stop.wait(_IDLE_PAUSE)
 
     def claim_and_handle(self, stop: StopFlag) -> bool:
         """Claim a batch, handle it and acknowledge it; if the queue is empty, enqueue lost requests again.

@@ -27,6 +27,7 @@ from kafka_bridge.operating.delivery import (
     dead_letters_at,
     dead_letters_of,
     deliveries,
+    paused_problem,
     publishing_problem,
     read_surroundings,
     reading_problem,
@@ -69,6 +70,8 @@ _BLOCKER = """
     WHERE is_awaited OR (%(is_stuck)s AND seconds > %(long)s)
     ORDER BY is_awaited DESC, seconds DESC LIMIT 1
 """
+# A consumer that is down or paused waits for no row.
+_WAITS_FOR_NO_ROW = (DeliveryCause.PAUSED, DeliveryCause.GROUP_DOWN, DeliveryCause.PARTITION_FREE)
 _ISSUERS = ["coupons consume_coupons", "coupons issue_worker"]
 
 
@@ -265,8 +268,7 @@ def _problem(trace: RequestTrace) -> Problem | None:
     problem = reading_problem(
         trace.accepted, ISSUE, surroundings, lost_after_seconds=settings.RECONCILE_PATIENCE_SECONDS
     )
-    # A consumer that is down waits for nothing.
-    if problem is not None and problem.cause in (DeliveryCause.GROUP_DOWN, DeliveryCause.PARTITION_FREE):
+    if problem is not None and problem.cause in _WAITS_FOR_NO_ROW:
         return problem
     return _locked(trace.accepted, is_stuck=problem is not None) or problem
 
@@ -303,6 +305,8 @@ def _problem_of_unwritten(trace: RequestTrace) -> Problem | None:
 
 
 def _problem_of_queued(trace: RequestTrace, accepted: OutboxTrace) -> Problem | None:
+    if (pause := trace.surroundings.pause(TRANSPORT)) is not None:
+        return paused_problem(pause, accepted)
     if trace.redis.error or trace.redis.place is None:
         return Problem(RequestCause.QUEUE_UNREADABLE, f"The Redis queue cannot be read: {trace.redis.error}.", accepted)
     place = trace.redis.place

@@ -36,6 +36,10 @@ class PoisonLimitExceeded(BridgeError):
     """Too many messages in a row fail: the cause is probably not in the messages."""
 
 
+class UnknownTarget(BridgeError):
+    """There is no such consumer group, worker, topic or partition; the text names those that there are."""
+
+
 _POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)
 
 

@@ -49,6 +49,10 @@ class StopFlag:
         """Return a view of this flag that calls ``tick`` whenever it is asked: a loop that asks does not hang."""
         return _WatchedStopFlag(self, tick)
 
+    def or_when(self, condition: Callable[[], bool]) -> StopFlag:
+        """Return a view of this flag that is true as well while ``condition`` is."""
+        return _EitherStopFlag(self, condition)
+
 
 class _WatchedStopFlag(StopFlag):
     def __init__(self, flag: StopFlag, tick: Callable[[], None]) -> None:
@@ -59,6 +63,19 @@ class _WatchedStopFlag(StopFlag):
     def __bool__(self) -> bool:
         self._tick()
         return bool(self._flag)
+
+    def request(self) -> None:
+        self._flag.request()
+
+
+class _EitherStopFlag(StopFlag):
+    def __init__(self, flag: StopFlag, condition: Callable[[], bool]) -> None:
+        super().__init__()
+        self._flag = flag
+        self._condition = condition
+
+    def __bool__(self) -> bool:
+        return bool(self._flag) or self._condition()
 
     def request(self) -> None:
         self._flag.request()

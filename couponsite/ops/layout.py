@@ -10,6 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 
+from kafka_bridge.operating.group_pauses import pauses
+
 
 class NavigationEntry(NamedTuple):
     """A link of the navigation."""
@@ -24,16 +26,27 @@ _ENTRIES = (
     ("Dashboard", "ops:dashboard", "kafka_bridge.view_alert"),
     ("Alerts", "ops:alerts", "kafka_bridge.view_alert"),
     ("Requests", "ops:requests", "coupons.view_issuerequest"),
+    ("Groups", "ops:groups", "kafka_bridge.view_grouppause"),
     ("Processes", "ops:processes", "kafka_bridge.view_processheartbeat"),
     ("Who blocks whom", "ops:blocks", "coupons.view_coupon"),
 )
 
 
+_MOST_IN_BANNER = 5
+
+
 def render_page(
     request: HttpRequest, template: str, context: Mapping[str, Any] | None = None, *, status: int = 200
 ) -> HttpResponse:
-    """Render a template that extends ``ops/base.html``."""
-    shared = {"navigation": _navigation(request), "environment_name": settings.ENVIRONMENT_NAME}
+    """Render a template that extends ``ops/base.html``; ``paused`` is what the banner of every page names."""
+    paused = pauses()
+    shared = {
+        "navigation": _navigation(request),
+        "environment_name": settings.ENVIRONMENT_NAME,
+        "paused": paused[:_MOST_IN_BANNER],
+        "paused_more": max(0, len(paused) - _MOST_IN_BANNER),
+        "may_see_groups": request.user.has_perm("kafka_bridge.view_grouppause"),
+    }
     return render(request, template, {**shared, **(context or {})}, status=status)
 
 

@@ -44,6 +44,8 @@ def remedy_of(problem: Problem) -> Remedy:
 def _of_delivery(cause: DeliveryCause, problem: Problem) -> Remedy:
     group = problem.group
     match cause:
+        case DeliveryCause.PAUSED:
+            return _resume(group, problem.details.get("partition", ""))
         case DeliveryCause.RELAY_DOWN:
             return Remedy("Start a relay.", "python manage.py relay_outbox")
         case DeliveryCause.KAFKA_AWAY:
@@ -129,6 +131,16 @@ def _of_order(cause: StrEnum) -> Remedy:
         case OrderCause.EXPIRY_LATE:
             return Remedy("Its line in the log of the process orders says why it cannot expire.")
     raise ValueError(f"no remedy for {cause!r}")
+
+
+def _resume(name: str, partition: str) -> Remedy:
+    only = f" --partition {partition}" if partition else ""
+    return Remedy(
+        "Resume it when its messages may be handled; every process obeys within two seconds.",
+        f'python manage.py control_group {name} resume{only} --reason "the cause is gone"',
+        address=reverse("ops:groups"),
+        label="Groups",
+    )
 
 
 def _page(text: str, name: str) -> Remedy:

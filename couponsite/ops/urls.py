@@ -4,6 +4,7 @@ from .alerts import alerts, silence, unsilence
 from .blocks import blocks
 from .dashboard import dashboard, dashboard_panels
 from .documents import document
+from .groups import control, groups
 from .orders import order_way
 from .processes import processes
 from .requests import request_of_coupon, request_way, requests_search
@@ -16,6 +17,8 @@ urlpatterns = [
     path("alerts/silence", silence, name="silence"),
     path("alerts/unsilence", unsilence, name="unsilence"),
     path("processes", processes, name="processes"),
+    path("groups", groups, name="groups"),
+    path("groups/control", control, name="groups-control"),
     path("blocks", blocks, name="blocks"),
     path("requests", requests_search, name="requests"),
     path("requests/", requests_search),

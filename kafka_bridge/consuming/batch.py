@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 Decoded = tuple[ReceivedMessage, Any]
 Call = Callable[[Sequence[Any], StopFlag], Sequence[Exception | None]]
 
-# Limits of messages in a row that fail. Past them the partition retries and writes no more dead letters; a restart
-# allows as many again. Where the handler fails, the fault is probably in the service, and more dead letters would fail
-# valid requests. For messages that are bad in themselves the limit is higher: a producer floods the topic with garbage.
+# Limits of messages in a row that fail. Past them the partition retries and writes no more dead letters; an operator or
+# a restart allows as many again. Where the handler fails, the fault is probably in the service, and more dead letters
+# would fail valid requests. For messages that are bad in themselves the limit is higher: a producer floods the topic
+# with garbage.
 HANDLER_FAILURES_IN_A_ROW = 20
 BAD_MESSAGES_IN_A_ROW = 1000
 
@@ -49,6 +50,7 @@ class BatchPostponed(Exception):
     def __init__(self, postponed: Sequence[tuple[ReceivedMessage, CallPostponed]]) -> None:
         error = min((error for _, error in postponed), key=lambda error: error.seconds)
         super().__init__(str(error))
+        self.error = error
         self.seconds = error.seconds
         self.messages = [message for message, _ in postponed]
 
@@ -84,6 +86,35 @@ class BatchHandler:
         metrics.MESSAGE_SECONDS.labels(self._group.name).inc(handled * seconds)
         if postponed:
             raise BatchPostponed(postponed)
+
+    def allow_dead_letters(self) -> None:
+        """Allow as many failures in a row again as the limits say."""
+        self._forget_failures()
+        self._undecodable.clear()
+
+    def handle_or_dead_letter(
+        self, message: ReceivedMessage, stop: StopFlag, record: Callable[[Exception], None]
+    ) -> bool:
+        """Handle one message by itself; if that fails, dead-letter it, whatever the error, and return False.
+
+        ``record`` gets the error within the transaction of the dead letter, and may refuse it by raising. Raises
+        BatchInterrupted, what ``record`` raises, and the error of a dead letter that cannot be written.
+        """
+        try:
+            self.handle([message], stop)
+            return True
+        except BatchInterrupted:
+            raise
+        except BatchPostponed as postponed:
+            error: Exception = postponed.error
+        except PoisonLimitExceeded as exceeded:
+            error = exceeded.__cause__ if isinstance(exceeded.__cause__, Exception) else exceeded
+        except Exception as failure:
+            error = failure
+        with self._transaction():
+            record(error)
+            self._write_dead_letters([Rejected(message, error)])
+        return False
 
     def _decode(self, batch: Sequence[ReceivedMessage]) -> tuple[list[Decoded], list[Rejected]]:
         decoded: list[Decoded] = []
@@ -247,7 +278,7 @@ class BatchHandler:
             if len(failures) > HANDLER_FAILURES_IN_A_ROW:
                 raise PoisonLimitExceeded(
                     f"{len(failures)} messages in a row fail, the last with {type(error).__name__}:"
-                    f" {first_line(error)}; correct the cause and restart the consumer"
+                    f" {first_line(error)}; correct the cause, or allow as many dead letters again (/ops/groups)"
                 ) from error
 
     def _count_bad(self, message: ReceivedMessage, error: Exception) -> None:
@@ -257,7 +288,7 @@ class BatchHandler:
         if len(self._bad) > BAD_MESSAGES_IN_A_ROW:
             raise PoisonLimitExceeded(
                 f"{len(self._bad)} bad messages in a row, the last: {first_line(error)};"
-                " restart the consumer to dead-letter them and continue"
+                " stop their producer, and allow as many dead letters again (/ops/groups)"
             ) from error
 
     def _forget_failures(self) -> None:

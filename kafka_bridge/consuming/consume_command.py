@@ -13,6 +13,7 @@ from django.core.management.base import CommandError
 
 from common.processes.lifecycle import StopFlag
 
+from ..operating.pause_watch import PauseWatch
 from ..operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
 from ..registry import ConsumerGroup, groups
 from ..routes import MOST_CONSUMERS
@@ -41,14 +42,18 @@ class ConsumeCommand(WorkerCommand):
             "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
         )
         parser.add_argument(
-            "--until-idle", action="store_true", help="end after every partition has had no message left for a second"
+            "--until-idle",
+            action="store_true",
+            help="end after every partition that is not paused has had no message left for a second",
         )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         ended = SimpleQueue[ConsumerThread]()
+        selected = self._selected_groups(options["group"])
+        pauses = self.watch_pauses([group.name for group in selected])
         threads = [
-            self._create_thread(group, number, stop, ended, options)
-            for group in self._selected_groups(options["group"])
+            self._create_thread(group, number, stop, ended, pauses, options)
+            for group in selected
             for number in range(options["concurrency"] or settings.CONSUMER_CONCURRENCY.get(group.name, 1))
         ]
         for thread in threads:
@@ -66,10 +71,11 @@ class ConsumeCommand(WorkerCommand):
         number: int,
         stop: StopFlag,
         ended: SimpleQueue[ConsumerThread],
+        pauses: PauseWatch,
         options: dict[str, Any],
     ) -> ConsumerThread:
         tick = self.heartbeat.loop()
-        consumer = GroupConsumer(group, batch_size=options["batch_size"], tick=tick)
+        consumer = GroupConsumer(group, batch_size=options["batch_size"], tick=tick, pauses=pauses)
         self.heartbeat.watch_consumer(consumer.report)
         # A batch that calls a provider takes minutes: it asks the flag meanwhile.
         name = f"{group.name}-{number}"

@@ -23,10 +23,14 @@ from .. import metrics
 from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
 from ..errors import PoisonLimitExceeded
 from ..operating.heartbeat import ConsumerReport, HeldPartition
+from ..operating.pause_watch import PauseWatch
 from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed
+from .instructions import InstructedPartitions
 from .lock_waits import cause_of
 from .partition_lag import STALE_SECONDS, PartitionLag
+from .partition_report import report_partition
+from .paused_partitions import PausedPartitions
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
 
@@ -46,9 +50,14 @@ class GroupConsumer:
     """Runs one consumer of a group. Must not be shared between threads."""
 
     def __init__(
-        self, group: ConsumerGroup, *, batch_size: int | None = None, tick: Callable[[], None] = lambda: None
+        self,
+        group: ConsumerGroup,
+        *,
+        batch_size: int | None = None,
+        tick: Callable[[], None] = lambda: None,
+        pauses: PauseWatch | None = None,
     ) -> None:
-        """``tick`` is called at every pass of the loop, see ``heartbeat``."""
+        """``tick`` is called at every pass of the loop, see ``heartbeat``; ``pauses`` None: nothing is ever paused."""
         self._group = group
         self._handler = BatchHandler(group)
         self._tick = tick
@@ -60,6 +69,8 @@ class GroupConsumer:
         self._at_end: dict[Partition, int] = {}
         self._joined = False
         self._retrying = RetryingPartitions(group.name)
+        self._paused = PausedPartitions(group.name, pauses)
+        self._instructed = InstructedPartitions(group, self._handler, self._retrying, self._paused)
         # By partition with postponed messages: the offset of the last of these, and the offset after the handled ones.
         self._postponed: dict[Partition, tuple[int, int]] = {}
         # The next offset to be handled, for the lag; and the offsets that the broker has committed.
@@ -75,7 +86,10 @@ class GroupConsumer:
         self._idle_poll_seconds = _POLL_SECONDS
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
-        """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second."""
+        """Consume until ``stop``, or with ``until_idle`` until every partition was at its end for a second.
+
+        Paused partitions are not waited for: what is left of them stays for the next run.
+        """
         consumer = make_consumer(self._group.group_id, calls_out=self._group.call is not None)
         consumer.subscribe(
             self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -90,6 +104,8 @@ class GroupConsumer:
                     idle_since = time.monotonic()
                 elif until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
                     self._commit_ends(consumer)
+                    if self._paused:
+                        logger.warning("%s: ends without the messages of paused: %s", self._group.name, self._paused)
                     break
             self._commit_handled(consumer)
         finally:
@@ -100,10 +116,13 @@ class GroupConsumer:
         """Make one pass: fetch, handle each partition's batch, commit offsets. Returns whether there was a batch."""
         self._tick()
         self._fetch(consumer)
+        self._obey_instructions(consumer, stop)
         worked = False
         for partition in self._ready():
             if stop:
                 break
+            if self._paused.is_wanted(partition):
+                continue
             worked = True
             messages = self._buffers[partition]
             batch = messages[: self._batch_size]
@@ -132,7 +151,11 @@ class GroupConsumer:
 
         It comes last, since its try may wait for seconds while the others have work.
         """
-        due = [item for item, messages in self._buffers.items() if messages and self._retrying.is_due(item)]
+        due = [
+            item
+            for item, messages in self._buffers.items()
+            if messages and item not in self._paused and self._retrying.is_due(item)
+        ]
         retrying = sorted((item for item in due if item in self._retrying), key=self._retrying.retry_at)
         return [*sorted(item for item in due if item not in self._retrying), *retrying[:1]]
 
@@ -147,10 +170,12 @@ class GroupConsumer:
                 consumer.pause([TopicPartition(*partition)])
 
     def _is_drained(self) -> bool:
-        return self._joined and self._at_end.keys() == self._assigned and not any(self._buffers.values())
+        running = {partition for partition in self._assigned if partition not in self._paused}
+        return self._joined and running <= self._at_end.keys() and not any(map(self._has_buffered, running))
 
     def _fetch(self, consumer: Consumer) -> None:
         self._polled_at = time.monotonic()
+        self._paused.apply(consumer, self._assigned)
         self._pause_full_partitions(consumer)
         if self._ready():
             # There is work in the buffers: poll without waiting, which also keeps the group membership.
@@ -210,6 +235,7 @@ class GroupConsumer:
             ):
                 state.pop(partition, None)
             self._retrying.forget(partition)
+            self._paused.forget(partition)
             self._lag.forget(partition)
             for gauge in (metrics.LAG, metrics.PAUSED):
                 with contextlib.suppress(KeyError):
@@ -218,9 +244,12 @@ class GroupConsumer:
     def _handle(
         self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], stop: StopFlag
     ) -> bool:
-        """Handle a batch; returns False if its offset must not be committed, and it is retried after a pause."""
+        """Handle a batch; returns False if its offset must not be committed, and it is retried after a pause.
+
+        An operator's pause interrupts it as a stop does: calls to a provider may last longer than a pause may wait.
+        """
         try:
-            self._handler.handle(batch, stop)
+            self._handler.handle(batch, stop.or_when(lambda: self._paused.is_wanted(partition)))
         except BatchInterrupted:
             return False
         except BatchPostponed as postponed:
@@ -233,6 +262,18 @@ class GroupConsumer:
         if self._retrying.resume(partition):
             consumer.resume([TopicPartition(*partition)])
         return True
+
+    def _obey_instructions(self, consumer: Consumer, stop: StopFlag) -> None:
+        for partition, instruction in self._paused.instructions(self._assigned):
+            first = self._first_of(partition)
+            if not self._instructed.obey(partition, instruction, first, stop) or first is None:
+                continue
+            self._uncommitted[partition] = self._next_offsets[partition] = self._end_of(partition, [first])
+            if first.offset == self._postponed.get(partition, (-1, 0))[0]:
+                del self._postponed[partition]
+            del self._buffers[partition][0]
+            if self._retrying.resume(partition):
+                consumer.resume([TopicPartition(*partition)])
 
     def _postpone(
         self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], postponed: BatchPostponed
@@ -259,10 +300,11 @@ class GroupConsumer:
     def _retry_later(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Retry this partition later; no message is dropped, and the other partitions continue."""
         cause = cause_of(error)
-        self._retrying.retry_later(partition, str(batch[0]), cause)
+        is_at_limit = isinstance(error, PoisonLimitExceeded)
+        self._retrying.retry_later(partition, str(batch[0]), cause, is_at_limit=is_at_limit)
         if is_transient(error):
             logger.warning("%s: %s waits: %s", self._group.name, batch[0], cause)
-        elif isinstance(error, PoisonLimitExceeded):
+        elif is_at_limit:
             logger.error("%s: %s waits, nothing is dropped: %s", self._group.name, batch[0], error)
         else:
             logger.error("%s: %s waits, nothing is dropped", self._group.name, batch[0], exc_info=error)
@@ -308,8 +350,16 @@ class GroupConsumer:
         """Whether fetched messages are not handled yet, which is always so for a retrying partition."""
         return bool(self._buffers.get(partition))
 
+    def _first_of(self, partition: Partition) -> ReceivedMessage | None:
+        """Return the first message that is fetched and not handled, None if there is none."""
+        first = self._buffers.get(partition, [])[:1]
+        return first[0] if first else None
+
     def _measure_lag(self, consumer: Consumer) -> None:
         for partition, next_offset in self._next_offsets.items():
+            if partition in self._paused:
+                # Its end is known only by fetching.
+                continue
             # The end that the client has cached; a request to the broker would cost a round trip.
             _, end = consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
             is_fetched = self._has_buffered(partition) or partition in self._at_end
@@ -325,24 +375,21 @@ class GroupConsumer:
         return ConsumerReport(self._group.name, self._polled_at, partitions)
 
     def _report_partition(self, partition: Partition, now: float) -> HeldPartition:
-        next_offset, end = self._next_offsets.get(partition), self._lag.end(partition)
-        is_known = next_offset is not None and end is not None
-        return HeldPartition(
-            group=self._group.name,
-            topic=partition[0],
-            partition=partition[1],
-            next_offset=next_offset,
-            end_offset=end,
-            lag=max(0, (end or 0) - (next_offset or 0)) if is_known else None,
+        return report_partition(
+            self._group.name,
+            partition,
+            next_offset=self._next_offsets.get(partition),
+            end_offset=self._lag.end(partition),
             lag_ms=self._lag_ms(partition, now),
-            state="retrying" if partition in self._retrying else "ok",
-            state_seconds=self._retrying.waited_seconds(partition),
+            first=self._first_of(partition),
+            retrying=self._retrying,
+            paused=self._paused,
         )
 
     def _lag_ms(self, partition: Partition, now: float) -> int | None:
-        first = self._buffers.get(partition, [])[:1]
-        if first and first[0].timestamp > 0:
-            return max(0, round(now * 1000) - first[0].timestamp)
+        first = self._first_of(partition)
+        if first is not None and first.timestamp > 0:
+            return max(0, round(now * 1000) - first.timestamp)
         if self._polled_at is None or time.monotonic() - self._polled_at > STALE_SECONDS:
             return None
         if partition in self._at_end:

@@ -20,6 +20,8 @@ WAITING = alert_rule("waiting", "critical")
 # By then everything that restarts by itself has done so, and an operator is needed.
 ALERT_AFTER_SECONDS = 300.0
 _MAX_PAUSE = 10.0
+# Of what the heartbeat reports.
+_LONGEST_ERROR = 300
 
 
 class RetryingPartitions:
@@ -31,6 +33,8 @@ class RetryingPartitions:
         self._pauses: dict[Partition, float] = {}
         self._retry_at: dict[Partition, float] = {}
         self._since: dict[Partition, float] = {}
+        # Why the last try failed, and whether at the poison limit.
+        self._errors: dict[Partition, tuple[str, bool]] = {}
         # Partitions in which a batch was handled since they were assigned: alerts of an earlier owner are ended.
         self._recovered: set[Partition] = set()
 
@@ -45,7 +49,15 @@ class RetryingPartitions:
         """Return the time of the partition's next try, on the monotonic clock; 0 for one that is not retrying."""
         return self._retry_at.get(partition, 0.0)
 
-    def retry_later(self, partition: Partition, position: str, why: str, seconds: float | None = None) -> None:
+    def retry_later(
+        self,
+        partition: Partition,
+        position: str,
+        why: str,
+        seconds: float | None = None,
+        *,
+        is_at_limit: bool = False,
+    ) -> None:
         """Postpone the partition's next try, by a pause that doubles up to 10 s, or by ``seconds`` if given.
 
         After ``ALERT_AFTER_SECONDS`` it opens an alert that names ``position`` and ``why``.
@@ -55,9 +67,27 @@ class RetryingPartitions:
         self._pauses[partition] = pause if seconds is None else before
         self._retry_at[partition] = time.monotonic() + pause
         self._since.setdefault(partition, time.monotonic())
+        self._errors[partition] = (why, is_at_limit)
         metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(1)
         if (seconds := self.waited_seconds(partition)) >= ALERT_AFTER_SECONDS:
             self._alert(f"{self._group_name} has waited at {position} for {seconds / 60:.0f} minutes: {why}")
+
+    def retry_now(self, partition: Partition) -> None:
+        """Make a retrying partition due; if that try fails too, its pauses begin anew."""
+        if partition in self:
+            self._pauses[partition] = settings.CONSUMER_BACKOFF_SECONDS / 2
+            self._retry_at[partition] = 0.0
+
+    def state(self, partition: Partition) -> str:
+        """Return ``ok``, ``retrying`` or ``poison-limit``."""
+        failure = self._errors.get(partition)
+        if failure is None:
+            return "ok"
+        return "poison-limit" if failure[1] else "retrying"
+
+    def error(self, partition: Partition) -> str:
+        """Return why the last try failed, empty for a partition that is not retrying."""
+        return self._errors.get(partition, ("", False))[0][:_LONGEST_ERROR]
 
     def resume(self, partition: Partition) -> bool:
         """Record that a batch of the partition was handled; returns whether it was retrying."""
@@ -82,7 +112,7 @@ class RetryingPartitions:
         return now - self._since.get(partition, now)
 
     def _remove(self, partition: Partition) -> None:
-        for state in (self._pauses, self._retry_at, self._since):
+        for state in (self._pauses, self._retry_at, self._since, self._errors):
             state.pop(partition, None)
 
     def _alert(self, summary: str | None) -> None:

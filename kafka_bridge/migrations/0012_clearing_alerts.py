@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('kafka_bridge', '0007_operator_actions'),
+        ('kafka_bridge', '0008_group_pauses'),
     ]
 
     operations = [

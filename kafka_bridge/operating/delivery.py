@@ -11,9 +11,12 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from ..models import Alert, DeadLetter, HeldMessage, ProcessedEvent
+from common.postgres.clock import isoformat_z
+
+from ..models import Alert, DeadLetter, GroupPause, HeldMessage, ProcessedEvent
 from ..outbox.message_trace import MOST_COUNTED, OutboxTrace
 from ..registry import ConsumerGroup, prefixed
+from .group_pauses import RELAY_NAME, pauses
 from .heartbeat import HeldPartition
 from .processes import ProcessState, RunningProcess, running_processes
 
@@ -28,6 +31,7 @@ _MOST_LETTERS = 5
 class DeliveryCause(StrEnum):
     """Why a message does not arrive."""
 
+    PAUSED = "paused"
     RELAY_DOWN = "relay-down"
     KAFKA_AWAY = "kafka-away"
     OUTBOX_BEHIND = "outbox-behind"
@@ -59,11 +63,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The processes and the open alerts, read once for a page."""
+    """The processes, the open alerts and the pauses, read once for a page."""
 
     processes: Sequence[RunningProcess]
     # Summary by rule.
     alerts: Mapping[str, str]
+    pauses: Sequence[GroupPause] = ()
+
+    def pause(self, name: str, topic: str | None = None, partition: int | None = None) -> GroupPause | None:
+        """Return the pause of a group or worker, or of a partition of it (``topic`` with the prefix), None if none."""
+        wanted = ((name, None, None), (name, topic, partition))
+        found = (row for row in self.pauses if (row.consumer_group, row.topic, row.partition) in wanted)
+        return next(found, None)
 
     def running(self, role: str) -> list[RunningProcess]:
         """Return the living processes of a role."""
@@ -76,13 +87,13 @@ class Surroundings:
 
 
 def read_surroundings() -> Surroundings:
-    """Read the processes and the open alerts, in two queries."""
+    """Read the processes, the open alerts and the pauses, in three queries."""
     alerts = (
         Alert.objects.filter(ended_at=None)
         .order_by("severity", "started_at")
         .values_list("rule", "summary")[:_MOST_ALERTS]
     )
-    return Surroundings(running_processes(), dict(alerts))
+    return Surroundings(running_processes(), dict(alerts), pauses())
 
 
 def is_alive(process: RunningProcess) -> bool:
@@ -90,10 +101,23 @@ def is_alive(process: RunningProcess) -> bool:
     return process.state is not ProcessState.SILENT
 
 
+def paused_problem(pause: GroupPause, message: OutboxTrace | None) -> Problem:
+    """Return the problem of a message that waits for the end of ``pause``."""
+    return Problem(
+        DeliveryCause.PAUSED,
+        f"{pause} is paused by {pause.actor} since {isoformat_z(pause.created_at)}: {pause.reason}.",
+        message,
+        pause.consumer_group,
+        {"partition": "" if pause.topic is None else f"{pause.topic}:{pause.partition}"},
+    )
+
+
 def publishing_problem(message: OutboxTrace, surroundings: Surroundings) -> Problem | None:
     """Return why the relay has not published ``message``; None if it has, or is about to."""
     if message.is_published:
         return None
+    if (pause := surroundings.pause(RELAY_NAME)) is not None:
+        return paused_problem(pause, message)
     if message.held is not None and (problem := _holding_problem(message)) is not None:
         return problem
     if not message.has_relay:
@@ -166,6 +190,8 @@ def reading_problem(
     def problem(cause: DeliveryCause, summary: str, **details: str) -> Problem:
         return Problem(cause, summary, message, group.name, details)
 
+    if (pause := surroundings.pause(group.name, topic, partition)) is not None:
+        return paused_problem(pause, message)
     running = [process for process in surroundings.processes if group.name in process.groups]
     if not any(map(is_alive, running)):
         last = min(running, key=lambda process: process.silent_seconds, default=None)
@@ -184,7 +210,8 @@ def reading_problem(
             f"{process} has {where} and has made no pass for {process.idle_seconds:.0f} s.",
             pid=str(process.pid),
         )
-    if held.state != "ok":
+    # For two seconds after a resume a consumer still says that it is paused.
+    if held.state not in ("ok", "paused"):
         why = surroundings.alert(f"waiting-{group.name}") or "its log says why"
         return problem(
             DeliveryCause.RETRYING, f"{process} has tried {where} again for {held.state_seconds:.0f} s: {why}."

@@ -65,8 +65,9 @@ class HeldPartition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     ``topic`` is as the broker names it. ``lag`` counts messages. ``lag_ms`` is the age of the first message at or after
     ``next_offset``, the next one to be handled; 0 at the end, or where only markers of transactions follow; while
     messages exist that were not fetched, the time since that began. None: unknown, since the partition is new to the
-    consumer, or its loop does not poll. ``end_offset`` is the end that the client knows. ``state`` is ``ok`` or
-    ``retrying``, the latter for ``state_seconds``.
+    consumer, its loop does not poll, or the partition is paused and not fetched. ``end_offset`` is the end that the
+    client knows. ``state`` is ``ok``, ``retrying``, ``poison-limit`` or ``paused``, for ``state_seconds``. Of a
+    partition that is tried again: ``waits_at`` is the offset of its first message, ``error`` why its last try failed.
     """
 
     group: str
@@ -78,6 +79,8 @@ class HeldPartition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     state_seconds: float = 0.0
     next_offset: int | None = None
     end_offset: int | None = None
+    waits_at: int | None = None
+    error: str = ""
 
 
 class ConsumerReport(NamedTuple):
@@ -116,6 +119,8 @@ class Heartbeat:
         # Ages at which it is to look for a process that it replaces: its groups are known soon after the first beat,
         # and one that was killed just before is silent only later.
         self._replace_at = [0.0, BEAT_SECONDS, float(settings.ALERT_SILENT_SECONDS)]
+        self._next_beat_at = float("-inf")
+        self._every_second: list[Callable[[], None]] = []
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -135,6 +140,10 @@ class Heartbeat:
     def watch_consumer(self, report: ReportConsumer) -> None:
         """Report a consumer in the row. ``report`` must be safe to call while the consumer works."""
         self._consumers.append(report)
+
+    def every_second(self, step: Callable[[], None]) -> None:
+        """Have ``step``, which reads pauses, called once a second in the heartbeat's thread, also after a failure."""
+        self._every_second.append(step)
 
     def start(self) -> None:
         """Start the thread, which runs until ``end``. Call it after any fork."""
@@ -192,8 +201,14 @@ class Heartbeat:
 
     def _run(self) -> None:
         try:
-            while not self._ended.wait(BEAT_SECONDS if self._try(self.beat) else 1.0):
-                pass
+            while True:
+                if time.monotonic() >= self._next_beat_at:
+                    self._next_beat_at = time.monotonic() + (BEAT_SECONDS if self._try(self.beat) else 1.0)
+                for step in self._every_second:
+                    self._try(step, "pauses not read, as before")
+                until_beat = self._next_beat_at - time.monotonic()
+                if self._ended.wait(max(0.0, min(until_beat, 1.0) if self._every_second else until_beat)):
+                    break
             self._try(self._remove)
         finally:
             connection.close()
@@ -204,11 +219,11 @@ class Heartbeat:
             cursor.execute(_REMOVE, [self._values["id"]])
         self._sampler.write()
 
-    def _try(self, step: Callable[[], None]) -> bool:
+    def _try(self, step: Callable[[], None], failure: str = "no heartbeat") -> bool:
         try:
             step()
         except Exception as error:
-            logger.warning("no heartbeat: %s", first_line(error))
+            logger.warning("%s: %s", failure, first_line(error))
             connection.close()
             return False
         return True

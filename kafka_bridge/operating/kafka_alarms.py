@@ -1,11 +1,11 @@
-"""Alerts about Kafka: a group that is behind, brokers that do not answer, partitions that cannot be written.
+"""Alerts about Kafka: a group that is behind or paused, brokers that do not answer, partitions that cannot be written.
 
 They are judged by what PostgreSQL holds, see ``kafka_watch``: no request to Kafka delays another alert.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
 
@@ -18,8 +18,10 @@ from ..lag import PartitionLag, lag_by_partition
 from ..models import BrokerState
 from .alerts import alert_rule
 from .evaluation import Condition, NotJudged, register_judge
+from .group_pauses import PauseTarget, pauses
 
 LAG = alert_rule("lag", "warning", settings=("ALERT_LAG_MS", "ALERT_LAG_SECONDS"))
+PAUSED = alert_rule("paused", "warning", settings=("ALERT_LAG_SECONDS",))
 BROKER_DOWN = alert_rule("broker-down", "critical")
 BROKERS_MISSING = alert_rule("brokers-missing", "warning", settings=("KAFKA_BROKERS_EXPECTED",))
 
@@ -39,20 +41,30 @@ _MOST_NAMED = 3
 def register() -> None:
     """Register the judges of these rules."""
     register_judge([LAG], judge_lag)
+    register_judge([PAUSED], judge_paused)
     register_judge([BROKER_DOWN], judge_broker_down)
     register_judge([BROKERS_MISSING], judge_brokers_missing)
 
 
 def judge_lag() -> Iterator[Condition]:
-    """Yield a condition per group that is behind, with its worst partitions."""
+    """Yield a condition per group that is behind, with its worst partitions; what is paused is left out."""
     most = settings.ALERT_LAG_MS
     if not most:
         return
+    paused = {PauseTarget(row.consumer_group, row.topic, row.partition) for row in pauses()}
     for group, lags in groupby(lag_by_partition(), key=lambda lag: lag.place.group):
-        behind = [lag for lag in lags if lag.milliseconds > most and lag.state != "paused"]
+        behind = [lag for lag in lags if lag.milliseconds > most and not _is_paused(lag, paused)]
         if behind:
             summary = f"group {group} is behind: {_worst(behind)}"
             yield Condition(LAG, summary, subject=group, for_seconds=settings.ALERT_LAG_SECONDS)
+
+
+def judge_paused() -> Iterator[Condition]:
+    """Yield a condition per group or worker that an operator has paused, as a whole or in part."""
+    by_name = sorted(pauses(), key=lambda row: row.consumer_group)
+    for name, rows in groupby(by_name, key=lambda row: row.consumer_group):
+        lines = [f"{row} is paused by {row.actor} since {isoformat_z(row.created_at)}: {row.reason}" for row in rows]
+        yield Condition(PAUSED, _some(lines), subject=name, for_seconds=settings.ALERT_LAG_SECONDS)
 
 
 def judge_broker_down() -> Iterator[Condition]:
@@ -75,6 +87,11 @@ def judge_brokers_missing() -> Iterator[Condition]:
     elif state.few_answers >= MOST_FEW_ANSWERS:
         there = f"{len(state.brokers)} of {settings.KAFKA_BROKERS_EXPECTED} brokers are there"
         yield Condition(BROKERS_MISSING, f"{there}: {', '.join(state.brokers) or 'none'}")
+
+
+def _is_paused(lag: PartitionLag, paused: Collection[PauseTarget]) -> bool:
+    """Whether an operator has paused the partition or its group, or its consumer says that it is paused."""
+    return lag.state == "paused" or PauseTarget(*lag.place) in paused or PauseTarget(lag.place.group) in paused
 
 
 def _broker_state() -> BrokerState | None:

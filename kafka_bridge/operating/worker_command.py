@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import getpass
+import logging
 import os
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from common.processes.lifecycle import StopFlag, check_database, first_line, stop_on_signals, wait_for
+from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line, stop_on_signals, wait_for
 from common.processes.outages import BadRedisDatabase, ServiceUnavailable, is_transient
 from common.processes.stack_dump import stacks_on_signal
 
@@ -22,6 +23,9 @@ from ..client import check_client_options, check_kafka
 from ..errors import BadClientOptions
 from ..outbox.wake import RelayWaker
 from .heartbeat import Heartbeat
+from .pause_watch import PauseWatch
+
+logger = logging.getLogger(__name__)
 
 # Enough for any signed 64-bit number.
 _MAX_NUMBER_CHARACTERS = 20
@@ -83,6 +87,17 @@ class WorkerCommand(BaseCommand):
         finally:
             waker.end()
             self.heartbeat.end()
+
+    def watch_pauses(self, names: Collection[str]) -> PauseWatch:
+        """Return the pauses of groups or workers, read now and then once a second in the heartbeat's thread."""
+        watch = PauseWatch(names)
+        try:
+            watch.read()
+        except Exception as error:
+            logger.warning("pauses not read, everything is paused until they are: %s", first_line(error))
+            drop_connection()
+        self.heartbeat.every_second(watch.read)
+        return watch
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         raise NotImplementedError

@@ -95,6 +95,10 @@ def read_sql(*, has_gaps: bool, holds_all: bool) -> str:
     return _READ.format(columns=", ".join(columns), own=own, gaps=_GAPS if has_gaps else "")
 
 
+class _PausedDuringWait(Exception):
+    """An operator paused the relay while no broker answered: what its producers have must not be sent."""
+
+
 @dataclass(slots=True)
 class _HeldBatch:
     """A batch of held rows in flight; how many of its acknowledged and refused rows have left the list."""
@@ -109,10 +113,20 @@ class _HeldBatch:
 class Relay:
     """Publishes the rows of the shards it holds the lease of. One relay is one thread."""
 
-    def __init__(self, *, batch_size: int = BATCH_SIZE, tick: Callable[[], None] = lambda: None) -> None:
-        """``tick`` is called in every pass and while waiting for the broker, see ``heartbeat``."""
+    def __init__(
+        self,
+        *,
+        batch_size: int = BATCH_SIZE,
+        tick: Callable[[], None] = lambda: None,
+        is_paused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``tick`` is called in every pass and while waiting for the broker, see ``heartbeat``.
+
+        While ``is_paused`` nothing is published, and the leases stay.
+        """
         self._batch_size = batch_size
         self._tick = tick
+        self._is_paused = is_paused
         self._publisher = Publisher(on_wait=self._keep_alive)
         self._topic_alerts = TopicAlerts()
         self._leases = Leases()
@@ -129,7 +143,10 @@ class Relay:
         self._wake_listener = WakeListener()
 
     def run(self, stop: StopFlag, *, until_idle: bool = False) -> None:
-        """Publish until ``stop`` or, with ``until_idle``, until the outbox had no unpublished row for 1 s."""
+        """Publish until ``stop`` or, with ``until_idle``, until the outbox had no unpublished row for 1 s.
+
+        With ``until_idle`` a paused relay ends too: its rows wait for the next run.
+        """
         self._publisher.prepare(topics_of(settings.KAFKA_ROUTES))
         pause = _BUSY_PAUSE
         idle_since = time.monotonic()
@@ -137,6 +154,10 @@ class Relay:
             while not stop:
                 try:
                     published = self.relay_batch(stop)
+                except _PausedDuringWait:
+                    logger.warning("relay: paused while no broker answered; what waited is sent again when resumed")
+                    self._forget_all()
+                    continue
                 except Exception as error:
                     self._recover(error)
                     stop.wait(_FAULT_PAUSE)
@@ -146,8 +167,12 @@ class Relay:
                     pause = _BUSY_PAUSE
                     idle_since = time.monotonic()
                     continue
-                if until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT and not anything_unpublished():
-                    break
+                if until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
+                    if self._is_paused():
+                        logger.warning("relay: ends without publishing, an operator has paused it")
+                        break
+                    if not anything_unpublished():
+                        break
                 self._wake_listener.wait(pause, stop)
                 pause = min(pause * 2, _IDLE_PAUSE)
         finally:
@@ -174,6 +199,10 @@ class Relay:
             self._start_with(shards)
         if not shards:
             return 0
+        if self._is_paused():
+            self._discard_in_flight()
+            self._watch_ids()
+            return 0
         started_at = time.monotonic()
         sent = self._send_held(shards, stop) if time.monotonic() >= self._next_held_at else 0
         settled = self._settled_mark.value
@@ -199,15 +228,19 @@ class Relay:
 
     def _start_with(self, shards: Sequence[int]) -> None:
         """Read from the database what is known of ``shards``."""
-        for topic in self._in_flight:
-            self._publisher.discard(topic)
-        self._in_flight.clear()
+        self._discard_in_flight()
         self._settled_mark.reset()
         self._positions.load(shards)
         self._claims = self._leases.claims
         self._id_watch = IdWatch()
         self._id_watch.look(self._positions)
         self._held.load(shards)
+
+    def _discard_in_flight(self) -> None:
+        """Take held rows back from their producers, which would send them whenever their topic accepts messages."""
+        for topic in self._in_flight:
+            self._publisher.discard(topic)
+        self._in_flight.clear()
 
     def _watch_ids(self) -> None:
         """Learn the settled mark for the next pass; alert if it stands, or if ids are assigned below the position."""
@@ -284,6 +317,8 @@ class Relay:
             self._publisher.wait(batches, _PATIENCE)
             if _number_acked(batches) > acked:
                 continue
+            if self._is_paused():
+                raise _PausedDuringWait
             silent = [batch for batch in batches if not batch.has_ended]
             problem = self._publisher.find_problem(silent[0].topic) if silent else None
             if problem is None or not problem.of_cluster:
@@ -376,11 +411,14 @@ class Relay:
             logger.warning("relay: %s: %s; trying again", type(error).__name__, first_line(error))
         else:
             logger.error("relay: unexpected error; trying again", exc_info=error)
+        self._forget_all()
+        drop_connection()
+
+    def _forget_all(self) -> None:
         self._publisher.discard()
         self._in_flight.clear()
         self._positions.forget()
         self._leases.forget()
-        drop_connection()
 
 
 def _transaction_if(is_needed: bool) -> AbstractContextManager[object]:

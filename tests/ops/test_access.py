@@ -12,8 +12,9 @@ from pytest_django import Settings
 from tests.admin.pages import html_of
 from tests.ops.conftest import signed_in
 
-PAGES = ["/ops/", "/ops/panels", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/docs/operations.md"]
-POSTS = ["/ops/alerts/silence", "/ops/alerts/unsilence"]
+PAGES = ["/ops/", "/ops/panels", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks"]
+PAGES += ["/ops/docs/operations.md"]
+POSTS = ["/ops/alerts/silence", "/ops/alerts/unsilence", "/ops/groups/control"]
 
 every_page = pytest.mark.parametrize("path", PAGES)
 

@@ -25,7 +25,9 @@ from tests.support.service import environment
 pytestmark = pytest.mark.django_db(transaction=True)
 
 CHROMIUM = shutil.which("chromium")
-PAGES = ["/ops/", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/requests?q=7", "/ops/docs/admission.md"]
+PAGES = [
+    "/ops/", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/requests?q=7", "/ops/docs/admission.md",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

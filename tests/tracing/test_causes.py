@@ -21,6 +21,7 @@ from coupons.request_trace import RequestCause
 from couponsite.ops.remedies import remedy_of
 from kafka_bridge.models import Alert, HeldMessage, OutboxHold, OutboxMessage, ProcessHeartbeat, RelayLease
 from kafka_bridge.operating.delivery import DeliveryCause, Problem
+from kafka_bridge.operating.group_pauses import PauseTarget, pause, resume
 from kafka_bridge.operating.heartbeat import HeldPartition
 from kafka_bridge.outbox.message_trace import outbox_traces
 from kafka_bridge.partitioner import partition_of
@@ -176,6 +177,26 @@ def test_an_issuer_that_is_behind(viewer: Client, request_id: UUID) -> None:
     age(30)
     assert cause(viewer, request_id) == "behind"
     assert "1234 messages behind" in page(viewer, request_id)
+
+
+def test_paused_by_an_operator(viewer: Client, request_id: UUID) -> None:
+    have_a_relay()
+    pause(PauseTarget("relay"), actor="olga", reason="a broker moves")
+    assert cause(viewer, request_id) == "paused"
+    assert "relay is paused by olga since" in page(viewer, request_id)
+    assert "control_group relay resume --reason" in page(viewer, request_id)
+    resume(PauseTarget("relay"), actor="olga", reason="")
+    publish_all()
+    consumer(lag=3)
+    partition = partition_of(b"SUMMER", settings.KAFKA_ROUTES["coupon.issue.requested.v1"].partitions)
+    pause(PauseTarget("issue", prefixed(TOPIC), partition), actor="olga", reason="wrong terms")
+    pause(PauseTarget("issue", prefixed(TOPIC), partition + 1), actor="olga", reason="of no concern")
+    assert cause(viewer, request_id) == "paused"
+    shown = page(viewer, request_id)
+    assert "wrong terms." in shown
+    assert f"control_group issue resume --partition {prefixed(TOPIC)}:{partition} --reason" in shown
+    resume(PauseTarget("issue", prefixed(TOPIC), partition), actor="olga", reason="")
+    assert cause(viewer, request_id) is None
 
 
 def test_lost_by_its_topic(viewer: Client, request_id: UUID) -> None:

@@ -7,6 +7,7 @@ from common.processes.lifecycle import StopFlag, check_database, check_redis
 from kafka_bridge.operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
 
 from ...issue_worker import IssueWorker
+from ...redis_queue import TRANSPORT
 
 
 class Command(WorkerCommand):
@@ -23,4 +24,10 @@ class Command(WorkerCommand):
         )
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        IssueWorker(batch_size=options["batch_size"], tick=self.heartbeat.loop()).run(stop)
+        pauses = self.watch_pauses([TRANSPORT])
+        worker = IssueWorker(
+            batch_size=options["batch_size"],
+            tick=self.heartbeat.loop(),
+            is_paused=lambda: pauses.is_paused(TRANSPORT),
+        )
+        worker.run(stop)

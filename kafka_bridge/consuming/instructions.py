@@ -1,0 +1,112 @@
+"""What a consumer does when an operator instructs one of its retrying partitions, see ``PartitionInstruction``."""
+
+from __future__ import annotations
+
+import logging
+
+from common.processes.lifecycle import StopFlag, drop_connection, first_line
+
+from ..models import DeadLetter, PartitionInstruction
+from ..operating.pause_watch import Instruction
+from ..registry import ConsumerGroup, ReceivedMessage
+from .batch import BatchHandler, BatchInterrupted
+from .paused_partitions import PausedPartitions
+from .retrying_partitions import Partition, RetryingPartitions
+
+logger = logging.getLogger(__name__)
+
+Action = PartitionInstruction.Action
+
+
+class _Replaced(Exception):
+    """Another instruction has replaced this one, or another consumer has answered it."""
+
+
+class InstructedPartitions:
+    """Obeys the instructions for the partitions of one consumer, and answers each."""
+
+    def __init__(
+        self, group: ConsumerGroup, handler: BatchHandler, retrying: RetryingPartitions, paused: PausedPartitions
+    ) -> None:
+        self._group = group
+        self._handler = handler
+        self._retrying = retrying
+        self._paused = paused
+
+    def obey(
+        self, partition: Partition, instruction: Instruction, first: ReceivedMessage | None, stop: StopFlag
+    ) -> bool:
+        """Obey ``instruction``; ``first`` is the message that the partition waits at, None if it has none.
+
+        Returns whether ``first`` was handled or dead-lettered, so that the partition moves on behind it. Raises
+        nothing: a failure becomes the answer.
+        """
+        try:
+            return self._obey(partition, instruction, first, stop)
+        except BatchInterrupted:
+            return False
+        except _Replaced:
+            logger.info("%s: the instruction %s was replaced", self._group.name, instruction.action)
+        except Exception as error:
+            logger.warning("%s: instruction %s failed: %s", self._group.name, instruction.action, first_line(error))
+            drop_connection()
+            self._answer(instruction, f"failed, nothing was done: {first_line(error)}")
+        self._paused.forget_instruction(instruction)
+        return False
+
+    def _obey(
+        self, partition: Partition, instruction: Instruction, first: ReceivedMessage | None, stop: StopFlag
+    ) -> bool:
+        is_settled = False
+        if self._paused.is_wanted(partition):
+            self._answer(instruction, "nothing was done: the partition is paused")
+        elif partition not in self._retrying or first is None:
+            self._answer(instruction, "nothing was done: the partition does not wait any more")
+        elif instruction.action == Action.DEAD_LETTER:
+            is_settled = self._settle(instruction, first, stop)
+        elif self._answer(instruction, f"obeyed: {first} is tried again"):
+            if instruction.action == Action.CONTINUE:
+                self._handler.allow_dead_letters()
+            self._retrying.retry_now(partition)
+        self._paused.forget_instruction(instruction)
+        return is_settled
+
+    def _settle(self, instruction: Instruction, first: ReceivedMessage, stop: StopFlag) -> bool:
+        """Handle ``first`` by itself, and dead-letter it if that fails, if it is the message that the operator saw.
+
+        A partition waits with a batch, and any message of it may be the one that fails: one that succeeds alone is
+        handled instead, and the partition waits at the next.
+        """
+        if first.offset != instruction.offset:
+            self._answer(instruction, f"nothing was done: the partition has moved on, to offset {first.offset}")
+            return False
+
+        def answer(error: Exception) -> None:
+            # Within the transaction of the dead letter.
+            if not instruction.answer(
+                f"dead-lettered: {first} failed with {type(error).__name__}: {first_line(error)}"
+            ):
+                raise _Replaced
+
+        if self._handler.handle_or_dead_letter(first, stop, answer):
+            is_letter = DeadLetter.objects.filter(
+                consumer_group=self._group.name,
+                topic=first.topic,
+                partition=first.partition,
+                offset=first.offset,
+                message_timestamp=first.timestamp,
+            ).exists()
+            self._answer(instruction, f"{'dead-lettered' if is_letter else 'handled, it succeeds by itself'}: {first}")
+        return True
+
+    def _answer(self, instruction: Instruction, text: str) -> bool:
+        """Answer; returns False if it was answered or replaced meanwhile, or PostgreSQL does not answer."""
+        try:
+            is_new = instruction.answer(text)
+        except Exception as error:
+            logger.warning("%s: instruction not answered: %s", self._group.name, first_line(error))
+            drop_connection()
+            return False
+        if is_new:
+            logger.info("%s: instruction %s: %s", self._group.name, instruction.action, text)
+        return is_new

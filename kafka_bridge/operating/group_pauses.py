@@ -1,0 +1,133 @@
+"""Pausing and resuming of consumer groups, of their partitions, and of workers such as the relay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from django.conf import settings
+from django.db import transaction
+
+from common.postgres.clock import isoformat_z
+
+from ..errors import UnknownTarget
+from ..lag import PartitionLag, lag_by_partition
+from ..models import GroupPause
+from ..registry import ConsumerGroup, groups, prefixed
+from ..routes import Route
+from .audit import record_action
+
+# The relay, as pauses name it.
+RELAY_NAME = "relay"
+# What a page or a line shows at most.
+MOST_SHOWN = 100
+
+
+class PausableWorker(NamedTuple):
+    """Processes besides the consumers that can be paused: what they are, for pages, and their role."""
+
+    what: str
+    role: str
+
+
+_workers = {RELAY_NAME: PausableWorker("the relays of the outbox", "relay")}
+
+
+class PauseTarget(NamedTuple):
+    """A group or worker by its name, or a partition of a group; ``topic`` has the prefix."""
+
+    name: str
+    topic: str | None = None
+    partition: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.topic is None else f"{self.name}: {self.topic}[{self.partition}]"
+
+
+def register_worker(name: str, worker: PausableWorker) -> None:
+    """Register processes besides the consumers that can be paused under ``name``."""
+    _workers[name] = worker
+
+
+def workers() -> dict[str, PausableWorker]:
+    """Return what can be paused besides consumer groups, by name."""
+    return dict(_workers)
+
+
+def find_target(name: str, topic: str | None = None, partition: int | None = None) -> PauseTarget:
+    """Return the target of these names: the group's name or its id, the topic with or without the prefix.
+
+    ``topic`` and ``partition`` None: the whole group. Raises UnknownTarget.
+    """
+    known = groups()
+    group = known.get(name) or next((one for one in known.values() if one.group_id == name), None)
+    if group is None and name not in _workers:
+        raise UnknownTarget(f"there is no group {name!r}; known: {', '.join([*sorted(known), *sorted(_workers)])}")
+    if topic is None or partition is None:
+        return PauseTarget(name if group is None else group.name)
+    if group is None:
+        raise UnknownTarget(f"{name} has no partitions: pause it as a whole")
+    numbers = partitions_of(group, lag_by_partition())
+    full_name = topic if topic in numbers else prefixed(topic)
+    if full_name not in numbers:
+        raise UnknownTarget(f"{group.name} reads no topic {topic!r}; it reads: {', '.join(sorted(numbers))}")
+    if not 0 <= partition < numbers[full_name]:
+        raise UnknownTarget(f"{full_name} has no partition {partition}; it has 0 to {numbers[full_name] - 1}")
+    return PauseTarget(group.name, full_name, partition)
+
+
+def partitions_of(group: ConsumerGroup, lags: Sequence[PartitionLag]) -> dict[str, int]:
+    """Return the number of partitions of each topic of ``group``: by the routes, or more if ``lags`` has more."""
+    routes: Mapping[str, Route] = settings.KAFKA_ROUTES
+    numbers = dict.fromkeys(group.topics, 0)
+    known = [(route.topic, route.partitions) for route in routes.values()]
+    known += [(route.dead_letter_topic, route.dead_letter_partitions) for route in routes.values()]
+    known_by_name = [(prefixed(topic), number) for topic, number in known]
+    held = [(lag.place.topic, lag.place.partition + 1) for lag in lags if lag.place.group == group.name]
+    for topic, number in known_by_name + held:
+        if topic in numbers:
+            numbers[topic] = max(numbers[topic], number)
+    return numbers
+
+
+def pause(target: PauseTarget, *, actor: str, reason: str) -> tuple[GroupPause, bool]:
+    """Pause ``target``; returns its pause and whether it is new. A pause that is there already stays as it is."""
+    with transaction.atomic():
+        found, is_new = GroupPause.objects.get_or_create(
+            consumer_group=target.name,
+            topic=target.topic,
+            partition=target.partition,
+            defaults={"reason": reason[:500], "actor": actor[:150]},
+        )
+        found.refresh_from_db()
+        if is_new:
+            record_action(actor=actor, action="group.pause", subject=str(target), reason=reason, after={"paused": True})
+    return found, is_new
+
+
+def resume(target: PauseTarget, *, actor: str, reason: str) -> bool:
+    """End the pause of exactly ``target``; returns whether it was paused.
+
+    A group and its partitions are paused and resumed each for themselves: see ``pauses_of`` for what remains.
+    """
+    with transaction.atomic():
+        rows = GroupPause.objects.select_for_update().filter(
+            consumer_group=target.name, topic=target.topic, partition=target.partition
+        )
+        found = rows.first()
+        if found is None:
+            return False
+        before = {"by": found.actor, "since": isoformat_z(found.created_at), "reason": found.reason}
+        found.delete()
+        record_action(actor=actor, action="group.resume", subject=str(target), reason=reason, before=before)
+    return True
+
+
+def pauses() -> list[GroupPause]:
+    """Return the pauses, the oldest first; at most ``MOST_SHOWN``."""
+    return list(GroupPause.objects.order_by("created_at", "pk")[:MOST_SHOWN])
+
+
+def pauses_of(name: str) -> list[GroupPause]:
+    """Return the pauses of a group or worker and of its partitions, the oldest first; at most ``MOST_SHOWN``."""
+    return list(GroupPause.objects.filter(consumer_group=name).order_by("created_at", "pk")[:MOST_SHOWN])
