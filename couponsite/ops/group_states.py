@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from django.conf import settings
 
-from kafka_bridge.lag import PartitionLag, lag_by_partition
+from kafka_bridge.lag import HeldPartition, PartitionLag, lag_by_partition
 from kafka_bridge.models import GroupPause, PartitionInstruction
 from kafka_bridge.operating.group_pauses import PausableWorker, PauseTarget, partitions_of, pauses, workers
-from kafka_bridge.operating.heartbeat import HeldPartition
 from kafka_bridge.operating.partition_instructions import last_instructions
 from kafka_bridge.operating.processes import ProcessState, RunningProcess, running_processes
 from kafka_bridge.registry import ConsumerGroup, groups

@@ -22,7 +22,8 @@ from common.processes.outages import is_transient
 from .. import metrics
 from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
 from ..errors import PoisonLimitExceeded
-from ..operating.heartbeat import ConsumerReport, HeldPartition
+from ..lag import HeldPartition
+from ..operating.heartbeat import ConsumerReport
 from ..operating.pause_watch import PauseWatch
 from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..operating.heartbeat import HeldPartition
+from ..lag import HeldPartition
 from ..registry import ReceivedMessage
 from .paused_partitions import PausedPartitions
 from .retrying_partitions import Partition, RetryingPartitions

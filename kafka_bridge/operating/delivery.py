@@ -13,11 +13,11 @@ from uuid import UUID
 
 from common.postgres.clock import isoformat_z
 
+from ..lag import HeldPartition
 from ..models import Alert, DeadLetter, GroupPause, HeldMessage, ProcessedEvent
 from ..outbox.message_trace import MOST_COUNTED, OutboxTrace
 from ..registry import ConsumerGroup, prefixed
 from .group_pauses import RELAY_NAME, pauses
-from .heartbeat import HeldPartition
 from .processes import ProcessState, RunningProcess, running_processes
 
 # A message that is younger is on its way, and nothing is wrong.

@@ -19,6 +19,7 @@ from django.db.backends.utils import CursorWrapper
 
 from common.processes.lifecycle import first_line
 
+from ..lag import HeldPartition
 from .samples import Sampler
 
 logger = logging.getLogger(__name__)
@@ -57,30 +58,6 @@ _REPLACE = f"""
     SELECT coalesce(bool_or(is_old), false) FROM replaced
 """
 _REMOVE = "DELETE FROM kafka_bridge_processheartbeat WHERE id = %s"
-
-
-class HeldPartition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a consumer says of a partition that it holds, at the time of the heartbeat; in the row it is JSON.
-
-    ``topic`` is as the broker names it. ``lag`` counts messages. ``lag_ms`` is the age of the first message at or after
-    ``next_offset``, the next one to be handled; 0 at the end, or where only markers of transactions follow; while
-    messages exist that were not fetched, the time since that began. None: unknown, since the partition is new to the
-    consumer, its loop does not poll, or the partition is paused and not fetched. ``end_offset`` is the end that the
-    client knows. ``state`` is ``ok``, ``retrying``, ``poison-limit`` or ``paused``, for ``state_seconds``. Of a
-    partition that is tried again: ``waits_at`` is the offset of its first message, ``error`` why its last try failed.
-    """
-
-    group: str
-    topic: str
-    partition: int
-    lag: int | None = None
-    lag_ms: int | None = None
-    state: str = "ok"
-    state_seconds: float = 0.0
-    next_offset: int | None = None
-    end_offset: int | None = None
-    waits_at: int | None = None
-    error: str = ""
 
 
 class ConsumerReport(NamedTuple):

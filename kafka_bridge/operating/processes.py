@@ -13,9 +13,9 @@ import msgspec
 from django.conf import settings
 from django.db import connection
 
+from ..lag import HeldPartition, decode_partitions
 from .alerts import alert_rule
 from .evaluation import Condition, register_judge
-from .heartbeat import HeldPartition
 
 PROCESS_SILENT = alert_rule("process-silent", "critical", settings=("ALERT_SILENT_SECONDS",))
 PROCESS_HANGING = alert_rule("process-hanging", "critical", settings=("ALERT_HANGING_SECONDS",))
@@ -103,9 +103,12 @@ def running_processes() -> list[RunningProcess]:
 
 
 def _process(row: Sequence[Any]) -> RunningProcess:
-    groups = tuple(msgspec.json.decode(row[10], type=list[str]))
-    partitions = tuple(msgspec.json.decode(row[11], type=list[HeldPartition]))
-    return RunningProcess(*[*row[:10], groups, partitions, *row[12:]])
+    try:
+        groups = tuple(msgspec.json.decode(row[10], type=list[str]))
+    except msgspec.MsgspecError:
+        # Of another version, or written by hand: it must not hide the other processes.
+        groups = ()
+    return RunningProcess(*[*row[:10], groups, tuple(decode_partitions(row[11])), *row[12:]])
 
 
 def silent_processes_forget(*, role: str = "", host: str = "") -> list[str]:

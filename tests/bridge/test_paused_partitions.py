@@ -16,9 +16,9 @@ from common.throttling import CallPostponed
 from devstack.processes import wait_until
 from kafka_bridge.consuming import batch as batches
 from kafka_bridge.consuming.consumer import GroupConsumer
+from kafka_bridge.lag import HeldPartition
 from kafka_bridge.models import DeadLetter, OperatorAction, PartitionInstruction
 from kafka_bridge.operating.group_pauses import PauseTarget, find_target, pause, resume
-from kafka_bridge.operating.heartbeat import HeldPartition
 from kafka_bridge.operating.partition_instructions import instruct, last_instructions
 from kafka_bridge.operating.pause_watch import PauseWatch
 from kafka_bridge.partitioner import partition_of

@@ -19,7 +19,7 @@ from devstack.processes import wait_until
 from kafka_bridge.consuming import partition_lag
 from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.consuming.partition_lag import PartitionLag
-from kafka_bridge.operating.heartbeat import HeldPartition
+from kafka_bridge.lag import HeldPartition
 from kafka_bridge.registry import ConsumerGroup, prefixed
 from tests.stub_app.consumer_groups import BOOKINGS, BookingRequest
 from tests.stub_app.events import request

@@ -10,9 +10,10 @@ from django.db import connection
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from common.processes.lifecycle import StopFlag
+from kafka_bridge.lag import HeldPartition, lag_by_partition
 from kafka_bridge.models import Alert, ProcessHeartbeat
 from kafka_bridge.operating.evaluation import AlertEvaluator
-from kafka_bridge.operating.heartbeat import ConsumerReport, Heartbeat, HeldPartition
+from kafka_bridge.operating.heartbeat import ConsumerReport, Heartbeat
 from kafka_bridge.operating.processes import (
     PROCESS_SILENT,
     ProcessState,
@@ -144,6 +145,21 @@ def test_the_process_that_ends_a_crash_loop_replaces_all_of_it() -> None:
     age(25)
     Heartbeat("relay").beat()
     assert states() == [("relay", "alive")]
+
+
+@pytest.mark.parametrize("column", ["groups", "partitions"])
+@pytest.mark.parametrize("value", ['{"a": 1}', "7", '[7, {"partition": 1e30}]'])
+def test_a_row_that_cannot_be_read_hides_no_other_process(column: str, value: str) -> None:
+    consumer_heartbeat("consumer", held(1000)).beat()
+    Heartbeat("relay").beat()
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE kafka_bridge_processheartbeat SET {column} = %s WHERE role = 'relay'", [value])
+    assert [(process.role, len(process.partitions)) for process in running_processes()] == [
+        ("consumer", 1),
+        ("relay", 0),
+    ]
+    assert [(lag.place.topic, lag.milliseconds) for lag in lag_by_partition()] == [("requests", 1000)]
+    assert list(judge_processes()) == []
 
 
 def test_a_process_that_was_suspended_is_given_time_for_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

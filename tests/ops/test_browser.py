@@ -26,7 +26,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 CHROMIUM = shutil.which("chromium")
 PAGES = [
-    "/ops/", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/requests?q=7", "/ops/docs/admission.md",
+    "/ops/", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/requests?q=7",
+    "/ops/docs/admission.md",
 ]  # fmt: skip
 
 

@@ -11,9 +11,9 @@ from django.contrib.auth.models import Permission
 from django.test import Client
 from django.utils import timezone
 
+from kafka_bridge.lag import HeldPartition
 from kafka_bridge.models import GroupPause, OperatorAction, PartitionInstruction, ProcessHeartbeat, SweptPartition
 from kafka_bridge.operating.group_pauses import PauseTarget, pause
-from kafka_bridge.operating.heartbeat import HeldPartition
 from kafka_bridge.operating.partition_instructions import instruct, last_instructions
 from kafka_bridge.registry import prefixed
 from tests.admin.pages import html_of, messages_of

@@ -19,10 +19,10 @@ from coupons.models import Reservation, RolloutChange
 from coupons.redis_queue.queue import QUEUE
 from coupons.request_trace import RequestCause
 from couponsite.ops.remedies import remedy_of
+from kafka_bridge.lag import HeldPartition
 from kafka_bridge.models import Alert, HeldMessage, OutboxHold, OutboxMessage, ProcessHeartbeat, RelayLease
 from kafka_bridge.operating.delivery import DeliveryCause, Problem
 from kafka_bridge.operating.group_pauses import PauseTarget, pause, resume
-from kafka_bridge.operating.heartbeat import HeldPartition
 from kafka_bridge.outbox.message_trace import outbox_traces
 from kafka_bridge.partitioner import partition_of
 from kafka_bridge.registry import prefixed
