@@ -14,15 +14,15 @@ from .models import ProcessHeartbeat, SweptPartition
 LIVING_SECONDS = 15
 
 _LAGS = f"""
-    SELECT seen_at, partitions::text, NULL, NULL, NULL, NULL, NULL
+    SELECT false, seen_at, partitions::text, NULL, NULL, NULL, NULL, NULL
     FROM {ProcessHeartbeat._meta.db_table}
     WHERE seen_at > statement_timestamp() - %s * interval '1 second' AND partitions <> '[]'
     UNION ALL
-    SELECT read_at, NULL, consumer_group, topic, partition, messages,
+    SELECT true, read_at, NULL, consumer_group, topic, partition, messages,
            greatest(0, coalesce(extract(epoch FROM statement_timestamp() - oldest_at) * 1000, 0))::bigint
     FROM {SweptPartition._meta.db_table}
     -- The reports of processes first.
-    ORDER BY 2 IS NULL, 1 DESC
+    ORDER BY 1, 2 DESC
 """
 
 
@@ -83,8 +83,8 @@ def lag_by_partition() -> list[PartitionLag]:
     with connection.cursor() as cursor:
         cursor.execute(_LAGS, [LIVING_SECONDS])
         rows = cursor.fetchall()
-    for at, partitions, *swept in rows:
-        if partitions is None:
+    for is_swept, at, partitions, *swept in rows:
+        if is_swept:
             group, topic, partition, messages, milliseconds = swept
             place = Place(group, topic, partition)
             lags.setdefault(place, PartitionLag(place, messages, milliseconds, "", "sweep", at))
