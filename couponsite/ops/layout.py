@@ -24,8 +24,10 @@ _ENTRIES = (
     ("Dashboard", "ops:dashboard", "kafka_bridge.view_alert"),
     ("Alerts", "ops:alerts", "kafka_bridge.view_alert"),
     ("Requests", "ops:requests", "coupons.view_issuerequest"),
+    ("Holds", "ops:holds", "kafka_bridge.view_outboxhold"),
     ("Processes", "ops:processes", "kafka_bridge.view_processheartbeat"),
     ("Who blocks whom", "ops:blocks", "coupons.view_coupon"),
+    ("Audit", "ops:audit", "kafka_bridge.view_operatoraction"),
 )
 
 

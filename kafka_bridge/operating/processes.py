@@ -11,9 +11,10 @@ from uuid import UUID
 
 import msgspec
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from .alerts import alert_rule
+from .audit import record_action
 from .evaluation import Condition, register_judge
 from .heartbeat import IS_GONE, HeldPartition, gone_values
 
@@ -108,14 +109,18 @@ def _process(row: Sequence[Any]) -> RunningProcess:
     return RunningProcess(*[*row[:10], groups, partitions, *row[12:]])
 
 
-def silent_processes_forget(*, role: str = "", host: str = "") -> list[str]:
+def silent_processes_forget(*, actor: str, role: str = "", host: str = "") -> list[str]:
     """Delete the rows of silent processes, of all or of a role or host; returns their names.
 
-    Their alerts end as if the processes had ended by themselves. A process that was only cut off reports again.
+    Recorded as actions of ``actor``. Their alerts end as if the processes had ended by themselves. A process that was
+    only cut off reports again.
     """
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_FORGET_SILENT, [settings.ALERT_SILENT_SECONDS, role, role, host, host])
-        return sorted(f"{role} on {host} (pid {pid})" for role, host, pid in cursor.fetchall())
+        forgotten = sorted(f"{role} on {host} (pid {pid})" for role, host, pid in cursor.fetchall())
+        for name in forgotten:
+            record_action(actor=actor, action="process.forget", subject=name)
+    return forgotten
 
 
 def judge_processes() -> Iterator[Condition]:

@@ -148,7 +148,8 @@ class Relay:
                     continue
                 if until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT and not anything_unpublished():
                     break
-                self._wake_listener.wait(pause, stop)
+                if self._wake_listener.wait(pause, stop):
+                    self._next_held_at = 0.0
                 pause = min(pause * 2, _IDLE_PAUSE)
         finally:
             self.close()
