@@ -51,9 +51,9 @@ def audit(request: HttpRequest) -> HttpResponse:
 
 
 def changes(action: OperatorAction) -> list[Change]:
-    """Return what an action changed, by name in the order in which it was recorded."""
+    """Return what an action changed, in the order of the names: PostgreSQL keeps none of its own."""
     before, after = _values(action.before), _values(action.after)
-    return [Change(name, _text(before, name), _text(after, name)) for name in dict.fromkeys([*before, *after])]
+    return [Change(name, _text(before, name), _text(after, name)) for name in sorted({*before, *after})]
 
 
 def _values(recorded: Any) -> dict[str, Any]:

@@ -12,8 +12,13 @@ from pytest_django import Settings
 from tests.admin.pages import html_of
 from tests.ops.conftest import signed_in
 
-PAGES = ["/ops/", "/ops/panels", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/docs/operations.md"]
-POSTS = ["/ops/alerts/silence", "/ops/alerts/unsilence"]
+PAGES = [
+    "/ops/", "/ops/panels", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/holds", "/ops/audit",
+    "/ops/docs/operations.md",
+]  # fmt: skip
+POSTS = [
+    "/ops/alerts/silence", "/ops/alerts/unsilence", "/ops/holds/hold", "/ops/holds/release", "/ops/holds/retry",
+]  # fmt: skip
 
 every_page = pytest.mark.parametrize("path", PAGES)
 
