@@ -28,6 +28,7 @@ from .conftest import make_viewer, signed_in
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("a_row_of_each", "redis_flushed")]
 
+SESSION = "sessionid"
 # A session changes by its use.
 _LEFT_OUT = frozenset({"django_session"})
 # What the API writes for a signed-in user, who is a shopper there, whatever else the user is.
@@ -84,17 +85,24 @@ def send(client: Client, method: str, address: Address) -> Any:
     return client.post(address.path, body_for(address))
 
 
-def walk(make_client: Callable[[], Client], check: Callable[[str, str, Any], None], *, begin: str = "/") -> list[str]:
-    """GET and POST every address that begins with ``begin``, each as ``make_client`` is.
+def sign_in(client: Client, user: User | None) -> None:
+    """Sign in again if a page has signed out; None is a stranger."""
+    if user is not None and not (SESSION in client.cookies and client.cookies[SESSION].value):
+        client.force_login(user)
+
+
+def walk(user: User | None, check: Callable[[str, str, Any], None], *, begin: str = "/") -> list[str]:
+    """GET and POST every address that begins with ``begin``, each as ``user``, None is a stranger.
 
     ``check`` gets method, path and response. Returns the paths. Fails if a table changes by it that is not a shopper's.
     """
     addresses = [address for address in every_address() if address.path.startswith(begin)]
-    make_client()
+    # One for all, since each makes its own middleware.
+    client = Client()
     before = tables()
     for address in addresses:
         for method in ("GET", "POST"):
-            client = make_client()
+            sign_in(client, user)
             written = writes()
             response = send(client, method, address)
             check(method, address.path, response)
@@ -137,24 +145,22 @@ def check_viewer(method: str, path: str, response: Any) -> None:
 
 
 def test_a_stranger_is_sent_to_the_login_and_changes_nothing() -> None:
-    walked = walk(Client, check_stranger)
+    walked = walk(None, check_stranger)
     # The walk goes through all kinds of addresses.
     assert {"/ops/", "/ops/holds/release", "/admin/coupons/coupon/add/", "/api/v1/orders"} <= set(walked)
 
 
 def test_a_shopper_is_refused_and_changes_nothing_of_operators() -> None:
-    user = User.objects.create_user("ursula")
-    walk(lambda: signed_in(user), check_shopper)
+    walk(User.objects.create_user("ursula"), check_shopper)
 
 
 def test_a_viewer_changes_nothing() -> None:
-    user = make_viewer()
-    walk(lambda: signed_in(user), check_viewer)
+    walk(make_viewer(), check_viewer)
 
 
 @pytest.mark.usefixtures("superuser")
 def test_a_viewer_runs_no_action_of_the_admin() -> None:
-    viewer = make_viewer()
+    viewer = signed_in(make_viewer())
     request = RequestFactory().get("/")
     request.user = User.objects.get(is_superuser=True)
     before = tables()
@@ -164,7 +170,7 @@ def test_a_viewer_runs_no_action_of_the_admin() -> None:
         if model_admin is None or address.path.count("/") != 4:
             continue
         for action in {*model_admin.get_actions(request), "delete_selected"}:
-            signed_in(viewer).post(address.path, body_for(address) | {"action": action, "index": "0"})
+            viewer.post(address.path, body_for(address) | {"action": action, "index": "0"})
             assert tables() == before, (address.path, action)
             tried += 1
     assert tried >= len(admin.site._registry)
@@ -194,11 +200,6 @@ def test_an_address_that_forgets_its_permission_is_found(
     urls: Any = ModuleType("urls")
     urls.urlpatterns = [path("ops/", include(([path("door", door)], "doors"))), path("admin/", admin.site.urls)]
     settings.ROOT_URLCONF = urls
-    shopper, viewer = User.objects.create_user("ursula"), make_viewer()
-    clients = {
-        "stranger": Client,
-        "shopper": lambda: signed_in(shopper),
-        "viewer": lambda: signed_in(viewer),
-    }
+    users = {"stranger": None, "shopper": User.objects.create_user("ursula"), "viewer": make_viewer()}
     with pytest.raises(AssertionError, match="/ops/door"):
-        walk(clients[walker], check, begin="/ops/")
+        walk(users[walker], check, begin="/ops/")
