@@ -80,9 +80,8 @@ class RetryForm(forms.Form):
 @require_safe
 @staff_page(VIEW_PERMISSION)
 def holds(request: HttpRequest) -> HttpResponse:
-    """List the holds and the held rows by topic and key; ``topic`` and ``key`` fill in the form."""
-    initial = {name: request.GET.get(name, "")[:_LONGEST_KEY] for name in ("topic", "key")}
-    return _page(request, HoldForm(initial=initial, label_suffix=""))
+    """List the holds, and the held rows by topic and by key."""
+    return _page(request, HoldForm(label_suffix=""))
 
 
 @require_POST

@@ -118,7 +118,7 @@ def walk(user: User | None, check: Callable[[str, str, Any], None], *, begin: st
 
 
 def is_login(response: Any) -> bool:
-    return response.status_code == 302 and response["Location"].startswith("/admin/login/?next=")
+    return bool(response.status_code == 302 and response["Location"].startswith("/admin/login/?next="))
 
 
 def is_of_operators(path: str) -> bool:
