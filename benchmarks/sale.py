@@ -189,6 +189,7 @@ def _medians(turns: Sequence[tuple[Sale, Sale, Empty]]) -> Sales:
 def new_coupon(quantity: int, admission: str = "queue") -> Coupon:
     """Create an open coupon of a new type."""
     coupon, _ = coupon_create(
+        actor="benchmarks",
         coupon_type=f"SALE_{secrets.token_hex(4)}",
         name="sale",
         discount_type=Coupon.DiscountType.PERCENT,

@@ -29,7 +29,9 @@ from common.postgres.clock import database_time
 from kafka_bridge.models import OutboxMessage
 
 from . import policy, selectors
+from .controls import record_change, recorded_values
 from .models import Coupon, CouponLedgerEntry, IssueRequest, Notification, RolloutChange, UserCoupon
+from .rollout import rollout_set
 
 _STATE_COLOURS = {
     "SCHEDULED": "info", "OPEN": "success", "PAUSED": "warning", "SOLD_OUT": "danger", "CLOSED": "default",
@@ -198,10 +200,16 @@ class CouponAdmin(BigTableAdmin):
             return HttpResponseRedirect(reverse("admin:coupons_coupon_changelist"))
 
     def save_model(self, request: HttpRequest, obj: Coupon, form: forms.ModelForm[Coupon], change: bool) -> None:
+        actor = request.user.get_username()
         if not change:
             super().save_model(request, obj, form, change)
+            given = recorded_values(obj, form.cleaned_data)
+            record_change("coupon.create", obj, actor=actor, before=None, after=given)
         elif form.changed_data:
+            before = recorded_values(Coupon.objects.get(pk=obj.pk), form.changed_data)
             obj.save(update_fields=form.changed_data)
+            after = recorded_values(obj, form.changed_data)
+            record_change("coupon.edit", obj, actor=actor, before=before, after=after)
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         return {"opens_at": database_time(), **super().get_changeform_initial_data(request)}
@@ -319,7 +327,7 @@ class RolloutChangeAdmin(BigTableAdmin):
 
     def save_model(self, request: HttpRequest, obj: RolloutChange, form: Any, change: bool) -> None:
         obj.actor = request.user.get_username()
-        super().save_model(request, obj, form, change)
+        rollout_set(obj)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

@@ -7,6 +7,7 @@ know whether a control was applied repeats it. The accept API follows a change w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,8 @@ from django.db import DataError, IntegrityError, connection, transaction
 
 from common.api.errors import InvalidRequest, NotFound
 from common.bigint import MAX_BIGINT
-from common.postgres.clock import database_time
+from common.postgres.clock import database_time, isoformat_z
+from kafka_bridge.operating.audit import record_action
 from kafka_bridge.outbox.writing import new_event_id
 
 from .models import Coupon, CouponControl
@@ -63,10 +65,37 @@ def coupon_control(
         if _is_new(control_id or new_event_id(), coupon, action, quantity or None, reason, actor):
             # Read after the lock, in a statement of its own: a time read before the wait would be in the past.
             changes = _changes(action, coupon, quantity, database_time())
+            before = recorded_values(coupon, changes)
             if changes:
                 Coupon.objects.filter(id=coupon.id).update(**changes)
                 coupon.refresh_from_db()
+            record_change(
+                f"coupon.{action}", coupon, actor=actor, reason=reason,
+                before=before, after=recorded_values(coupon, changes),
+            )  # fmt: skip
     return coupon
+
+
+def recorded_values(coupon: Coupon, names: Iterable[str]) -> dict[str, Any]:
+    """Return the fields ``names`` of a coupon as the audit trail has them, times in ISO 8601 with Z."""
+    values = {name: getattr(coupon, name) for name in names}
+    return {name: isoformat_z(value) if isinstance(value, datetime) else value for name, value in values.items()}
+
+
+def record_change(
+    action: str, coupon: Coupon, *, actor: str, reason: str = "", before: dict[str, Any] | None, after: dict[str, Any]
+) -> None:
+    """Record an operator's action on a coupon in the caller's transaction, with the values that differ.
+
+    ``before`` None: the coupon is new.
+    """
+    if before is not None:
+        after = {name: value for name, value in after.items() if value != before[name]}
+        before = {name: before[name] for name in after}
+    record_action(
+        actor=actor, action=action, subject=f"coupon {coupon.coupon_type}", reason=reason,
+        before=before or None, after=after or None,
+    )  # fmt: skip
 
 
 def _changes(action: Action, coupon: Coupon, quantity: int, now: datetime) -> dict[str, Any]:
@@ -135,17 +164,21 @@ _CONSTRAINT_REASONS = {
 }
 
 
-def coupon_create(**values: Any) -> tuple[Coupon, bool]:
+def coupon_create(*, actor: str, **values: Any) -> tuple[Coupon, bool]:
     """Create a coupon with ``values``, the fields of Coupon. Returns (coupon, whether it was created).
 
-    If the coupon type exists with the same values, nothing changes. Raises InvalidRequest if it exists with other
-    values, or if the values contradict each other.
+    ``actor`` is the operator's name. If the coupon type exists with the same values, nothing changes. Raises
+    InvalidRequest if it exists with other values, or if the values contradict each other.
     """
     existing = Coupon.objects.filter(coupon_type=values["coupon_type"]).first()
     if existing is None:
         try:
             with transaction.atomic():
-                return Coupon.objects.create(**values), True
+                created = Coupon.objects.create(**values)
+                record_change(
+                    "coupon.create", created, actor=actor, before=None, after=recorded_values(created, values)
+                )
+                return created, True
         except (IntegrityError, DataError) as error:
             existing = Coupon.objects.filter(coupon_type=values["coupon_type"]).first()
             if existing is None:

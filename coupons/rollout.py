@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+from django.db import transaction
 from django.db.models import Case, Expression, F, IntegerField, OuterRef, Subquery, Value, When
 from django.db.models.functions import Cast, Coalesce, Concat
+
+from kafka_bridge.operating.audit import record_action
 
 from .admission.reservations import GATE
 from .models import RolloutChange
@@ -25,6 +28,21 @@ def rollout_permille() -> Expression:
     coupon_flag = _flag_permille(Concat(Value(RolloutChange.ONE_COUPON), OuterRef("coupon_type")))
     global_flag = _flag_permille(Value(RolloutChange.ALL_COUPONS))
     return Case(When(admission=GATE, then=Coalesce(coupon_flag, global_flag, Value(0))), default=Value(0))
+
+
+def rollout_set(change: RolloutChange) -> None:
+    """Save a new ``change``, which was validated, as an action of its actor."""
+    with transaction.atomic():
+        previous = RolloutChange.objects.filter(flag=change.flag).order_by("-id").first()
+        change.save()
+        record_action(
+            actor=change.actor, action="rollout.set", subject=f"flag {change.flag}", reason=change.reason,
+            before=None if previous is None else _recorded(previous), after=_recorded(change),
+        )  # fmt: skip
+
+
+def _recorded(change: RolloutChange) -> dict[str, str | None]:
+    return {"percent": None if change.percent is None else str(change.percent)}
 
 
 def uses_redis_queue(user_id: int, permille: int) -> bool:

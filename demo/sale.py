@@ -152,6 +152,7 @@ def _make_coupons(size: Size) -> list[Coupon]:
     run = secrets.token_hex(3).upper()
     return [
         coupon_create(
+            actor="demo",
             coupon_type=f"FLASH_{run}_{number}",
             name=f"{10 * number} % off",
             total_quantity=size.quantity,

@@ -110,9 +110,11 @@ class OutboxHold(models.Model):
     topic = models.CharField(max_length=249)
     key = models.BinaryField(null=True, help_text="null: the whole topic")
     reason = models.CharField(max_length=500)
+    actor = models.CharField(max_length=150, db_default="", help_text="who did it")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
+        permissions = [("hold_messages", "Can hold, release and retry messages of the outbox")]
         constraints = [
             models.UniqueConstraint(fields=["topic", "key"], nulls_distinct=False, name="one_hold_per_topic_or_key"),
         ]

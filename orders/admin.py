@@ -25,6 +25,7 @@ from common.admin_base import (
 from coupons.models import UserCoupon
 from coupons.policy import name_refusal
 from kafka_bridge.models import OutboxMessage
+from kafka_bridge.operating.audit import record_action
 
 from .models import Order, OrderLine, OrderMinute, Product, StoredOrder
 
@@ -61,6 +62,17 @@ class ProductAdmin(BigTableAdmin):
         by_name = Q(name__icontains=text)
         product_id = number_in(text)
         return rows.filter(by_name if product_id is None else by_name | Q(pk=product_id))
+
+    def save_model(self, request: HttpRequest, obj: Product, form: Any, change: bool) -> None:
+        """Save the product as an action of the user, in the transaction of the page."""
+        names = form.changed_data if change else list(form.cleaned_data)
+        before = Product.objects.filter(pk=obj.pk).values(*names).first() if change else None
+        super().save_model(request, obj, form, change)
+        if names:
+            record_action(
+                actor=request.user.get_username(), action="product.edit" if change else "product.create",
+                subject=f"product {obj.pk}", before=before, after={name: getattr(obj, name) for name in names},
+            )  # fmt: skip
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse: order lines reference their products."""

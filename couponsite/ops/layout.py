@@ -27,8 +27,10 @@ _ENTRIES = (
     ("Alerts", "ops:alerts", "kafka_bridge.view_alert"),
     ("Requests", "ops:requests", "coupons.view_issuerequest"),
     ("Groups", "ops:groups", "kafka_bridge.view_grouppause"),
+    ("Holds", "ops:holds", "kafka_bridge.view_outboxhold"),
     ("Processes", "ops:processes", "kafka_bridge.view_processheartbeat"),
     ("Who blocks whom", "ops:blocks", "coupons.view_coupon"),
+    ("Audit", "ops:audit", "kafka_bridge.view_operatoraction"),
 )
 
 

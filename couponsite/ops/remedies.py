@@ -55,12 +55,14 @@ def _of_delivery(cause: DeliveryCause, problem: Problem) -> Remedy:
         case DeliveryCause.OUTBOX_BEHIND:
             return _page("Wait: the relay sends the rows in order. Look whether the outbox shrinks.", "dashboard")
         case DeliveryCause.HELD_BY_OPERATOR:
-            return Remedy("Release the hold; relays obey within two seconds.", sql=_release(problem))
+            return _page("Release the hold; relays obey at once.", "holds")
         case DeliveryCause.TOPIC_MISSING:
             return Remedy("Create the topic; the relay tries once a second.", "python manage.py create_topics")
         case DeliveryCause.TOPIC_REFUSES:
             return _page("Correct what the error names; the relay tries once a second and goes on by itself.", "alerts")
-        case DeliveryCause.HELD_FOR_KEY | DeliveryCause.SENT_AGAIN:
+        case DeliveryCause.HELD_FOR_KEY:
+            return _page("Wait: its relay sends it within seconds, after the earlier rows of its key.", "holds")
+        case DeliveryCause.SENT_AGAIN:
             return Remedy("Wait: its relay sends it within seconds.")
         case DeliveryCause.GROUP_DOWN | DeliveryCause.PARTITION_FREE:
             return Remedy(
@@ -145,11 +147,3 @@ def _resume(name: str, partition: str) -> Remedy:
 
 def _page(text: str, name: str) -> Remedy:
     return Remedy(text, address=reverse(f"ops:{name}"), label=name.capitalize())
-
-
-def _release(problem: Problem) -> str:
-    message = problem.message
-    assert message is not None
-    topic = message.topic.replace("'", "''")
-    which = "key IS NULL" if message.holds_topic else f"key = '\\x{(message.key or b'').hex()}'"
-    return f"DELETE FROM kafka_bridge_outboxhold WHERE topic = '{topic}' AND {which};"

@@ -1,10 +1,12 @@
 from django.urls import path
 
 from .alerts import alerts, silence, unsilence
+from .audit import audit
 from .blocks import blocks
 from .dashboard import dashboard, dashboard_panels
 from .documents import document
 from .groups import control, groups
+from .holds import hold, holds, release, retry
 from .orders import order_way
 from .processes import processes
 from .requests import request_of_coupon, request_way, requests_search
@@ -16,6 +18,11 @@ urlpatterns = [
     path("alerts", alerts, name="alerts"),
     path("alerts/silence", silence, name="silence"),
     path("alerts/unsilence", unsilence, name="unsilence"),
+    path("audit", audit, name="audit"),
+    path("holds", holds, name="holds"),
+    path("holds/hold", hold, name="hold"),
+    path("holds/release", release, name="release"),
+    path("holds/retry", retry, name="retry"),
     path("processes", processes, name="processes"),
     path("groups", groups, name="groups"),
     path("groups/control", control, name="groups-control"),

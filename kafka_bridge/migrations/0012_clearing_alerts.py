@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('kafka_bridge', '0008_group_pauses'),
+        ('kafka_bridge', '0011_hold_actor'),
     ]
 
     operations = [

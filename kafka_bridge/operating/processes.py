@@ -11,10 +11,11 @@ from uuid import UUID
 
 import msgspec
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
 from ..lag import HeldPartition, decode_partitions
 from .alerts import alert_rule
+from .audit import record_action
 from .evaluation import Condition, register_judge
 
 PROCESS_SILENT = alert_rule("process-silent", "critical", settings=("ALERT_SILENT_SECONDS",))
@@ -111,14 +112,18 @@ def _process(row: Sequence[Any]) -> RunningProcess:
     return RunningProcess(*[*row[:10], groups, tuple(decode_partitions(row[11])), *row[12:]])
 
 
-def silent_processes_forget(*, role: str = "", host: str = "") -> list[str]:
+def silent_processes_forget(*, actor: str, role: str = "", host: str = "") -> list[str]:
     """Delete the rows of silent processes, of all or of a role or host; returns their names.
 
-    Their alerts end as if the processes had ended by themselves. A process that was only cut off reports again.
+    Recorded as actions of ``actor``. Their alerts end as if the processes had ended by themselves. A process that was
+    only cut off reports again.
     """
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_FORGET_SILENT, [settings.ALERT_SILENT_SECONDS, role, role, host, host])
-        return sorted(f"{role} on {host} (pid {pid})" for role, host, pid in cursor.fetchall())
+        forgotten = sorted(f"{role} on {host} (pid {pid})" for role, host, pid in cursor.fetchall())
+        for name in forgotten:
+            record_action(actor=actor, action="process.forget", subject=name)
+    return forgotten
 
 
 def judge_processes() -> Iterator[Condition]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from ..models import AlertSilence
+from common.postgres.clock import isoformat_z
 
-logger = logging.getLogger(__name__)
+from ..models import AlertSilence
+from .audit import Values, record_action
 
 _SILENCE = f"""
     INSERT INTO {AlertSilence._meta.db_table} AS silence (rule, until, reason, actor, created_at)
@@ -35,17 +35,33 @@ def silence_rule(*, rule: str, seconds: int, reason: str, actor: str) -> datetim
 
     ``rule`` is the name of a rule, for all its subjects, or the rule of one subject (``AlertRule.of``).
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_SILENCE, [rule, seconds, reason, actor])
-        (until,) = cursor.fetchone() or (None,)
-    assert isinstance(until, datetime)
-    logger.info("alert rule %s is silenced until %s by %s: %s", rule, until, actor, reason)
+    with transaction.atomic():
+        before = _in_force(rule)
+        with connection.cursor() as cursor:
+            cursor.execute(_SILENCE, [rule, seconds, reason, actor])
+            (until,) = cursor.fetchone() or (None,)
+        assert isinstance(until, datetime)
+        record_action(
+            actor=actor, action="alert.silence", subject=f"rule {rule}", reason=reason,
+            before=before, after=_in_force(rule),
+        )  # fmt: skip
     return until
 
 
 def end_silence(*, rule: str, actor: str) -> bool:
     """End the silence of ``rule`` now; returns whether one was in force."""
-    ended, _ = silences().filter(rule=rule).delete()
-    if ended:
-        logger.info("the silence of alert rule %s is ended by %s", rule, actor)
-    return bool(ended)
+    with transaction.atomic():
+        before = _in_force(rule)
+        if before is None:
+            return False
+        AlertSilence.objects.filter(rule=rule).delete()
+        record_action(actor=actor, action="alert.unsilence", subject=f"rule {rule}", before=before)
+    return True
+
+
+def _in_force(rule: str) -> Values | None:
+    """Return the silence of ``rule`` for the audit trail, and lock it; None without one."""
+    silence = silences().select_for_update().filter(rule=rule).first()
+    if silence is None:
+        return None
+    return {"until": isoformat_z(silence.until), "reason": silence.reason, "actor": silence.actor}

@@ -13,6 +13,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 
 from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line, stop_on_signals, wait_for
 from common.processes.outages import BadRedisDatabase, ServiceUnavailable, is_transient
@@ -22,6 +23,7 @@ from .. import metrics
 from ..client import check_client_options, check_kafka
 from ..errors import BadClientOptions
 from ..outbox.wake import RelayWaker
+from .audit import Values, record_action
 from .heartbeat import Heartbeat
 from .pause_watch import PauseWatch
 
@@ -124,6 +126,16 @@ def shell_user() -> str:
         # A container may run under a number that has no name.
         name = f"uid {os.getuid()}"
     return f"{name} at the shell"
+
+
+def record_command(*, action: str, subject: str, reason: str = "", after: Values | None = None) -> None:
+    """Record what a command begins to do, in a transaction of its own, see ``audit.record_action``.
+
+    For commands that do their work in many transactions, or outside PostgreSQL. Raises CommandError for a lost
+    connection.
+    """
+    with idempotent(), transaction.atomic():
+        record_action(actor=shell_user(), action=action, subject=subject, reason=reason, after=after)
 
 
 def whole(minimum: int, maximum: int) -> Callable[[str], int]:

@@ -173,7 +173,8 @@ class Relay:
                         break
                     if not anything_unpublished():
                         break
-                self._wake_listener.wait(pause, stop)
+                if self._wake_listener.wait(pause, stop):
+                    self._next_held_at = 0.0
                 pause = min(pause * 2, _IDLE_PAUSE)
         finally:
             self.close()

@@ -18,9 +18,10 @@ from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
-from kafka_bridge.models import OutboxMessage, RelayMember
+from kafka_bridge.models import HeldMessage, OutboxMessage, RelayMember
+from kafka_bridge.operating.operator_holds import held_retry, hold_messages, hold_release
 from kafka_bridge.outbox.transports import row_for_transport
-from kafka_bridge.outbox.wake import CHANNEL, RelayWaker
+from kafka_bridge.outbox.wake import CHANNEL, HELD_CHANNEL, RelayWaker
 from kafka_bridge.outbox.writing import Message, insert_new_rows, outbox_row
 from kafka_bridge.relaying.wake_listener import WakeListener
 from tests.stub_app.events import publish_keys, publish_numbers
@@ -114,6 +115,36 @@ def test_a_relay_whose_session_was_ended_listens_on_its_next_one() -> None:
     for count in (1, 2, 3):
         publish_keys([count])
         assert published(count)
+
+
+@pytest.fixture
+def looking_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays look at holds and held rows at their start, and then only when an operator has them do so."""
+    monkeypatch.setattr("kafka_bridge.relaying.relay._HELD_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("looking_when_told")
+def test_a_relay_that_rests_obeys_a_hold_and_its_release_at_once(resting: RestingRelay) -> None:
+    hold, _ = hold_messages(topic=TOPIC, key=None, actor="olga", reason="wrong price")
+    wait_until(lambda: resting.passes > 2, SOON_SECONDS, "the relay does not look", 0.01)
+    publish_keys([1])
+    notify()
+    wait_until(HeldMessage.objects.exists, SOON_SECONDS, "the row is not held", 0.01)
+    hold_release(hold_id=hold.pk, actor="olga", reason="corrected")
+    assert published(1)
+
+
+@pytest.mark.usefixtures("looking_when_told")
+def test_a_relay_that_rests_tries_held_rows_when_an_operator_asks_for_it(resting: RestingRelay) -> None:
+    hold, _ = hold_messages(topic=TOPIC, key=None, actor="olga", reason="wrong price")
+    wait_until(lambda: resting.passes > 2, SOON_SECONDS, "the relay does not look", 0.01)
+    publish_keys([1])
+    notify()
+    wait_until(HeldMessage.objects.exists, SOON_SECONDS, "the row is not held", 0.01)
+    # Not through the service, so that nothing wakes the relay.
+    hold.delete()
+    assert held_retry(topic=TOPIC, actor="olga", reason="it is released")
+    assert published(1)
 
 
 @contextmanager
@@ -238,6 +269,6 @@ def test_a_listener_that_is_closed_leaves_nothing_on_the_session(listener: WakeL
             cursor.execute("SELECT pg_listening_channels()")
             return list(cursor.fetchall())
 
-    assert channels() == [(CHANNEL,)]
+    assert set(channels()) == {(CHANNEL,), (HELD_CHANNEL,)}
     listener.close()
     assert channels() == []

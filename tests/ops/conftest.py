@@ -18,9 +18,9 @@ def make_viewer(name: str = "victor") -> User:
 
 
 def make_operator(name: str = "olga") -> User:
-    """A viewer who may silence alerts."""
+    """A viewer who may silence alerts and hold messages."""
     user = make_viewer(name)
-    user.user_permissions.add(Permission.objects.get(codename="silence_alerts"))
+    user.user_permissions.set(Permission.objects.filter(codename__in=("silence_alerts", "hold_messages")))
     return user
 
 

@@ -12,9 +12,14 @@ from pytest_django import Settings
 from tests.admin.pages import html_of
 from tests.ops.conftest import signed_in
 
-PAGES = ["/ops/", "/ops/panels", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks"]
-PAGES += ["/ops/docs/operations.md"]
-POSTS = ["/ops/alerts/silence", "/ops/alerts/unsilence", "/ops/groups/control"]
+PAGES = [
+    "/ops/", "/ops/panels", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/holds", "/ops/audit",
+    "/ops/docs/operations.md",
+]  # fmt: skip
+POSTS = [
+    "/ops/alerts/silence", "/ops/alerts/unsilence", "/ops/groups/control", "/ops/holds/hold", "/ops/holds/release",
+    "/ops/holds/retry",
+]  # fmt: skip
 
 every_page = pytest.mark.parametrize("path", PAGES)
 

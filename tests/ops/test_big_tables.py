@@ -19,7 +19,7 @@ MOST_READ = 10_001
 MOST_QUERIES = 25
 BIG = {
     "kafka_bridge_outboxmessage", "kafka_bridge_deadletter", "kafka_bridge_alert", "kafka_bridge_heldmessage",
-    "coupons_issuerequest",
+    "kafka_bridge_operatoraction", "coupons_issuerequest",
 }  # fmt: skip
 
 _UUID = "lpad(to_hex(n), 32, '0')::uuid"
@@ -30,7 +30,10 @@ _FILL = f"""
     INSERT INTO kafka_bridge_relaylease (shard, position, sent_through)
     SELECT n, {ROWS // 2}, {ROWS // 2} FROM generate_series(0, 63) n;
     INSERT INTO kafka_bridge_heldmessage (message_id, shard, topic, reason)
-    SELECT n, n % 64, 't', 'topic' FROM generate_series(1, {ROWS}) n;
+    SELECT n, n % 64, 't', CASE WHEN n % 2 = 0 THEN 'topic' ELSE 'key' END FROM generate_series(1, {ROWS}) n;
+    INSERT INTO kafka_bridge_operatoraction (id, actor, action, subject)
+    SELECT n, CASE WHEN n = 1 THEN 'olga' ELSE 'victor' END, 'action-' || n % 7, 'subject ' || n % 1000
+    FROM generate_series(1, {ROWS}) n;
     INSERT INTO kafka_bridge_deadletter (id, consumer_group, topic, partition, "offset", message_timestamp,
                                          event_type, event_id, payload, headers, error_class, error_message, closed_at)
     SELECT n, 'group ' || n % 7, 't', 0, n, 0, 'e', {_UUID}, '{{', '[]', 'E' || n % 11, '',
@@ -75,6 +78,15 @@ def _many_rows(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Ite
         ("/ops/alerts?rule=rule-3", ["rule-3", "rule-39"]),
         ("/ops/alerts?rule=no-such-rule", ["None is kept."]),
         ("/ops/processes", ["issuer"]),
+        ("/ops/holds", ["more than 10,000"]),
+        ("/ops/audit", ["subject 999"]),
+        ("/ops/audit?below=50000", ["subject 999"]),
+        ("/ops/audit?actor=olga", ["subject 1<"]),
+        ("/ops/audit?actor=nobody", ["No action was recorded"]),
+        ("/ops/audit?action=action-3", ["action-3"]),
+        ("/ops/audit?subject=subject+77&below=50000", ["subject 77"]),
+        # No row has both: what is read ends with its limit.
+        ("/ops/audit?actor=victor&action=no-such-action", ["Nothing among the last 2,000"]),
         ("/ops/blocks", ["COUPON_300"]),
     ],
 )

@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
-from kafka_bridge.models import Alert, AlertSilence, OutboxHold
+from kafka_bridge.models import Alert, AlertSilence, HeldMessage, OutboxHold
 from kafka_bridge.operating.silences import silence_rule
 from tests.ops.conftest import make_operator, make_viewer, signed_in
 from tests.ops.test_dashboard import make_dead_letter, make_heartbeat
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 CHROMIUM = shutil.which("chromium")
 PAGES = [
-    "/ops/", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/requests?q=7",
-    "/ops/docs/admission.md",
+    "/ops/", "/ops/alerts", "/ops/groups", "/ops/holds", "/ops/audit", "/ops/processes", "/ops/blocks",
+    "/ops/requests?q=7", "/ops/docs/admission.md",
 ]  # fmt: skip
 
 
@@ -91,7 +91,8 @@ def fill() -> None:
     make_heartbeat(partitions=[held], version="2")
     make_heartbeat("web", seen=100, version="1")
     make_dead_letter(1)
-    OutboxHold.objects.create(topic="order-completed", reason="a broken consumer")
+    OutboxHold.objects.create(topic="order-completed", key=b"7", reason="a broken consumer", actor="olga")
+    HeldMessage.objects.create(message_id=1, shard=1, topic="order-cancelled", reason="topic", last_error="no leader")
 
 
 def test_a_stranger_signs_in_and_lands_on_the_page(context: BrowserContext) -> None:

@@ -11,7 +11,8 @@ from django.test import Client
 
 from common.bigint import MAX_BIGINT
 from coupons.models import UserCoupon
-from kafka_bridge.models import DeadLetter, OutboxMessage, ProcessedEvent
+from kafka_bridge.models import DeadLetter, HeldMessage, OutboxMessage, ProcessedEvent
+from kafka_bridge.operating.operator_holds import hold_messages
 from orders.models import Order, Product
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
@@ -44,6 +45,18 @@ def way(client: Client, order_id: int, status: int = 200) -> Any:
 def cause(client: Client, order: Order) -> str | None:
     problem = way(client, order.id).context["trace"].problem
     return None if problem is None else str(problem.cause)
+
+
+def test_an_event_behind_a_hold_names_the_hold_and_leads_to_its_page(viewer: Client, order: Order) -> None:
+    order_pay(order_id=order.id, user_id=7)
+    hold_messages(topic="order-completed", key=str(order.id).encode(), actor="olga", reason="wrong price")
+    publish_all()
+    row = OutboxMessage.objects.get(topic="order-completed")
+    HeldMessage.objects.create(message_id=row.id, shard=row.shard, topic=row.topic, reason="key")
+    page = way(viewer, order.id)
+    assert page.context["trace"].problem.cause == "held-by-operator"
+    assert f"An operator holds the key {order.id} of topic order-completed: wrong price." in page.content.decode()
+    assert 'href="/ops/holds"' in page.content.decode()
 
 
 def test_a_paid_and_cancelled_order_shows_every_step(viewer: Client, order: Order) -> None:

@@ -11,7 +11,7 @@ from django.utils.dateparse import parse_datetime
 from common.api.errors import InvalidRequest
 from common.bigint import MAX_BIGINT
 from common.processes.lifecycle import StopFlag, check_database
-from kafka_bridge.operating.worker_command import WorkerCommand, idempotent, whole
+from kafka_bridge.operating.worker_command import WorkerCommand, idempotent, shell_user, whole
 
 from ...admission import ADMISSIONS
 from ...controls import coupon_create
@@ -49,7 +49,7 @@ class Command(WorkerCommand):
     def work(self, stop: StopFlag, **options: Any) -> None:
         try:
             with idempotent():
-                coupon, _ = coupon_create(**_values(options))
+                coupon, _ = coupon_create(actor=shell_user(), **_values(options))
         except InvalidRequest as error:
             raise CommandError(error.detail) from error
         self.stdout.write(json.dumps({"couponId": coupon.id, "couponType": coupon.coupon_type}))

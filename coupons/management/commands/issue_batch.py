@@ -11,7 +11,7 @@ from django.core.management.base import CommandError
 
 from common.api.errors import DomainError
 from common.processes.lifecycle import StopFlag, check_database
-from kafka_bridge.operating.worker_command import WorkerCommand
+from kafka_bridge.operating.worker_command import WorkerCommand, record_command
 
 from ...bulk_issue.input_file import BadUserFile, UserFile
 from ...bulk_issue.progress import progress
@@ -66,6 +66,11 @@ class Command(WorkerCommand):
                 results = None if options["no_wait"] else stack.enter_context(ResultsFile(results_path))
                 total, digest = users.count_lines(stop)
                 batch = BulkIssue(coupon.id, coupon.coupon_type, _batch_id(options["id"], coupon.coupon_type, digest))
+                record_command(
+                    action="coupon.issue_batch",
+                    subject=f"coupon {coupon.coupon_type}",
+                    after={"batchId": batch.batch_id, "lines": total},
+                )
                 run = BatchRun(batch, stop=stop, tick=self.heartbeat.loop())
                 try:
                     _run_batch(run, users, total, results)

@@ -10,6 +10,7 @@ from common.processes.lifecycle import StopFlag, check_database
 from kafka_bridge.operating.worker_command import WorkerCommand, idempotent, shell_user
 
 from ...models import RolloutChange
+from ...rollout import rollout_set
 
 
 class Command(WorkerCommand):
@@ -33,7 +34,7 @@ class Command(WorkerCommand):
             (options["flag"] + options["reason"]).encode()
             with idempotent():
                 change.full_clean()
-                change.save()
+                rollout_set(change)
         except ValidationError as error:
             raise CommandError(
                 " ".join(f"{field}: {' '.join(texts)}" for field, texts in error.message_dict.items())

@@ -15,7 +15,7 @@ from coupons.coupon_audit import Trail, Trails
 from coupons.status_rebuild import RESULT_TYPES, statuses_rebuild, statuses_rebuild_from
 from kafka_bridge.client import check_kafka
 from kafka_bridge.consuming.topic_reader import read_history
-from kafka_bridge.operating.worker_command import WorkerCommand
+from kafka_bridge.operating.worker_command import WorkerCommand, record_command
 from orders.ranking.rebuild import Rebuilt, ranking_rebuild, ranking_rebuild_from
 from orders.ranking.sales import EVENT_TYPES as ORDER_TYPES
 
@@ -39,6 +39,9 @@ class Command(WorkerCommand):
         super().handle(*args, **options)
 
     def work(self, stop: StopFlag, **options: Any) -> None:
+        record_command(
+            action="views.rebuild", subject="ranking and statuses", after={"fromTopics": options["from_topics"]}
+        )
         try:
             if options["from_topics"]:
                 self._from_topics(stop)

@@ -12,7 +12,7 @@ from common.processes.lifecycle import StopFlag, check_database, drop_connection
 from common.processes.outages import ServiceUnavailable, is_database_outage
 from coupons.reconciliation.reconciler import Reconciled, Reconciler, is_outage
 from kafka_bridge.operating.alarm_threads import alarm_threads
-from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, whole
+from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, record_command, whole
 from orders.ranking import store
 from orders.ranking.days import last_days
 from orders.ranking.rebuild import ranking_rebuild
@@ -59,6 +59,8 @@ class Command(WorkerCommand):
             self._once(patience, options["repair"], stop)
 
     def _once(self, patience: float, repair: bool, stop: StopFlag) -> None:
+        if repair:
+            record_command(action="service.repair", subject="reconcile", after={"patienceSeconds": patience})
         reconciled = Reconciler(patience, once=True).run(stop, repair=repair)
         for line in reconciled.found.lines(repaired=repair):
             self.stdout.write(line)

@@ -6,7 +6,7 @@ from typing import Any
 from common.processes.lifecycle import StopFlag, check_database
 
 from ...operating.processes import silent_processes_forget
-from ...operating.worker_command import WorkerCommand
+from ...operating.worker_command import WorkerCommand, shell_user
 
 
 class Command(WorkerCommand):
@@ -23,7 +23,7 @@ class Command(WorkerCommand):
         parser.add_argument("--host", default="", metavar="H", help="only processes of this host")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        forgotten = silent_processes_forget(role=options["role"], host=options["host"])
+        forgotten = silent_processes_forget(actor=shell_user(), role=options["role"], host=options["host"])
         for process in forgotten:
             self.stdout.write(f"forgotten: {process}")
         if not forgotten:

@@ -10,12 +10,12 @@ from django.conf import settings
 from django.core.management.base import CommandError
 from django.utils.dateparse import parse_datetime
 
-from common.postgres.clock import database_time
+from common.postgres.clock import database_time, isoformat_z
 from common.processes.lifecycle import StopFlag, check_database, first_line
 from common.processes.outages import is_transient
 
 from ...client import check_kafka, existing_topics
-from ...operating.worker_command import WorkerCommand
+from ...operating.worker_command import WorkerCommand, record_command
 from ...registry import prefixed, unprefixed
 from ...relaying.republish import PublishInterrupted, Republisher, Selection
 from ...routes import topics_of
@@ -35,7 +35,7 @@ class Command(WorkerCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("topic", metavar="TOPIC", help="an event topic, or a dead-letter topic")
-        parser.add_argument("--reason", required=True, metavar="R", help="kept in the log")
+        parser.add_argument("--reason", required=True, metavar="R", help="kept in the audit trail")
         parser.add_argument(
             "--since", type=moment, metavar="T", help="only rows created then or later; ISO 8601 with zone"
         )
@@ -52,6 +52,9 @@ class Command(WorkerCommand):
                 return
             if prefixed(topic) not in existing_topics():
                 raise CommandError(f"there is no topic {prefixed(topic)}: run create_topics first")
+            since = None if options["since"] is None else isoformat_z(options["since"])
+            after = {"since": since, "afterRow": options["after"]}
+            record_command(action="topic.republish", subject=f"topic {topic}", reason=options["reason"], after=after)
         except Exception as error:
             if not _is_outage(error):
                 raise
@@ -61,6 +64,7 @@ class Command(WorkerCommand):
         outcome = "done"
         try:
             republisher.run(stop)
+            _record_end(republisher, topic, options["reason"])
         except PublishInterrupted:
             pass
         except Exception as error:
@@ -93,6 +97,12 @@ def _routed(name: str) -> str:
         if topic in known:
             return topic
     raise CommandError(f"KAFKA_ROUTES names no topic {name}; known: {', '.join(sorted(known))}")
+
+
+def _record_end(republisher: Republisher, topic: str, reason: str) -> None:
+    """Record how far it came; an interruption leaves the record of its start, and the counts in the log."""
+    counts = {"published": republisher.published, "refused": republisher.refused, "lastRow": republisher.last_id}
+    record_command(action="topic.republish_end", subject=f"topic {topic}", reason=reason, after=counts)
 
 
 def _resume_hint(republisher: Republisher, options: dict[str, Any]) -> str:

@@ -5,10 +5,12 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.db import transaction
 
 from common.processes.lifecycle import StopFlag, check_database
 from coupons.policy import LONGEST_NAME, name_refusal
-from kafka_bridge.operating.worker_command import WorkerCommand, whole
+from kafka_bridge.operating.audit import record_action
+from kafka_bridge.operating.worker_command import WorkerCommand, shell_user, whole
 
 from ...models import Product
 from ...policy import MAX_WON
@@ -29,4 +31,10 @@ class Command(WorkerCommand):
         name, price = options["name"].strip(), options["price"]
         if why := name_refusal(name):
             raise CommandError(f"NAME {why}")
-        self.stdout.write(json.dumps({"productId": Product.objects.create(name=name, price=price).id}))
+        with transaction.atomic():
+            product = Product.objects.create(name=name, price=price)
+            record_action(
+                actor=shell_user(), action="product.create", subject=f"product {product.id}",
+                after={"name": name, "price": price},
+            )  # fmt: skip
+        self.stdout.write(json.dumps({"productId": product.id}))
