@@ -20,7 +20,8 @@ from coupons.preflight.clone import clone_create
 from coupons.preflight.rehearsal import UNITS, USERS, rehearse
 from coupons.status_rebuild import statuses_rebuild
 from couponsite.admin.viewers import VIEWERS
-from kafka_bridge.models import OperatorAction
+from devstack import wait_until
+from kafka_bridge.models import OperatorAction, RelayLease
 from kafka_bridge.operating.preflight import CheckLine, Verdict, is_go
 from tests.support.provider import Provider
 from tests.support.service import Service, environment
@@ -141,5 +142,6 @@ def test_without_an_issuer_the_requests_are_published_and_not_decided(
     service: Service, make_coupon: MakeCoupon
 ) -> None:
     service.start("relay")
-    lines = run(make_coupon(coupon_type="SUMMER"), seconds=8.0)
+    wait_until(lambda: RelayLease.objects.exclude(owner=None).exists(), 30, "a relay")
+    lines = run(make_coupon(coupon_type="SUMMER"), seconds=3.0)
     assert [line.name for line in lines if line.verdict is Verdict.NO_GO] == ["decided"]
