@@ -19,9 +19,12 @@ from django.utils.timezone import now
 from django_redis import get_redis_connection
 from pytest_django import Settings
 
+from common.chunks import chunks
 from common.postgres.clock import database_time
 from coupons.admission.gate.store import GateStore
-from coupons.models import Coupon
+from coupons.issuance.accept_bulk import BulkIssue, bulk_accept
+from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.preflight.capacity import BYTES_PER_REQUEST
 from coupons.preflight.run import gate_warm, preflight
 from devstack.ports import free_port
 from kafka_bridge.client import delete_topics, ensure_topics
@@ -33,6 +36,7 @@ from kafka_bridge.models import (
     OperatorAction,
     OutboxHold,
     OutboxMessage,
+    ProcessedEvent,
     ProcessHeartbeat,
     SweptPartition,
 )
@@ -41,6 +45,8 @@ from kafka_bridge.operating.alert_test import alert_test_send
 from kafka_bridge.operating.notifications import send_next
 from kafka_bridge.operating.preflight import CheckLine, Verdict, is_go
 from kafka_bridge.registry import groups
+from tests.admission.conftest import issue
+from tests.support.messages import message
 from tests.support.provider import Provider, close_http_client
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("redis_flushed")]
@@ -306,7 +312,10 @@ def test_the_clocks_are_compared(ready: Coupon, monkeypatch: pytest.MonkeyPatch)
     assert "clocks" in no_go(preflight(TYPE))
 
 
-def test_services_that_are_away_are_lines_and_not_tracebacks(ready: Coupon, settings: Settings) -> None:
+def test_services_that_are_away_are_lines_and_not_tracebacks(
+    ready: Coupon, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight_checks, "KAFKA_SECONDS", 0.2)
     settings.KAFKA_BOOTSTRAP_SERVERS = f"127.0.0.1:{free_port()}"
     found = no_go(preflight(TYPE))
     assert set(found) == {"topics"}
@@ -358,3 +367,35 @@ def test_a_test_alert_counts_once_the_webhook_has_accepted_it(ready: Coupon, set
     assert Alert.objects.filter(ended_at=None).count() == 0
     recorded = OperatorAction.objects.order_by("-id").values_list("action", "actor")
     assert list(recorded)[:2] == [("test_alert.deliver", "the sender of notifications"), ("test_alert.send", "olga")]
+
+
+def test_the_bytes_of_a_request_are_those_of_the_real_tables(gate_coupon: Coupon) -> None:
+    """Pages of tables and indexes that a thousand requests, half of them issued, add: outbox, result and inbox."""
+    number = 2_000
+    tables = (OutboxMessage, IssueRequest, UserCoupon, ProcessedEvent)
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE " + ", ".join(model._meta.db_table for model in tables) + " CASCADE")
+
+        def size() -> int:
+            cursor.execute(
+                "SELECT sum(pg_total_relation_size(name::regclass))::bigint FROM unnest(%s) AS name",
+                [[model._meta.db_table for model in tables]],
+            )
+            (bytes_now,) = cursor.fetchone() or (0,)
+            return int(bytes_now)
+
+        before = size()
+        Coupon.objects.update(total_quantity=number)
+        users = range(1, number + 1)
+        for start in range(0, number, 500):
+            bulk_accept(batch=BulkIssue(gate_coupon.id, "SUMMER", "b"), user_ids=users[start : start + 500])
+        requested = OutboxMessage.objects.filter(event_type="coupon.issue.requested.v1").order_by("id")
+        for chunk in chunks(requested, 500):
+            issue([message(bytes(row.payload or b"")) for row in chunk])
+        results = OutboxMessage.objects.exclude(event_type="coupon.issue.requested.v1")
+        ProcessedEvent.objects.bulk_create(
+            [ProcessedEvent(consumer_group="results", event_id=row.event_id) for row in results]
+        )
+        assert UserCoupon.objects.count() == number
+        per_request = (size() - before) / number
+    assert BYTES_PER_REQUEST / 2 < per_request <= BYTES_PER_REQUEST
