@@ -29,7 +29,7 @@ _LONGEST_GAP = 60.0
 _COUPONS = """
     SELECT id, coupon_type, issued, total_quantity, issued >= total_quantity, statement_timestamp()
     FROM coupons_coupon
-    WHERE (issued < total_quantity OR id = ANY(%(watched)s::bigint[])) AND NOT paused
+    WHERE (issued < total_quantity OR id = ANY(%(watched)s::bigint[])) AND NOT paused AND NOT rehearsal
       AND opens_at <= statement_timestamp() AND (closes_at IS NULL OR closes_at > statement_timestamp())
 """
 # Ids rise with time: the newest are read by the primary key. Where more come in the time, other alerts are open. A

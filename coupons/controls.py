@@ -133,7 +133,7 @@ def _check_text(name: str, text: str) -> None:
 
 def _locked(id_or_type: int | str) -> Coupon:
     field = "id" if isinstance(id_or_type, int) else "coupon_type"
-    coupon = Coupon.objects.select_for_update(no_key=True).filter(**{field: id_or_type}).first()
+    coupon = Coupon.objects.select_for_update(no_key=True).filter(rehearsal=False, **{field: id_or_type}).first()
     if coupon is None:
         raise NotFound(f"There is no coupon {id_or_type!r}.")
     return coupon

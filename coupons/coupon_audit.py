@@ -12,6 +12,7 @@ from django.db.models import Count, Max, Min, Q
 from django.db.models.expressions import RawSQL
 
 from common.postgres.clock import isoformat_z
+from coupons import policy
 from coupons.events import IssueEnded
 from coupons.messages import ISSUE_FAILED, ISSUE_SUCCEEDED
 from coupons.models import Coupon, IssueRequest
@@ -50,10 +51,14 @@ Trails = defaultdict[str, Trail]
 
 
 def decided() -> Trails:
-    """Return the trails according to PostgreSQL. Reads the whole table of terminal rows."""
+    """Return the trails according to PostgreSQL, without rehearsals. Reads the whole table of terminal rows."""
     trails = Trails(Trail)
-    counted = IssueRequest.objects.values_list("coupon_type", "status", "reason").annotate(
-        Count("request_id"), Min("processed_at"), Max("processed_at")
+    counted = (
+        IssueRequest.objects.exclude(
+            coupon_type__startswith=policy.REHEARSAL_PREFIX, user_id__gte=policy.FIRST_REHEARSAL_USER
+        )
+        .values_list("coupon_type", "status", "reason")
+        .annotate(Count("request_id"), Min("processed_at"), Max("processed_at"))
     )
     for coupon_type, status, reason, number, first, last in counted:
         trails[coupon_type].add(reason or status, number, first, last)
@@ -80,7 +85,8 @@ def published() -> Trails:
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 # Its message on the topic is unreadable too, so it is in neither count.
                 continue
-            trails[result.coupon_type].counts[result.reason or result.status] -= 1
+            if not policy.is_rehearsal(result.coupon_type, result.user_id):
+                trails[result.coupon_type].counts[result.reason or result.status] -= 1
     return trails
 
 
@@ -99,7 +105,9 @@ def differing(on_topics: Trails, *, before: Trails, after: Trails) -> set[str]:
 
 def stock() -> dict[str, str]:
     """Return the stock by coupon type as text: counter, total and coupons of users."""
-    rows = Coupon.objects.annotate(held=Count("user_coupons", filter=~Q(user_coupons__status="REVOKED")))
+    rows = Coupon.objects.filter(rehearsal=False).annotate(
+        held=Count("user_coupons", filter=~Q(user_coupons__status="REVOKED"))
+    )
     return {
         row.coupon_type: f"counter {row.issued} of {row.total_quantity}, {row.held} in users' hands" for row in rows
     }

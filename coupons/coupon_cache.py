@@ -104,13 +104,17 @@ class CouponCache:
         with self._lock:
             self._entries.clear()
 
-    def load(self, ids_or_types: Sequence[int | str]) -> list[CachedCoupon | None]:
-        """Read coupons by id or type in one query and cache them; None for those that do not exist, in order."""
+    def load(self, ids_or_types: Sequence[int | str], *, rehearsals: bool = False) -> list[CachedCoupon | None]:
+        """Read coupons by id or type in one query and cache them; None for those that do not exist, in order.
+
+        The coupons of rehearsals exist only with ``rehearsals``: the accept API does not know them.
+        """
         queried_at = time.monotonic()
         rows = list(
             Coupon.objects.filter(
                 Q(id__in=[key for key in ids_or_types if isinstance(key, int)])
-                | Q(coupon_type__in=[key for key in ids_or_types if isinstance(key, str)])
+                | Q(coupon_type__in=[key for key in ids_or_types if isinstance(key, str)]),
+                rehearsal=rehearsals,
             )
             .annotate(database_time=Now(), rollout_permille=rollout_permille())
             .values_list(

@@ -47,6 +47,8 @@ class Coupon(models.Model):
     valid_days = models.PositiveIntegerField(null=True, blank=True, help_text="empty: never expires")
     refund_policy = models.CharField(max_length=16, choices=RefundPolicy, default=RefundPolicy.RETURN_TO_USER)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
+    # No list, report, figure or API call shows it, see ``preflight.rehearsal``.
+    rehearsal = models.BooleanField(default=False, db_default=False, editable=False)
 
     class Meta:
         permissions = [("issue_for_others", "Can request coupons for other users")]

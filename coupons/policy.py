@@ -12,6 +12,8 @@ from uuid import UUID
 
 import msgspec
 
+from common.bigint import MAX_BIGINT
+
 SUCCESS: Final = "SUCCESS"
 FAILED: Final = "FAILED"
 PENDING: Final = "PENDING"
@@ -43,6 +45,10 @@ STATUS_AFTER = {
     RETURNED_TO_POOL: COUPON_REVOKED,
     BURNED: COUPON_USED,
 }
+
+# Reserved for rehearsals: the users with the last million ids, and coupon types of hidden copies.
+FIRST_REHEARSAL_USER = MAX_BIGINT - 999_999
+REHEARSAL_PREFIX = "rehearsal-"
 
 _COUPON_TYPE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -169,6 +175,11 @@ def discount(kind: str, value: int, cap: int | None, amount: int) -> int:
     if kind == "PERCENT" and cap is not None:
         reduction = min(reduction, cap)
     return min(reduction, amount)
+
+
+def is_rehearsal(coupon_type: str, user_id: int | None) -> bool:
+    """Whether a request is one of a rehearsal: nobody outside is told of it, and no figure counts it."""
+    return user_id is not None and user_id >= FIRST_REHEARSAL_USER and coupon_type.startswith(REHEARSAL_PREFIX)
 
 
 def is_coupon_type(text: str) -> bool:

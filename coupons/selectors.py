@@ -31,8 +31,8 @@ _READ_OUTCOMES = """
 
 
 def coupons() -> QuerySet[Coupon]:
-    """Select all coupons, annotated with the database's time for ``coupon_view``."""
-    return Coupon.objects.annotate(server_time=Now())
+    """Select all coupons but those of rehearsals, annotated with the database's time for ``coupon_view``."""
+    return Coupon.objects.filter(rehearsal=False).annotate(server_time=Now())
 
 
 def coupon_view(coupon: Any) -> schemas.Coupon:
@@ -61,7 +61,8 @@ def coupon_list(limit: int) -> Sequence[schemas.Coupon]:
 
 def user_coupons(user_id: int) -> QuerySet[UserCoupon]:
     """Select the coupons of a user, annotated with the database's time for ``user_coupon_view``."""
-    return UserCoupon.objects.filter(user_id=user_id).select_related("coupon").annotate(server_time=Now())
+    held = UserCoupon.objects.filter(user_id=user_id, coupon__rehearsal=False)
+    return held.select_related("coupon").annotate(server_time=Now())
 
 
 def user_coupon_view(row: Any) -> schemas.UserCoupon:

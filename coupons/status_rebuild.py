@@ -21,7 +21,7 @@ from coupons.issuance import status_cache
 from coupons.issuance.status_cache import RequestStatus
 from coupons.messages import ISSUE_FAILED, ISSUE_SUCCEEDED, read_result_task
 from coupons.models import IssueRequest
-from coupons.policy import FAILED, SUCCESS
+from coupons.policy import FAILED, SUCCESS, is_rehearsal
 from coupons.selectors import terminal_status
 from kafka_bridge.registry import ReceivedMessage, is_of_types
 
@@ -58,7 +58,9 @@ def statuses_rebuild(*, stop: StopFlag) -> int:
     # Outside a transaction the cursor would be lost behind a pooler in transaction mode.
     with transaction.atomic():
         for chunk in chunks(rows.iterator(chunk_size=_CHUNK), _CHUNK):
-            written += status_cache.write(map(terminal_status, chunk))
+            written += status_cache.write(
+                terminal_status(row) for row in chunk if not is_rehearsal(row.coupon_type, row.user_id)
+            )
             if stop:
                 break
     return written
@@ -97,6 +99,8 @@ def _read(messages: Iterable[ReceivedMessage], history: ResultHistory) -> Iterat
         if event_id.bytes in seen:
             continue
         seen.add(event_id.bytes)
+        if is_rehearsal(result.coupon_type, result.user_id):
+            continue
         history.trails[result.coupon_type].add(
             result.reason or result.status, 1, result.processed_at, result.processed_at
         )

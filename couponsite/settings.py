@@ -433,6 +433,8 @@ ALERT_CANCELLED_PERCENT = env.integer("ALERT_CANCELLED_PERCENT", default=20, min
 # Milliseconds, and for how many seconds the lag must stay above them.
 ALERT_LAG_MS = env.integer("ALERT_LAG_MS", default=1000, minimum=0, maximum=86_400_000)
 ALERT_LAG_SECONDS = env.decimal("ALERT_LAG_SECONDS", default=10.0, minimum=0.0, maximum=3600.0)
+# The size of PostgreSQL's disk, which preflight compares with what an event needs; 0: not known.
+POSTGRES_DISK_BYTES = env.integer("POSTGRES_DISK_BYTES", default=0, minimum=0, maximum=2**53)
 # An alert is opened while fewer brokers are there.
 KAFKA_BROKERS_EXPECTED = env.integer(
     "KAFKA_BROKERS_EXPECTED", default=KAFKA_BOOTSTRAP_SERVERS.count(",") + 1, minimum=1, maximum=1000

@@ -13,6 +13,7 @@ class KafkaBridgeConfig(AppConfig):
             kafka_alarms,
             message_alarms,
             outbox_alarms,
+            preflight_checks,
             processes,
             samples,
         )
@@ -26,5 +27,6 @@ class KafkaBridgeConfig(AppConfig):
             message_alarms,
             outbox_alarms,
             housekeeping_alarms,
+            preflight_checks,
         ):
             module.register()

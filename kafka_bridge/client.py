@@ -42,8 +42,9 @@ from .topic_checks import (
 
 __all__ = [
     "AdminClient", "Consumer", "IsolationLevel", "KafkaError", "KafkaException", "Message", "OffsetSpec", "Producer",
-    "TopicMetadata", "TopicPartition", "check_client_options", "check_kafka", "delete_topics",
+    "TopicMetadata", "TopicPartition", "check_client_options", "check_kafka", "complaints_of", "delete_topics",
     "ensure_topics", "existing_topics", "group_lag", "make_admin", "make_consumer", "make_producer", "topic_configs",
+    "wanted_topics",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
     ServiceUnavailable if Kafka does not answer.
     """
     admin = make_admin()
-    wanted = _wanted_topics(routes)
+    wanted = wanted_topics(routes)
     try:
         existing = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
         missing = [_new_topic(topic) for name, topic in wanted.items() if name not in existing]
@@ -240,7 +241,7 @@ def ensure_topics(routes: Mapping[str, Route]) -> tuple[list[str], list[str]]:
     complaints = [
         complaint
         for name, config in configs.items()
-        for complaint in _complaints(wanted[name], existing.get(name), config)
+        for complaint in complaints_of(wanted[name], existing.get(name), config)
     ]
     return sorted(created), sorted(complaints)
 
@@ -255,9 +256,10 @@ def _list_all(admin: AdminClient, created: Collection[str]) -> dict[str, TopicMe
         time.sleep(0.1)
 
 
-def _complaints(
+def complaints_of(
     wanted: WantedTopic, existing: TopicMetadata | None, config: dict[str, str] | KafkaError
 ) -> Iterable[str]:
+    """Return a line per setting of a topic that breaks a guarantee, see ``topic_checks``."""
     if isinstance(config, KafkaError):
         return [unreadable_complaint(wanted.name, config.str())]
     if existing is None:
@@ -312,7 +314,8 @@ def delete_topics(names: Iterable[str]) -> None:
         raise ServiceUnavailable(f"Kafka refused to delete topics: {error.args[0].str()}") from error
 
 
-def _wanted_topics(routes: Mapping[str, Route]) -> dict[str, WantedTopic]:
+def wanted_topics(routes: Mapping[str, Route]) -> dict[str, WantedTopic]:
+    """Return the topics of ``routes`` and their dead-letter topics by name, with the prefix."""
     topics: dict[str, WantedTopic] = {}
     for route in routes.values():
         replicas = route.replicas or settings.KAFKA_REPLICATION_FACTOR

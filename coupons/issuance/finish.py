@@ -23,6 +23,7 @@ from .. import metrics, request_log
 from ..admission import finished_requests, notify_finished
 from ..events import IssueEnded
 from ..messages import result_rows
+from ..policy import is_rehearsal
 from . import status_cache
 from .status_cache import RequestStatus
 
@@ -111,9 +112,10 @@ def _notify_admissions(results: Sequence[IssueEnded]) -> None:
 
 def _log_decided(rows: Sequence[RequestResult], now: datetime) -> None:
     """Log the committed decisions and count them in the metrics."""
-    for (status, reason), count in Counter((row.status, row.reason) for row in rows).items():
+    counted = [row for row in rows if not is_rehearsal(row.coupon_type, row.user_id)]
+    for (status, reason), count in Counter((row.status, row.reason) for row in counted).items():
         metrics.DECIDED.labels(status, reason or "").inc(count)
-    for row in rows:
+    for row in counted:
         if row.requested_at is not None:
             time_to_result = now - datetime.fromisoformat(row.requested_at)
             metrics.TIME_TO_RESULT.observe(max(0.0, time_to_result.total_seconds()))

@@ -13,7 +13,7 @@ from ..clients import alimtalk
 from ..clients.alimtalk import Notice
 from ..events import IssueEnded
 from ..messages import read_result_task
-from ..policy import SUCCESS
+from ..policy import SUCCESS, is_rehearsal
 
 
 class ResultNotice(NamedTuple):
@@ -24,14 +24,16 @@ class ResultNotice(NamedTuple):
 
 
 def read_notice(message: ReceivedMessage) -> ResultNotice:
-    """Read the result in ``message`` and build its notice; ``user_id`` is None if the request's user was unreadable.
+    """Read the result in ``message`` and build its notice.
+
+    Its ``user_id`` is None, so that nothing is sent, if the request's user was unreadable, and for a rehearsal.
 
     Raises PoisonMessage.
     """
     event_id, result, traceparent = read_result_task(message)
     notice = Notice(
         event_id=event_id,
-        user_id=result.user_id,
+        user_id=None if is_rehearsal(result.coupon_type, result.user_id) else result.user_id,
         template="coupon.issue.succeeded" if result.status == SUCCESS else "coupon.issue.failed",
         variables={
             "requestId": str(result.request_id),

@@ -72,5 +72,6 @@ def _redis_state() -> RedisState:
 
 
 def _gates() -> list[Gate]:
-    newest = {coupon.pk: coupon for coupon in Coupon.objects.filter(admission="gate").order_by("-id")[:_MOST_GATES]}
+    coupons = Coupon.objects.filter(admission="gate", rehearsal=False).order_by("-id")
+    newest = {coupon.pk: coupon for coupon in coupons[:_MOST_GATES]}
     return [Gate(newest[overview.coupon_id], overview) for overview in gate_overviews(newest)]

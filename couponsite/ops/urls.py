@@ -8,6 +8,7 @@ from .documents import document
 from .groups import control, groups
 from .holds import hold, holds, release, retry
 from .orders import order_way
+from .preflight import preflight_page, send_test_alert
 from .processes import processes
 from .requests import request_of_coupon, request_way, requests_search
 
@@ -32,5 +33,7 @@ urlpatterns = [
     path("requests/<uuid:request_id>", request_way, name="request"),
     path("requests/of-coupon/<int:user_coupon_id>", request_of_coupon, name="request-of-coupon"),
     path("orders/<int:order_id>", order_way, name="order"),
+    path("preflight/<str:coupon_type>", preflight_page, name="preflight"),
+    path("preflight/<str:coupon_type>/test-alert", send_test_alert, name="test-alert"),
     path("docs/<path:name>", document, name="document"),
 ]

@@ -24,6 +24,7 @@ from common.trace_context import new_traceparent, traceparent_in
 
 from .. import metrics
 from ..models import Alert, AlertNotification, AlertSilence
+from .alert_test import record_delivery
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,8 @@ def send_next() -> bool:
                 cursor.execute(_ACCEPTED, [notification.id])
             else:
                 cursor.execute(_FAILED, [failure.pause, failure.why, notification.id])
+        if failure is None and not notification.is_end:
+            record_delivery(notification.rule)
     return bool(claimed)
 
 

@@ -49,12 +49,15 @@ def silence_rule(*, rule: str, seconds: int, reason: str, actor: str) -> datetim
 
 
 def end_silence(*, rule: str, actor: str) -> bool:
-    """End the silence of ``rule`` now; returns whether one was in force."""
+    """End the silence of ``rule`` now; returns whether one was in force.
+
+    Its row stays until it is pruned: an alert that began and ended within the silence is not notified afterwards.
+    """
     with transaction.atomic():
         before = _in_force(rule)
         if before is None:
             return False
-        AlertSilence.objects.filter(rule=rule).delete()
+        AlertSilence.objects.filter(rule=rule).update(until=Now())
         record_action(actor=actor, action="alert.unsilence", subject=f"rule {rule}", before=before)
     return True
 

@@ -23,6 +23,7 @@ from kafka_bridge.operating import alarm_threads
 from kafka_bridge.operating.alarm_threads import Notifier
 from kafka_bridge.operating.alerts import AlertRule, end_rules, open_alert
 from kafka_bridge.operating.notifications import send_next
+from kafka_bridge.operating.silences import end_silence
 from tests.support.provider import HANG, Answer, Call, Provider, close_http_client
 from tests.support.threads import in_another_session
 
@@ -263,7 +264,7 @@ def test_an_alert_within_a_silence_that_no_sender_saw_is_never_told(webhook: Pro
     silence("flood")
     open_alert(FLOOD, "the water rises")
     end_rules([FLOOD.name])
-    silence_ends("flood")
+    assert end_silence(rule="flood", actor="olga")
     send_all()
     assert not webhook.calls
 

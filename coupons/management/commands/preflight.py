@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from common.processes.lifecycle import StopFlag
+from kafka_bridge.operating.alert_test import alert_test_send, wait_for_delivery
+from kafka_bridge.operating.preflight import CheckLine, is_go, run_check
+from kafka_bridge.operating.worker_command import WorkerCommand, shell_user, whole
+
+from ...policy import is_coupon_type
+from ...preflight.rehearsal import rehearse
+from ...preflight.run import CROWD_FACTOR, gate_warm, preflight
+
+_MOST_REQUESTS = 1_000_000_000
+_DELIVERY_SECONDS = 10.0
+
+
+class Command(WorkerCommand):
+    help = (
+        "Checks before an event of a coupon whether it may start: prints a line per check (go, warn, unknown, no-go)"
+        " with its remedy, and exits with 1 if a line says no-go."
+    )
+
+    # A service that is away is a no-go line.
+    needs = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("coupon_type", metavar="TYPE")
+        parser.add_argument(
+            "--expect",
+            type=whole(1, _MOST_REQUESTS),
+            metavar="N",
+            help=f"requests to expect; default: {CROWD_FACTOR} times the quantity of the coupon",
+        )
+        parser.add_argument(
+            "--rehearse",
+            action="store_true",
+            help="run a small sale on a hidden copy of the coupon through the running processes; nobody is notified",
+        )
+        parser.add_argument("--warm", action="store_true", help="first load the gate of the coupon")
+        parser.add_argument(
+            "--test-alert", action="store_true", help="first send a test alert, and wait for its delivery"
+        )
+
+    def work(self, stop: StopFlag, **options: Any) -> None:
+        coupon_type = options["coupon_type"]
+        if not is_coupon_type(coupon_type):
+            raise CommandError("TYPE must be 1 to 64 of A-Z a-z 0-9 _ -")
+        lines: list[CheckLine] = []
+        if options["warm"]:
+            lines += run_check("gate", lambda: _warm(coupon_type))
+        if options["test_alert"]:
+            lines += run_check("test alert", _send_test_alert)
+        lines += preflight(coupon_type, options["expect"])
+        self._print(lines)
+        if options["rehearse"] and not stop:
+            steps = run_check("rehearsal", lambda: rehearse(coupon_type, actor=shell_user(), stop=stop))
+            self.stdout.write("")
+            self._print(steps)
+            lines += steps
+        if not is_go(lines):
+            broken = sum(not is_go([line]) for line in lines)
+            raise CommandError(f"no-go: {broken} of {len(lines)} lines say so")
+        self.stdout.write("go")
+
+    def _print(self, lines: list[CheckLine]) -> None:
+        width = max((len(line.name) for line in lines), default=0)
+        for line in lines:
+            self.stdout.write(f"{line.verdict:<7} {line.name:<{width}}  {line.found}")
+            if line.remedy:
+                self.stdout.write(f"{'':7} {'':<{width}}  -> {line.remedy}")
+
+
+def _warm(coupon_type: str) -> list[CheckLine]:
+    gate_warm(coupon_type)
+    # The check of the gate says whether it is loaded.
+    return []
+
+
+def _send_test_alert() -> list[CheckLine]:
+    wait_for_delivery(alert_test_send(actor=shell_user()), _DELIVERY_SECONDS)
+    # The check of the test alert says whether it arrived.
+    return []

@@ -1,0 +1,177 @@
+"""A small sale on a hidden copy of a coupon: the running processes do the work, and each step is timed.
+
+It goes through everything but calls to others: admission, outbox, relay, issuer, status, result events, gate. The
+requests are those of reserved users, see ``policy.is_rehearsal``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from uuid import UUID
+
+from django.db import connection
+
+from common.api.errors import DomainError
+from common.postgres import arrays
+from common.processes.lifecycle import StopFlag
+from kafka_bridge.models import OutboxMessage, ProcessedEvent
+from kafka_bridge.operating.preflight import CheckLine, Verdict
+from kafka_bridge.outbox.published import is_published_sql
+
+from .. import policy, selectors
+from ..admission import ADMISSIONS
+from ..admission.gate.store import GateStore
+from ..admission.reservations import GATE
+from ..consumer_groups import RESULTS
+from ..coupon_cache import coupon_cache
+from ..errors import AlreadyIssued, SoldOut
+from ..issuance.accept import incoming_request
+from ..issuance.accept_group import IncomingRequest, accept_group
+from ..issuance.finish import find_decided
+from ..messages import ISSUE_FAILED, ISSUE_SUCCEEDED
+from ..models import Coupon
+from .clone import clone_close, clone_create
+
+UNITS = 10
+USERS = 15
+# How long a step may take before the rehearsal ends.
+STEP_SECONDS = 15.0
+_POLL_SECONDS = 0.1
+
+_PUBLISHED = f"""
+    SELECT count(*) FROM unnest(%s::uuid[]) AS asked (id)
+    CROSS JOIN LATERAL (SELECT * FROM kafka_bridge_outboxmessage WHERE event_id = asked.id LIMIT 1) AS message
+    WHERE {is_published_sql("message")}
+"""
+
+
+def rehearse(coupon_type: str, *, actor: str, stop: StopFlag, step_seconds: float = STEP_SECONDS) -> list[CheckLine]:
+    """Run the small sale and return a line per step; the first that fails or is late ends it.
+
+    The copy is closed in any case. Raises database errors and RedisError.
+    """
+    coupon = selectors.coupons().filter(coupon_type=coupon_type).first()
+    if coupon is None:
+        return [CheckLine("rehearsal", Verdict.NO_GO, f"there is no coupon {coupon_type}", "create it first")]
+    clone = clone_create(coupon, units=UNITS, actor=actor)
+    lines = [CheckLine("copy", Verdict.GO, f"{clone.coupon_type} with {UNITS} units")]
+    try:
+        for line in _Sale(clone, stop, step_seconds).steps():
+            lines.append(line)
+            if line.verdict is not Verdict.GO:
+                break
+    finally:
+        clone_close(clone)
+    lines.append(CheckLine("cleanup", Verdict.GO, f"{clone.coupon_type} is closed; its rows stay hidden"))
+    return lines
+
+
+class _Sale:
+    def __init__(self, clone: Coupon, stop: StopFlag, step_seconds: float) -> None:
+        self._clone = clone
+        self._stop = stop
+        self._step_seconds = step_seconds
+        self._started_at = time.monotonic()
+        self._accepted: list[IncomingRequest] = []
+
+    def steps(self) -> Iterator[CheckLine]:
+        yield self._accept()
+        ids = [request.request_id for request in self._accepted]
+        yield self._wait(
+            "published",
+            lambda: (_number_published(ids), len(ids)),
+            "the relay does not publish the requests: python manage.py relay_outbox",
+        )
+        yield self._wait(
+            "decided",
+            lambda: (len(find_decided(ids)), len(ids)),
+            "the issuer does not decide them: python manage.py consume_coupons --group issue",
+        )
+        yield self._statuses(ids)
+        yield self._wait(
+            "results",
+            lambda: (self._number_notified(), len(ids)),
+            "the result events are not handled: python manage.py consume_coupons --group results",
+        )
+        if self._clone.admission == GATE:
+            gate = GateStore(self._clone.id)
+            yield self._wait(
+                "gate",
+                lambda: (UNITS - len(gate.pending_for(-1.0, limit=UNITS)), UNITS),
+                "the gate still counts decided requests as pending: python manage.py reconcile --repair",
+            )
+
+    def _accept(self) -> CheckLine:
+        """Send a request for each user, and the first one's again."""
+        (cached,) = coupon_cache.load([self._clone.id], rehearsals=True)
+        if cached is None:
+            return CheckLine("accepted", Verdict.NO_GO, "the copy cannot be read", "run the rehearsal again")
+        first = policy.FIRST_REHEARSAL_USER
+        sent: list[IncomingRequest] = []
+        try:
+            for users in (range(first, first + USERS), (first,)):
+                group = [
+                    incoming_request(cached, user_id=user, caller_id=user, idempotency_key=None, traceparent="")
+                    for user in users
+                ]
+                sent += accept_group(ADMISSIONS[cached.admission], group)
+        except DomainError as error:
+            return CheckLine("accepted", Verdict.NO_GO, f"refused: {error.detail}", "run the rehearsal again")
+        for fault in (request.fault or request.refusal for request in sent):
+            # A refusal of an admission is a class or an object.
+            if fault is not None and getattr(fault, "code", "") not in (SoldOut.code, AlreadyIssued.code):
+                return CheckLine("accepted", Verdict.NO_GO, f"refused: {fault}", "see the lines of gate and Redis")
+        self._accepted = [request for request in sent if request.inserted]
+        refused = len(sent) - len(self._accepted)
+        return CheckLine(
+            "accepted",
+            Verdict.GO,
+            f"{self._passed():.2f} s: {len(self._accepted)} of {len(sent)} requests, {refused} refused at once",
+        )
+
+    def _statuses(self, ids: Sequence[UUID]) -> CheckLine:
+        statuses = selectors.request_statuses(ids)
+        issued = {status.user_id for status in statuses if status is not None and status.status == policy.SUCCESS}
+        found = f"{self._passed():.2f} s: {len(issued)} users of {USERS} have one of {UNITS} units"
+        if len(issued) == UNITS and all(status is not None and status.status != policy.PENDING for status in statuses):
+            return CheckLine("status", Verdict.GO, found)
+        return CheckLine("status", Verdict.NO_GO, found, "run check_invariants: what was decided is wrong")
+
+    def _number_notified(self) -> int:
+        """Count the results that the group ``results`` has handled, by the trace that a result has of its request."""
+        results = OutboxMessage.objects.filter(
+            id__gt=self._first_row(),
+            event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED],
+            traceparent__in=[request.traceparent for request in self._accepted],
+        ).values_list("event_id", flat=True)
+        handled = ProcessedEvent.objects.filter(consumer_group=RESULTS.name, event_id__in=list(results))
+        return handled.count()
+
+    def _first_row(self) -> int:
+        """Return the least id of the requests' rows: the results come after it."""
+        rows = OutboxMessage.objects.filter(event_id__in=[request.request_id for request in self._accepted])
+        return min(rows.values_list("id", flat=True), default=0)
+
+    def _wait(self, name: str, progress: Callable[[], tuple[int, int]], remedy: str) -> CheckLine:
+        """Wait until ``progress`` (done, wanted) is complete, for the time of a step at most."""
+        deadline = time.monotonic() + self._step_seconds
+        done, wanted = progress()
+        while done < wanted and time.monotonic() < deadline:
+            if self._stop.wait(_POLL_SECONDS):
+                return CheckLine(name, Verdict.NO_GO, "stopped", "run the rehearsal again")
+            done, wanted = progress()
+        found = f"{self._passed():.2f} s: {done} of {wanted}"
+        if done < wanted:
+            return CheckLine(name, Verdict.NO_GO, f"{found}, waited {self._step_seconds:g} s", remedy)
+        return CheckLine(name, Verdict.GO, found)
+
+    def _passed(self) -> float:
+        return time.monotonic() - self._started_at
+
+
+def _number_published(event_ids: Sequence[UUID]) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(_PUBLISHED, [arrays.uuids(event_ids)])
+        (number,) = cursor.fetchone() or (0,)
+        return int(number)

@@ -1,0 +1,68 @@
+"""Checks before an event, go or no-go: the lines that a check returns, and the checks that are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from functools import partial
+from typing import NamedTuple
+
+from django.db import connection
+from redis.exceptions import RedisError
+
+from common.processes.lifecycle import first_line
+from common.processes.outages import is_transient
+
+
+class Verdict(StrEnum):
+    """``UNKNOWN``: the service does not say, and it is no reason to stop. ``WARN``: go, and watch it."""
+
+    GO = "go"
+    WARN = "warn"
+    NO_GO = "no-go"
+    UNKNOWN = "unknown"
+
+
+class CheckLine(NamedTuple):
+    """What a check found, in words, and what an operator does about it; ``remedy`` is empty where nothing is to do."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+# Gets the number of requests that the event is expected to bring.
+Check = Callable[[int], Iterable[CheckLine]]
+
+_checks: dict[str, Check] = {}
+
+
+def register_check(name: str, check: Check) -> None:
+    """Register a check that concerns every event. Raises ValueError if another has the name."""
+    if _checks.setdefault(name, check) is not check:
+        raise ValueError(f"check {name!r} is registered twice")
+
+
+def registered_lines(requests: int) -> list[CheckLine]:
+    """Run the registered checks in the order of their registration."""
+    return [line for name, check in _checks.items() for line in run_check(name, partial(check, requests))]
+
+
+def run_check(name: str, check: Callable[[], Iterable[CheckLine]]) -> list[CheckLine]:
+    """Return the lines of ``check``; one no-go line if a service that it needs is away. Raises other errors."""
+    try:
+        return list(check())
+    except Exception as error:
+        if not is_transient(error) and not isinstance(error, RedisError):
+            raise
+        if not connection.in_atomic_block:
+            # A broken session would fail the checks after this one too.
+            connection.close()
+        remedy = "start the service that the line names, or correct its address"
+        return [CheckLine(name, Verdict.NO_GO, f"cannot be checked: {first_line(error)}", remedy)]
+
+
+def is_go(lines: Iterable[CheckLine]) -> bool:
+    """Whether no line says no-go."""
+    return all(line.verdict is not Verdict.NO_GO for line in lines)
