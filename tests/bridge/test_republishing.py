@@ -17,7 +17,7 @@ from common.postgres.clock import database_time
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.client import ensure_topics
 from kafka_bridge.consuming.dead_letters import write_dead_letters
-from kafka_bridge.models import OutboxMessage
+from kafka_bridge.models import OperatorAction, OutboxMessage
 from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import Rejected, prefixed
 from kafka_bridge.relaying.republish import Republisher, Selection
@@ -92,6 +92,26 @@ def test_events_and_copies_are_sent_again_each_to_their_own_topic() -> None:
     assert len(read_to_end(TOPIC)) == 5
     # No relay sends them once more, and no row counts as waiting.
     assert list(OutboxMessage.objects.order_by("id").values_list("id", "published_at")) == marks
+
+
+def test_begin_and_end_are_in_the_audit_trail_and_a_dry_run_is_not() -> None:
+    publish_numbers(range(3))
+    relay_everything()
+    first, _, last = OutboxMessage.objects.order_by("id").values_list("id", flat=True)
+    republish(TOPIC, "--dry-run")
+    assert not OperatorAction.objects.exists()
+    republish(TOPIC, "--after", str(first), "--since", "2026-01-01T00:00:00+09:00")
+    found = OperatorAction.objects.order_by("id").values_list("action", "subject", "reason", "after")
+    assert list(found) == [
+        (
+            "topic.republish", f"topic {TOPIC}", "deleted by mistake",
+            {"since": "2025-12-31T15:00:00Z", "afterRow": first},
+        ),
+        (
+            "topic.republish_end", f"topic {TOPIC}", "deleted by mistake",
+            {"published": 2, "refused": 0, "lastRow": last},
+        ),
+    ]  # fmt: skip
 
 
 def test_requests_that_were_lost_are_decided_and_those_decided_stay_as_they_are() -> None:
