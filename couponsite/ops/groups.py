@@ -65,7 +65,7 @@ def control(request: HttpRequest) -> HttpResponse:
         else:
             _apply(request, target, values["action"], values["reason"], values["offset"])
     else:
-        why = " ".join(f"{field}: {' '.join(errors)}" for field, errors in form.errors.items())
+        why = " ".join(f"{field}: {' '.join(map(str, errors))}" for field, errors in form.errors.items())
         messages.error(request, f"Nothing was done. {why}")
     return HttpResponseRedirect(reverse("ops:groups"), status=303)
 

@@ -8,7 +8,6 @@ from django_redis import get_redis_connection
 from pytest_django import Settings
 
 from common.processes.lifecycle import StopFlag
-from coupons import issue_worker
 from coupons.issue_worker import IssueWorker
 from coupons.models import IssueRequest
 from devstack import wait_until
@@ -35,7 +34,7 @@ def test_a_worker_that_is_paused_while_its_batch_fails_gives_it_back_in_order(
         raise OperationalError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(issue_worker.BatchHandler, "handle", fail)
+        patched.setattr(BatchHandler, "handle", fail)
         worker = IssueWorker(batch_size=3, is_paused=lambda: bool(paused))
         running = in_another_session(lambda: worker.run(stop))
         wait_until(lambda: len(tries) >= 2, 30, "nothing is tried")

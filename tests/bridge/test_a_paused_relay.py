@@ -120,17 +120,20 @@ def test_a_relay_that_is_paused_while_no_broker_answers_sends_nothing_when_one_d
     with Forwarder(free_port()) as forwarder:
         settings.KAFKA_BOOTSTRAP_SERVERS = f"127.0.0.1:{forwarder.port}"
         running = in_another_session(lambda: Relay(is_paused=switch).run(stop))
-        wait_until(Alert.objects.exists, 30, "the relay does not wait for a broker")
-        switch.is_paused = True
-        wait_until(lambda: "paused while no broker answered" in caplog.text, 30, "it waits on")
-        forwarder.point_at(int(address.rpartition(":")[2]))
-        # By the time that this message is there, a producer that still had the rows would have sent them.
-        produce(NUMBERS, [b'{"number": -1}'])
-        assert numbers(read_to_end(NUMBERS)) == [-1]
-        assert unpublished_rows().count() == 3
-        switch.is_paused = False
-        wait_until(lambda: unpublished_rows().count() == 0, 60, "it does not go on")
-        stop.request()
-        running.result(30)
-        settings.KAFKA_BOOTSTRAP_SERVERS = address
-        assert sorted(numbers(read_to_end(NUMBERS))) == [-1, 0, 1, 2]
+        try:
+            wait_until(Alert.objects.exists, 30, "the relay does not wait for a broker")
+            switch.is_paused = True
+            wait_until(lambda: "paused while no broker answered" in caplog.text, 30, "it waits on")
+            forwarder.point_at(int(address.rpartition(":")[2]))
+            # By the time that this message is there, a producer that still had the rows would have sent them.
+            produce(NUMBERS, [b'{"number": -1}'])
+            assert numbers(read_to_end(NUMBERS)) == [-1]
+            assert unpublished_rows().count() == 3
+            switch.is_paused = False
+            wait_until(lambda: unpublished_rows().count() == 0, 60, "it does not go on")
+        finally:
+            forwarder.point_at(int(address.rpartition(":")[2]))
+            settings.KAFKA_BOOTSTRAP_SERVERS = address
+            stop.request()
+            running.result(60)
+    assert sorted(numbers(read_to_end(NUMBERS))) == [-1, 0, 1, 2]
