@@ -434,7 +434,7 @@ ALERT_CANCELLED_PERCENT = env.integer("ALERT_CANCELLED_PERCENT", default=20, min
 ALERT_LAG_MS = env.integer("ALERT_LAG_MS", default=1000, minimum=0, maximum=86_400_000)
 ALERT_LAG_SECONDS = env.decimal("ALERT_LAG_SECONDS", default=10.0, minimum=0.0, maximum=3600.0)
 # The size of PostgreSQL's disk, which preflight compares with what an event needs; 0: not known.
-POSTGRES_DISK_BYTES = env.integer("POSTGRES_DISK_BYTES", default=0, minimum=0, maximum=2**53)
+POSTGRES_DISK_BYTES = env.integer("POSTGRES_DISK_BYTES", default=0, minimum=0, maximum=10**15)
 # An alert is opened while fewer brokers are there.
 KAFKA_BROKERS_EXPECTED = env.integer(
     "KAFKA_BROKERS_EXPECTED", default=KAFKA_BOOTSTRAP_SERVERS.count(",") + 1, minimum=1, maximum=1000
