@@ -41,7 +41,7 @@ def test_the_effect_comes_with_the_closing_of_the_letter() -> None:
         letter.pk, ReplayResult.APPLIED, f"handled: event {message.event_id}"
     )
     assert (state(letter), paid()) == (("replayed", 1), 1)
-    assert ProcessedEvent.objects.filter(consumer_group="monitoring", event_id=message.event_id).exists()
+    assert ProcessedEvent.objects.filter(consumer_group="monitoring", event_id=message.inbox_id).exists()
 
 
 def test_a_letter_is_replayed_once() -> None:
@@ -53,7 +53,7 @@ def test_a_letter_is_replayed_once() -> None:
 def test_an_event_that_was_handled_since_has_no_second_effect() -> None:
     message = completed(1)
     letter = letter_of("monitoring", message)
-    ProcessedEvent.objects.create(consumer_group="monitoring", event_id=message.event_id)
+    ProcessedEvent.objects.create(consumer_group="monitoring", event_id=message.inbox_id)
     assert (replayed(letter), state(letter), paid()) == (ReplayResult.DONE_ALREADY, ("replayed", 1), 0)
 
 

@@ -19,6 +19,7 @@ from kafka_bridge.errors import ReplayPostponed
 from kafka_bridge.models import DeadLetter, ProcessedEvent
 from kafka_bridge.redriving import replay
 from kafka_bridge.redriving.replay import ReplayInterrupted, ReplayResult, replay_in_transaction, replay_letter
+from kafka_bridge.redriving.stored_messages import letter_message
 from tests.effects.cast import completed
 from tests.redriving.cast import letter_of
 from tests.support.provider import HANG, Provider
@@ -46,7 +47,9 @@ def replayed(letter: DeadLetter, stop: StopFlag | None = None) -> ReplayResult:
 
 
 def handled(letter: DeadLetter) -> bool:
-    return ProcessedEvent.objects.filter(consumer_group="notification", event_id=letter.event_id).exists()
+    return ProcessedEvent.objects.filter(
+        consumer_group="notification", event_id=letter_message(letter).inbox_id
+    ).exists()
 
 
 def state(letter: DeadLetter) -> tuple[str, int]:
@@ -68,7 +71,7 @@ def test_a_refused_call_is_a_failed_replay(letter: DeadLetter, alimtalk: Provide
 
 
 def test_an_event_that_was_handled_since_is_not_called(letter: DeadLetter, alimtalk: Provider) -> None:
-    ProcessedEvent.objects.create(consumer_group="notification", event_id=letter.event_id)
+    ProcessedEvent.objects.create(consumer_group="notification", event_id=letter_message(letter).inbox_id)
     assert (replayed(letter), state(letter), alimtalk.calls) == (ReplayResult.DONE_ALREADY, ("replayed", 1), [])
 
 
