@@ -35,6 +35,7 @@ from kafka_bridge.operating.delivery import (
 from kafka_bridge.outbox.event_search import event_written_at
 from kafka_bridge.outbox.message_trace import OutboxTrace, outbox_traces
 
+from . import policy
 from .admission.gate.store import GateEntry, GateStore
 from .consumer_groups import ISSUE, RESULTS
 from .events import IssueRequested
@@ -122,6 +123,8 @@ class RequestTrace:
     notification: Notification | None
     letters: Sequence[DeadLetter]
     redis: RedisCopies
+    # The request that the replay of its dead letter opened.
+    replayed_as: UUID | None = None
     problem: Problem | None = None
     surroundings: Surroundings = field(default_factory=lambda: Surroundings((), {}))
 
@@ -186,6 +189,7 @@ def request_trace(request_id: UUID, *, coupon_id: int | None = None, user_id: in
         notification=None if event_id is None else Notification.objects.filter(event_id=event_id).first(),
         letters=_letters(request_id, result),
         redis=RedisCopies(),
+        replayed_as=_replayed_as(result),
         surroundings=surroundings,
     )
     trace = replace(trace, redis=_redis_copies(trace, coupon_id, user_id))
@@ -205,6 +209,12 @@ def user_coupon_request(coupon: UserCoupon) -> UUID | None:
 
 class _Result(msgspec.Struct, rename="camel"):
     request_id: UUID
+
+
+def _replayed_as(result: IssueRequest | None) -> UUID | None:
+    if result is None or result.reason != policy.ERROR:
+        return None
+    return IssueRequest.objects.filter(replay_of=result.request_id).values_list("request_id", flat=True).first()
 
 
 def _result_event_id(result: IssueRequest) -> UUID | None:

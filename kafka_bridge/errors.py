@@ -6,6 +6,7 @@ from django.db import DataError
 
 from common.http_calls import CallRefused
 from common.processes.outages import ServiceUnavailable
+from common.throttling import CallPostponed
 
 
 class BridgeError(Exception):
@@ -38,6 +39,10 @@ class PoisonLimitExceeded(BridgeError):
 
 class UnknownTarget(BridgeError):
     """There is no such consumer group, worker, topic or partition; the text names those that there are."""
+
+
+class ReplayPostponed(CallPostponed):
+    """A dead letter cannot be replayed now: repeat the replay after ``seconds``. It does not count as a failed one."""
 
 
 _POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from django.conf import settings
 from django.urls import reverse
 
@@ -129,6 +131,8 @@ def _decided(trace: RequestTrace) -> Step:
     facts = given(
         Fact("result", result.status, row_address(IssueRequest, result.request_id)),
         Fact("reason", result.reason or ""),
+        _request_fact("replay of", result.replay_of),
+        _request_fact("replayed as", trace.replayed_as),
         Fact("units left after it", "" if result.remaining is None else str(result.remaining)),
         Fact(
             "user coupon",
@@ -138,6 +142,10 @@ def _decided(trace: RequestTrace) -> Step:
     )
     text = _WHY.get(result.reason or "", "It got a coupon.")
     return Step("Decided", "done", exact(result.processed_at), text, facts)
+
+
+def _request_fact(name: str, request_id: UUID | None) -> Fact:
+    return Fact(name, "") if request_id is None else Fact(name, str(request_id), request_address(request_id))
 
 
 def _result_event(trace: RequestTrace) -> Step:
@@ -178,7 +186,9 @@ def _dead_letter(letter: DeadLetter) -> Step:
         Fact("group", letter.consumer_group),
         Fact("position", f"{prefixed(letter.topic)}[{letter.partition}]@{letter.offset}"),
         Fact("error", f"{letter.error_class}: {letter.error_message}"),
-        Fact("closed", isoformat_z(letter.closed_at) if letter.closed_at else ""),
+        Fact("replays", str(letter.replays or "")),
+        Fact("last replay", letter.last_error if letter.closed_at is None else ""),
+        Fact(letter.state, isoformat_z(letter.closed_at) if letter.closed_at else ""),
     )
     return Step("Dead letter", "failed", exact(letter.created_at), facts=facts)
 
