@@ -14,6 +14,7 @@ from .issuance.issue import issue_many
 from .issuance.notify_results import notify_results, read_notice, record_result
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
 from .models import IssueRequest
+from .running_sales import sales_disturbed
 
 ISSUE = ConsumerGroup(
     name="issue",
@@ -21,6 +22,7 @@ ISSUE = ConsumerGroup(
     decode=read_issue_task,
     handle=issue_many,
     on_dead_letters=fail_dead_lettered_requests,
+    preview_disturbs=sales_disturbed,
 )
 RESULTS = ConsumerGroup(
     name="results",

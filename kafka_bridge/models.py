@@ -459,8 +459,10 @@ class RedriveItem(models.Model):
     """A dead letter of a redrive, and what became of its replay."""
 
     id = models.BigAutoField(primary_key=True)
-    # Deleted in batches of their own, before the redrive.
-    redrive = models.ForeignKey(Redrive, on_delete=models.CASCADE, db_index=False, related_name="items")
+    # No foreign key in the database, which would be checked row by row. Items are pruned before their redrive.
+    redrive = models.ForeignKey(
+        Redrive, on_delete=models.CASCADE, db_constraint=False, db_index=False, related_name="items"
+    )
     # No foreign key: closed letters are pruned.
     letter_id = models.BigIntegerField()
     # A ``redriving.replay.ReplayResult``; empty: not replayed yet.

@@ -24,6 +24,7 @@ _ENTRIES = (
     ("Dashboard", "ops:dashboard", "kafka_bridge.view_alert"),
     ("Alerts", "ops:alerts", "kafka_bridge.view_alert"),
     ("Requests", "ops:requests", "coupons.view_issuerequest"),
+    ("Redrives", "ops:redrives", "kafka_bridge.view_redrive"),
     ("Processes", "ops:processes", "kafka_bridge.view_processheartbeat"),
     ("Who blocks whom", "ops:blocks", "coupons.view_coupon"),
 )

@@ -6,6 +6,7 @@ from .dashboard import dashboard, dashboard_panels
 from .documents import document
 from .orders import order_way
 from .processes import processes
+from .redrives import create, redrive, redrive_action, redrive_panels, redrives
 from .requests import request_of_coupon, request_way, requests_search
 
 app_name = "ops"
@@ -16,6 +17,11 @@ urlpatterns = [
     path("alerts/silence", silence, name="silence"),
     path("alerts/unsilence", unsilence, name="unsilence"),
     path("processes", processes, name="processes"),
+    path("redrives", redrives, name="redrives"),
+    path("redrives/create", create, name="redrive-create"),
+    path("redrives/<int:redrive_id>", redrive, name="redrive"),
+    path("redrives/<int:redrive_id>/panels", redrive_panels, name="redrive-panels"),
+    path("redrives/<int:redrive_id>/<str:action>", redrive_action, name="redrive-action"),
     path("blocks", blocks, name="blocks"),
     path("requests", requests_search, name="requests"),
     path("requests/", requests_search),

@@ -50,7 +50,7 @@ class Migration(migrations.Migration):
                 ('detail', models.TextField(db_default='')),
                 ('due_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), help_text='not to be tried before')),
                 ('done_at', models.DateTimeField(null=True)),
-                ('redrive', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='items', to='kafka_bridge.redrive')),
+                ('redrive', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='items', to='kafka_bridge.redrive')),
             ],
             options={
                 'indexes': [models.Index(condition=models.Q(('done_at', None)), fields=['redrive', 'id'], name='redrive_item_left'), models.Index(fields=['redrive', 'result', 'id'], name='redrive_item_by_result')],

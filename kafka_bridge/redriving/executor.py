@@ -150,7 +150,7 @@ class RedriveExecutor:
             # A fault of the preview must not keep the redrive from being started.
             logger.exception("redrive %d: the preview failed", redrive_id)
             preview = Preview(0, 0, {}, {}, [f"the preview failed: {first_line(error)}"], 0.0)
-        values = {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()}
+        values: dict[str, Any] = {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()}
         with connection.cursor() as cursor:
             cursor.execute(_PREVIEWED, values)
 
@@ -182,7 +182,8 @@ class RedriveExecutor:
         if now - progress.leased_at < _EXTEND_SECONDS:
             return True
         with connection.cursor() as cursor:
-            cursor.execute(_LEASE, {"id": redrive_id, "owner": self._owner})
+            values: dict[str, Any] = {"id": redrive_id, "owner": self._owner}
+            cursor.execute(_LEASE, values)
             is_ours = bool(cursor.rowcount)
         progress.leased_at = now if is_ours else float("-inf")
         return is_ours

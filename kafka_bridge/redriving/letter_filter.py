@@ -17,7 +17,7 @@ from ..models import DeadLetter, RedriveItem
 # Of more letters the operator makes several redrives.
 MOST_LETTERS = 100_000
 # Letters of one statement: the web process limits the time of a statement.
-_CHUNK = 10_000
+CHUNK = 10_000
 _MOST_CLASSES = 50
 
 _LETTERS = DeadLetter._meta.db_table
@@ -28,7 +28,7 @@ _INSERT = f"""
         INSERT INTO {_ITEMS} (redrive_id, letter_id)
         SELECT %(redrive)s, id FROM {_LETTERS}
         WHERE closed_at IS NULL AND id > %(last)s AND {{conditions}}
-        ORDER BY id LIMIT {_CHUNK}
+        ORDER BY id LIMIT %(chunk)s
         RETURNING letter_id
     )
     SELECT count(*), max(letter_id) FROM frozen
@@ -96,15 +96,20 @@ def freeze_selected(redrive_id: int, letter_ids: Sequence[int]) -> int:
 
 
 def _freeze(redrive_id: int, conditions: str, values: dict[str, Any]) -> int:
-    total = last = 0
+    total = 0
+    last: int | None = 0
     with connection.cursor() as cursor:
         while True:
-            cursor.execute(_INSERT.format(conditions=conditions), {**values, "redrive": redrive_id, "last": last})
-            count, last = cursor.fetchone() or (0, None)
+            cursor.execute(
+                _INSERT.format(conditions=conditions), {**values, "redrive": redrive_id, "last": last, "chunk": CHUNK}
+            )
+            row = cursor.fetchone()
+            assert row is not None
+            count, last = row
             total += count
             if total > MOST_LETTERS:
                 raise TooManyLetters(f"more than {MOST_LETTERS} open dead letters match: narrow the filter")
-            if count < _CHUNK:
+            if count < CHUNK:
                 return total
 
 

@@ -88,13 +88,19 @@ def redrive_start(redrive_id: int, *, actor: str, reason: str = "", typed_count:
         return _change(redrive, "start", actor, reason, **changes)
 
 
-def redrive_preview(redrive_id: int, *, actor: str, accepts_delay: bool) -> Redrive:
+def redrive_preview(redrive_id: int, *, actor: str, accepts_delay: bool, reason: str = "") -> Redrive:
     """Have the preview made again; with ``accepts_delay`` also of coupons on sale. Raises RedriveRefused."""
     with transaction.atomic():
         redrive = _locked(redrive_id)
         _require(redrive, "previewed", {_State.PREPARING, _State.PREVIEWED, _State.PAUSED})
         return _change(
-            redrive, "preview", actor, "", wants_preview=True, starts_after_preview=False, accepts_delay=accepts_delay
+            redrive,
+            "preview",
+            actor,
+            reason,
+            wants_preview=True,
+            starts_after_preview=False,
+            accepts_delay=accepts_delay,
         )
 
 

@@ -12,8 +12,16 @@ from pytest_django import Settings
 from tests.admin.pages import html_of
 from tests.ops.conftest import signed_in
 
-PAGES = ["/ops/", "/ops/panels", "/ops/alerts", "/ops/processes", "/ops/blocks", "/ops/docs/operations.md"]
-POSTS = ["/ops/alerts/silence", "/ops/alerts/unsilence"]
+PAGES = [
+    "/ops/",
+    "/ops/panels",
+    "/ops/alerts",
+    "/ops/processes",
+    "/ops/redrives",
+    "/ops/blocks",
+    "/ops/docs/operations.md",
+]
+POSTS = ["/ops/alerts/silence", "/ops/alerts/unsilence", "/ops/redrives/create", "/ops/redrives/1/start"]
 
 every_page = pytest.mark.parametrize("path", PAGES)
 
