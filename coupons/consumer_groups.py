@@ -11,7 +11,8 @@ from kafka_bridge.registry import ConsumerGroup, on_broker_rejection, register_g
 from . import metrics
 from .issuance.fail_dead_lettered import fail_dead_lettered_requests
 from .issuance.issue import issue_many
-from .issuance.notify_results import notify_results, read_notice, record_result
+from .issuance.notify_results import describe_notice, notify_results, read_notice, record_result
+from .issuance.replay_request import replay_request
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
 from .models import IssueRequest
 from .running_sales import sales_disturbed
@@ -23,6 +24,7 @@ ISSUE = ConsumerGroup(
     handle=issue_many,
     on_dead_letters=fail_dead_lettered_requests,
     preview_disturbs=sales_disturbed,
+    replay=replay_request,
 )
 RESULTS = ConsumerGroup(
     name="results",
@@ -30,6 +32,7 @@ RESULTS = ConsumerGroup(
     decode=read_notice,
     call=notify_results,
     handle=record_result,
+    describe_call=describe_notice,
     inbox=True,
     # After a crash, up to this many notices are sent again.
     largest_batch=100,
@@ -41,7 +44,7 @@ def register() -> None:
     register_counters(metrics.sampled_counters)
     register_group(ISSUE)
     register_group(RESULTS)
-    on_broker_rejection(ISSUE_REQUESTED, fail_dead_lettered_requests)
+    on_broker_rejection(ISSUE_REQUESTED, fail_dead_lettered_requests, replay=replay_request)
     register_retention_guard(ISSUE_REQUESTED, undecided_requests)
 
 

@@ -29,7 +29,10 @@ _RESULT_TYPES = {SUCCESS: ISSUE_SUCCEEDED, FAILED: ISSUE_FAILED}
 
 
 class IssueTask(msgspec.Struct, frozen=True, gc=False):
-    """A request read from its topic, with its position (topic, partition, offset) and its time of publishing."""
+    """A request read from its topic, with its position (topic, partition, offset) and its time of publishing.
+
+    ``replay_of``: the request that failed, of whose dead letter this is the replay; else None.
+    """
 
     request_id: UUID
     request: IssueRequested
@@ -38,6 +41,7 @@ class IssueTask(msgspec.Struct, frozen=True, gc=False):
     offset: int
     published_at: datetime | None
     traceparent: str
+    replay_of: UUID | None = None
 
 
 class ResultTask(NamedTuple):

@@ -159,6 +159,13 @@ class IssueRequest(models.Model):
     offset = models.BigIntegerField()
     remaining = models.BigIntegerField(null=True, help_text="stock left after the decision")
     published_at = models.DateTimeField(null=True, help_text="the timestamp of its message in Kafka")
+    replay_of = models.UUIDField(null=True, help_text="the failed request whose dead letter was replayed")
+
+    class Meta:
+        constraints = [
+            # A failed request is replayed once, whatever dead letters it has.
+            models.UniqueConstraint(fields=["replay_of"], condition=~Q(replay_of=None), name="one_replay_per_request"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.request_id} {self.status}"

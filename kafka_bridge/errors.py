@@ -6,6 +6,7 @@ from django.db import DataError
 
 from common.http_calls import CallRefused
 from common.processes.outages import ServiceUnavailable
+from common.throttling import CallPostponed
 
 
 class BridgeError(Exception):
@@ -34,6 +35,10 @@ class BadClientOptions(BridgeError):
 
 class PoisonLimitExceeded(BridgeError):
     """Too many messages in a row fail: the cause is probably not in the messages."""
+
+
+class ReplayPostponed(CallPostponed):
+    """A dead letter cannot be replayed now: repeat the replay after ``seconds``. It does not count as a failed one."""
 
 
 _POISON = (PoisonMessage, CallRefused, DataError, ValueError, UnicodeError, RecursionError)

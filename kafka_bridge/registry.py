@@ -89,6 +89,21 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayedMessage:
+    """A message of a dead letter that is replayed: the letter's id, and the number of this replay, from 1."""
+
+    message: ReceivedMessage
+    letter_id: int
+    attempt: int
+
+
+# Handles a dead letter's message again, in the transaction that closes the letter. Returns "<kind>: <particulars>" for
+# the operator, or None if nothing is left to do. Raises ReplayPostponed if it can succeed only later, and the error of
+# a message that still fails. What it does outside PostgreSQL happens after the commit.
+Replay = Callable[[ReplayedMessage], str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class ConsumerGroup:
     """A consumer group: one effect of events, with its own offsets.
 
@@ -110,6 +125,10 @@ class ConsumerGroup:
     ``read_topics`` replaces the topics of ``event_types``: it returns names without the prefix, and every message on
     these topics is decoded, whatever its type.
 
+    A replay of a dead letter calls ``decode`` and ``handle`` like the consumer, unless ``replay`` is set: for a group
+    whose ``on_dead_letters`` ended something that must be opened again, see ``Replay``. ``describe_call`` says in one
+    line what ``call`` would send for a decoded message, for the preview of a replay.
+
     ``log_only`` (seed 004): failures are logged and count as handled, without retries of the partition or dead letters;
     only while the database is down the partition retries, since without it nothing can be recorded.
 
@@ -128,6 +147,8 @@ class ConsumerGroup:
     read_topics: Callable[[], Collection[str]] | None = None
     log_only: bool = False
     preview_disturbs: Callable[[Sequence[Any]], Sequence[str]] = field(default=lambda values: [""] * len(values))
+    replay: Replay | None = None
+    describe_call: Callable[[Any], str] = field(default=lambda value: "the call of the event")
 
     def __post_init__(self) -> None:
         if self.call is not None and not self.inbox:
@@ -154,6 +175,7 @@ class ConsumerGroup:
 
 _groups: dict[str, ConsumerGroup] = {}
 _rejection_callbacks: dict[str, Callable[[Sequence[Rejected]], None]] = {}
+_rejected_replays: dict[str, Replay] = {}
 _retention_guards: dict[str, Callable[[Collection[UUID]], set[UUID]]] = {}
 
 
@@ -170,12 +192,22 @@ def groups() -> dict[str, ConsumerGroup]:
     return dict(_groups)
 
 
-def on_broker_rejection(event_type: str, end: Callable[[Sequence[Rejected]], None]) -> None:
+def on_broker_rejection(
+    event_type: str, end: Callable[[Sequence[Rejected]], None], *, replay: Replay | None = None
+) -> None:
     """Register ``end`` for events of ``event_type`` that the broker refuses for good.
 
-    The relay calls it in the transaction that writes the dead letter, like a group's ``on_dead_letters``.
+    The relay calls it in the transaction that writes the dead letter, like a group's ``on_dead_letters``. A replay of
+    such a letter calls ``replay``; without it the event is published again.
     """
     _rejection_callbacks[event_type] = end
+    if replay is not None:
+        _rejected_replays[event_type] = replay
+
+
+def replay_of_rejected(event_type: str) -> Replay | None:
+    """Return what ``on_broker_rejection`` registered for replays of ``event_type``, None if nothing."""
+    return _rejected_replays.get(event_type)
 
 
 def broker_rejected(event_type: str, rejected: Sequence[Rejected]) -> None:

@@ -47,6 +47,14 @@ def send(notices: Sequence[Notice], stop: StopFlag) -> Sequence[Exception | None
     return [None if item.user_id is None else next(errors) for item in notices]
 
 
+def describe(notice: Notice) -> str:
+    """Say in one line what ``send`` sends."""
+    if notice.user_id is None:
+        return "nothing, the user is unknown"
+    way = "by AlimTalk" if settings.ALIMTALK_URL else "as a stored row"
+    return f"{notice.template_code} to user {notice.user_id} {way}, key {notice.event_id}"
+
+
 def keep(notices: Sequence[Notice]) -> None:
     """Without ALIMTALK_URL, store the notices in the caller's transaction; with it they are already sent."""
     if settings.ALIMTALK_URL:

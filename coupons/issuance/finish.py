@@ -37,7 +37,7 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A row of IssueRequest, and ``traceparent``, which only the event carries.
 
     Times are ISO 8601 in UTC. ``published_at`` is the time of publishing, None if it is not known or the request was
-    not published.
+    not published. ``replay_of`` is the failed request that this one replays, None if it is the first.
     """
 
     request_id: UUID
@@ -55,6 +55,7 @@ class RequestResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     remaining: int | None
     published_at: str | None
     traceparent: str
+    replay_of: UUID | None = None
 
 
 def find_decided(request_ids: Sequence[UUID]) -> set[UUID]:
@@ -66,26 +67,27 @@ def find_decided(request_ids: Sequence[UUID]) -> set[UUID]:
 
 def finish_requests(rows: Sequence[RequestResult], now: datetime) -> None:
     """Write terminal rows, processed at ``now``, and their events; after the commit, update what depends on them."""
-    copying.copy_rows(
-        "coupons_issuerequest",
-        {
-            "request_id": copying.uuids([row.request_id for row in rows]),
-            "coupon_id": copying.numbers([row.coupon_id for row in rows]),
-            "coupon_type": copying.texts([row.coupon_type for row in rows]),
-            "user_id": copying.numbers([row.user_id for row in rows]),
-            "status": copying.texts([row.status for row in rows]),
-            "reason": copying.texts([row.reason for row in rows]),
-            "user_coupon_id": copying.numbers([row.user_coupon_id for row in rows]),
-            "source": copying.texts([row.source for row in rows]),
-            "requested_at": copying.texts([row.requested_at for row in rows]),
-            "processed_at": [isoformat_z(now)] * len(rows),
-            "topic": copying.texts([row.topic for row in rows]),
-            "partition": copying.numbers([row.partition for row in rows]),
-            '"offset"': copying.numbers([row.offset for row in rows]),
-            "remaining": copying.numbers([row.remaining for row in rows]),
-            "published_at": copying.texts([row.published_at for row in rows]),
-        },
-    )
+    columns = {
+        "request_id": copying.uuids([row.request_id for row in rows]),
+        "coupon_id": copying.numbers([row.coupon_id for row in rows]),
+        "coupon_type": copying.texts([row.coupon_type for row in rows]),
+        "user_id": copying.numbers([row.user_id for row in rows]),
+        "status": copying.texts([row.status for row in rows]),
+        "reason": copying.texts([row.reason for row in rows]),
+        "user_coupon_id": copying.numbers([row.user_coupon_id for row in rows]),
+        "source": copying.texts([row.source for row in rows]),
+        "requested_at": copying.texts([row.requested_at for row in rows]),
+        "processed_at": [isoformat_z(now)] * len(rows),
+        "topic": copying.texts([row.topic for row in rows]),
+        "partition": copying.numbers([row.partition for row in rows]),
+        '"offset"': copying.numbers([row.offset for row in rows]),
+        "remaining": copying.numbers([row.remaining for row in rows]),
+        "published_at": copying.texts([row.published_at for row in rows]),
+    }
+    # Replays come one at a time: other batches do without the column.
+    if any(row.replay_of for row in rows):
+        columns["replay_of"] = copying.texts([None if row.replay_of is None else str(row.replay_of) for row in rows])
+    copying.copy_rows("coupons_issuerequest", columns)
     results = [
         IssueEnded(
             request_id=row.request_id,
@@ -114,7 +116,8 @@ def _log_decided(rows: Sequence[RequestResult], now: datetime) -> None:
     for (status, reason), count in Counter((row.status, row.reason) for row in rows).items():
         metrics.DECIDED.labels(status, reason or "").inc(count)
     for row in rows:
-        if row.requested_at is not None:
+        # A replay says nothing about how long requests take.
+        if row.requested_at is not None and row.replay_of is None:
             time_to_result = now - datetime.fromisoformat(row.requested_at)
             metrics.TIME_TO_RESULT.observe(max(0.0, time_to_result.total_seconds()))
     request_log.log_requests(

@@ -130,9 +130,10 @@ def _claims(
     if outside_window:
         # A request that the accept API accepted was inside the window, even if the window has changed since. Only
         # messages of other producers are refused.
-        accepted = stored_payloads(ISSUE_REQUESTED, [claims[index].request_id for index in outside_window])
-        for index in outside_window:
-            claims[index] = replace(claims[index], in_window=claims[index].request_id in accepted)
+        first_ids = {index: tasks[index].replay_of or tasks[index].request_id for index in outside_window}
+        accepted = stored_payloads(ISSUE_REQUESTED, list(first_ids.values()))
+        for index, request_id in first_ids.items():
+            claims[index] = replace(claims[index], in_window=request_id in accepted)
     return claims
 
 
@@ -218,4 +219,5 @@ def _result(
         remaining=decision.remaining,
         published_at=isoformat_z(task.published_at) if task.published_at else None,
         traceparent=task.traceparent,
+        replay_of=task.replay_of,
     )

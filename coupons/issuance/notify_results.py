@@ -56,3 +56,8 @@ def notify_results(notices: Sequence[ResultNotice], stop: StopFlag) -> Sequence[
 def record_result(notices: Sequence[ResultNotice]) -> None:
     """Store the notices, see ``alimtalk.keep``."""
     alimtalk.keep([item.notice for item in notices])
+
+
+def describe_notice(notice: ResultNotice) -> str:
+    """Say in one line what ``notify_results`` sends."""
+    return alimtalk.describe(notice.notice)

@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('kafka_bridge', '0007_operator_actions'),
+        ('kafka_bridge', '0009_dead_letter_replays'),
     ]
 
     operations = [

@@ -1,5 +1,5 @@
-"""Redrives: sets of dead letters that are replayed, with a preview of the outcome.
+"""What operators do with dead letters: replay them, one or many, or discard them.
 
-``replay`` replays one letter. ``redrives`` is what operators do, ``preview`` says what would happen, and ``executor``
-does it, in the housekeeper or in a command.
+``replay`` handles the message of one letter again, ``discarding`` closes letters. ``redrives`` are sets of letters that
+are replayed: ``preview`` says what would happen, and ``executor`` does it, in the housekeeper or in a command.
 """

@@ -25,7 +25,7 @@ from common.throttling import CallPostponed
 
 from ..models import Redrive, RedriveItem
 from .preview import Preview, PreviewBusy, preview_letters, redrive_letters
-from .replay import Replayed, ReplayResult, replay_letter
+from .replay import Replayed, ReplayInterrupted, ReplayResult, replay_letter
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +80,16 @@ _END = f"""
     WHERE id = %s AND state = 'running'
       AND NOT EXISTS (SELECT FROM {_ITEM_TABLE} WHERE redrive_id = redrive.id AND done_at IS NULL)
 """
+_IS_SAME = """
+    starts_after_preview AND preview -> 'counts' = %(preview)s::jsonb -> 'counts'
+    AND preview -> 'kinds' = %(preview)s::jsonb -> 'kinds'
+"""
 # A start that waits for the preview happens if the preview says what the last one said.
 _PREVIEWED = f"""
     UPDATE {_REDRIVES} SET
-        state = CASE WHEN starts_after_preview AND preview -> 'counts' = %(preview)s::jsonb -> 'counts' THEN 'running'
+        state = CASE WHEN {_IS_SAME} THEN 'running'
                      WHEN state = 'preparing' THEN 'previewed' ELSE state END,
-        started_at = CASE WHEN starts_after_preview AND preview -> 'counts' = %(preview)s::jsonb -> 'counts'
+        started_at = CASE WHEN {_IS_SAME}
                           THEN statement_timestamp() ELSE started_at END,
         preview = %(preview)s, previewed_at = statement_timestamp(), wants_preview = false, starts_after_preview = false
     WHERE id = %(id)s AND wants_preview
@@ -149,7 +153,7 @@ class RedriveExecutor:
                 raise
             # A fault of the preview must not keep the redrive from being started.
             logger.exception("redrive %d: the preview failed", redrive_id)
-            preview = Preview(0, 0, {}, {}, [f"the preview failed: {first_line(error)}"], 0.0)
+            preview = Preview(0, 0, {}, {}, {}, [f"the preview failed: {first_line(error)}"], 0.0)
         values: dict[str, Any] = {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()}
         with connection.cursor() as cursor:
             cursor.execute(_PREVIEWED, values)
@@ -207,6 +211,8 @@ class RedriveExecutor:
 
         try:
             replayed = replay_letter(letter_id, stop, finish)
+        except ReplayInterrupted:
+            return False
         except CallPostponed as error:
             # The provider's wish for this letter: the others go on.
             self._delay(item_id, error.seconds, first_line(error))
@@ -219,7 +225,7 @@ class RedriveExecutor:
                 return False
             logger.exception("redrive %d: replaying letter %d failed", redrive.id, letter_id)
             replayed = Replayed(letter_id, ReplayResult.FAILED, f"{type(error).__name__}: {first_line(error)}")
-        # No change for a letter that was closed: its result is written.
+        # No change if it was recorded with the replay.
         finish(replayed)
         progress.failures = 0
         return True

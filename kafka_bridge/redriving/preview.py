@@ -15,10 +15,13 @@ from django.db import connection, transaction
 
 from common.processes.lifecycle import first_line
 from common.processes.outages import is_over_limit, is_transient
+from common.throttling import CallPostponed
 
+from ..consuming.dead_letters import RELAY
 from ..models import DeadLetter, RedriveItem
-from ..registry import groups
-from .replay import Replayed, ReplayResult, received_message, replay_in_transaction
+from ..registry import ConsumerGroup, groups
+from .replay import ReplayResult, replay_in_transaction
+from .stored_messages import letter_message
 
 # Of a larger set so many letters are previewed, evenly spread.
 MOST_PREVIEWED = 500
@@ -47,13 +50,15 @@ class PreviewBusy(Exception):
 class Preview(msgspec.Struct, frozen=True):
     """What a redrive would do now.
 
-    ``counts`` has the letters by result, those of ``looked_at`` only; ``examples`` some letters of each result, as
-    ``[id, detail]``; ``notes`` what the operator must know.
+    ``counts`` has the letters by result, those of ``looked_at`` only, and ``kinds`` those that would be applied, by the
+    kind of their effect; ``examples`` some letters of each result, as ``[id, detail]``; ``notes`` what the operator
+    must know.
     """
 
     total: int
     looked_at: int
     counts: dict[str, int]
+    kinds: dict[str, int]
     examples: dict[str, list[tuple[int, str]]]
     notes: list[str]
     seconds: float
@@ -73,12 +78,15 @@ def preview_letters(letter_ids: Iterable[int], *, total: int, accepts_delay: boo
     Letters past two seconds, behind a lock, or of a coupon on sale (unless ``accepts_delay``) are "not previewed".
     Raises PreviewBusy, and what the database raises when it is away. Must not run in a transaction.
     """
-    letters = list(DeadLetter.objects.filter(pk__in=list(letter_ids)).order_by("pk"))
+    wanted = list(letter_ids)
+    letters = list(DeadLetter.objects.filter(pk__in=wanted).order_by("pk"))
+    deleted = set(wanted) - {letter.pk for letter in letters}
     disturbing = {} if accepts_delay else _disturbing(letters)
     started_at = time.monotonic()
+    outcomes = [(letter_id, str(ReplayResult.DONE_ALREADY), "deleted after its retention") for letter_id in deleted]
     with transaction.atomic(durable=True):
         _prepare()
-        outcomes = [
+        outcomes += [
             _outcome(letter, disturbing, PREVIEW_SECONDS - (time.monotonic() - started_at)) for letter in letters
         ]
         transaction.set_rollback(True)
@@ -108,39 +116,35 @@ def _outcome(letter: DeadLetter, disturbing: Mapping[int, str], seconds_left: fl
     if seconds_left <= 0:
         return letter.pk, NOT_PREVIEWED, f"the {PREVIEW_SECONDS:g} s of a preview were over"
     try:
+        # Past a limit, the savepoint is rolled back and the next letter can follow.
         with transaction.atomic():
             _limit(seconds_left)
             replayed = replay_in_transaction(letter)
-            if replayed.result == ReplayResult.FAILED:
-                raise _ReplayFailed(replayed)
-            return letter.pk, str(replayed.result), replayed.detail
-    except _ReplayFailed as failure:
-        return letter.pk, str(ReplayResult.FAILED), failure.replayed.detail
+        return letter.pk, str(replayed.result), replayed.detail
+    except CallPostponed as error:
+        return letter.pk, NOT_PREVIEWED, first_line(error)
     except Exception as error:
-        if is_over_limit(error):
-            return letter.pk, NOT_PREVIEWED, f"it waited for a lock, or took too long: {first_line(error)}"
-        if is_transient(error):
+        if not is_over_limit(error):
             raise
-        return letter.pk, str(ReplayResult.FAILED), f"{type(error).__name__}: {first_line(error)}"
+        return letter.pk, NOT_PREVIEWED, f"it waited for a lock, or took too long: {first_line(error)}"
 
 
-class _ReplayFailed(Exception):
-    """Rolls the savepoint of a letter back."""
-
-    def __init__(self, replayed: Replayed) -> None:
-        super().__init__(replayed.detail)
-        self.replayed = replayed
+def _group_of(letter: DeadLetter) -> ConsumerGroup | None:
+    """Return the group whose locks the replay takes: of a letter of the relay, one that handles its type."""
+    if letter.consumer_group != RELAY:
+        return groups().get(letter.consumer_group)
+    return next((group for group in groups().values() if letter.event_type in group.event_types), None)
 
 
 def _disturbing(letters: Iterable[DeadLetter]) -> dict[int, str]:
     """Return why the preview of letters would disturb running work, by letter id."""
     values: defaultdict[str, dict[int, Any]] = defaultdict(dict)
     for letter in letters:
-        group = groups().get(letter.consumer_group)
+        group = _group_of(letter)
         if group is None:
             continue
         try:
-            values[group.name][letter.pk] = group.decode(received_message(letter))
+            values[group.name][letter.pk] = group.decode(letter_message(letter))
         except Exception as error:
             # The replay fails as well, before it locks anything.
             if is_transient(error):
@@ -154,6 +158,7 @@ def _disturbing(letters: Iterable[DeadLetter]) -> dict[int, str]:
 
 def _summary(outcomes: list[tuple[int, str, str]], total: int, seconds: float, reasons: set[str]) -> Preview:
     counts = Counter(result for _, result, _ in outcomes)
+    kinds = Counter(detail.partition(":")[0] for _, result, detail in outcomes if result == ReplayResult.APPLIED)
     examples: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for letter_id, result, detail in outcomes:
         if len(examples[result]) < _MOST_EXAMPLES:
@@ -161,4 +166,4 @@ def _summary(outcomes: list[tuple[int, str, str]], total: int, seconds: float, r
     notes = sorted(reasons)
     if total > len(outcomes):
         notes.append(f"{len(outcomes)} of {total} letters were looked at, evenly spread")
-    return Preview(total, len(outcomes), dict(counts), dict(examples), notes, round(seconds, 3))
+    return Preview(total, len(outcomes), dict(counts), dict(kinds), dict(examples), notes, round(seconds, 3))

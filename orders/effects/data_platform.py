@@ -74,6 +74,7 @@ def group() -> ConsumerGroup:
         decode=read_order,
         call=send_orders,
         handle=store_orders,
+        describe_call=describe_call,
         inbox=True,
         largest_batch=_LARGEST_BATCH,
         log_only=settings.ORDER_EFFECT_POLICIES["data-platform"] == "log_only",
@@ -92,6 +93,13 @@ def send_orders(orders: Sequence[DecodedOrder], stop: StopFlag) -> Sequence[Exce
         return [None] * len(orders)
     platform = endpoint("the data platform", settings.DATA_PLATFORM_URL, fix_hint="check DATA_PLATFORM_URL")
     return platform.post_all([item.call for item in orders], stop)
+
+
+def describe_call(order: DecodedOrder) -> str:
+    """Say in one line what ``send_orders`` sends."""
+    if not settings.DATA_PLATFORM_URL:
+        return f"order {order.row.order_id} as a stored row"
+    return f"order {order.row.order_id} to the data platform, key {order.call.idempotency_key}"
 
 
 def store_orders(orders: Sequence[DecodedOrder]) -> None:

@@ -25,6 +25,7 @@ def group() -> ConsumerGroup:
         decode=read_notice,
         call=alimtalk.send,
         handle=alimtalk.keep,
+        describe_call=alimtalk.describe,
         inbox=True,
         largest_batch=_LARGEST_BATCH,
         log_only=settings.ORDER_EFFECT_POLICIES["notification"] == "log_only",

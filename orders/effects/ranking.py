@@ -35,6 +35,7 @@ def group() -> ConsumerGroup:
         event_types=EVENT_TYPES,
         decode=read_sale,
         call=count_sales,
+        describe_call=describe_sale,
         inbox=True,
         largest_batch=_LARGEST_BATCH,
         log_only=settings.ORDER_EFFECT_POLICIES["ranking"] == "log_only",
@@ -55,6 +56,11 @@ def count_sales(sales: Sequence[Sale], stop: StopFlag) -> list[Exception | None]
             # Wait here: a group with the policy log_only would otherwise skip the events that a rebuild delays.
             if time.monotonic() >= deadline or stop.wait(_POLL_SECONDS):
                 raise
+
+
+def describe_sale(sale: Sale) -> str:
+    """Say in one line what ``count_sales`` counts."""
+    return f"{sum(sale.quantities.values())} units on {sale.day} in the ranking"
 
 
 def _count_or_rebuild(sales: Sequence[Sale], stop: StopFlag) -> None:
