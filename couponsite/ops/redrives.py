@@ -256,12 +256,9 @@ def _examples(found: Redrive, result: str) -> list[tuple[int, str]]:
 
 
 def _preview_lines(preview: dict[str, Any]) -> list[_Line]:
-    words = {**_WORDS, "applied": "would be applied", "done_already": "are done already"}
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(preview["kinds"].items()))
+    words = {**_WORDS, "applied": f"would be applied: {kinds}", "done_already": "are done already"}
     return [
-        _Line(
-            words.get(result, result),
-            number,
-            [(letter_id, detail) for letter_id, detail in preview["examples"][result]],
-        )
+        _Line(words.get(result, result), number, [(item[0], item[1]) for item in preview["examples"][result]])
         for result, number in sorted(preview["counts"].items())
     ]

@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.db import transaction
+
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.consuming.dead_letters import write_dead_letters
 from kafka_bridge.models import DeadLetter, Redrive
 from kafka_bridge.redriving.executor import RedriveExecutor
 from kafka_bridge.redriving.letter_filter import LetterFilter
 from kafka_bridge.redriving.redrives import ENDED, redrive_create, redrive_start
-from kafka_bridge.registry import ReceivedMessage, Rejected
+from kafka_bridge.registry import ReceivedMessage, Rejected, groups
 
 
 class Refused(Exception):
     """The error of the letters."""
 
 
-def dead_letters(group: str, messages: Sequence[ReceivedMessage], error: Exception | None = None) -> list[int]:
-    """Write dead letters of a group as its consumer does, without copies on Kafka; returns their ids."""
+def dead_letters(
+    group: str, messages: Sequence[ReceivedMessage], error: Exception | None = None, *, ended: bool = False
+) -> list[int]:
+    """Write dead letters of a group, without copies on Kafka; returns their ids.
+
+    With ``ended`` as its consumer does: what they asked for has failed.
+    """
     last = DeadLetter.objects.order_by("-id").values_list("id", flat=True).first() or 0
     rejected = [Rejected(message, error or Refused("the provider refused it")) for message in messages]
     write_dead_letters(group, group, rejected, publish=False)
+    if ended and group in groups():
+        with transaction.atomic():
+            groups()[group].on_dead_letters(rejected)
     return list(DeadLetter.objects.filter(id__gt=last).order_by("id").values_list("id", flat=True))
 
 

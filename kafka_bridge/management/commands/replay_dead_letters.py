@@ -119,6 +119,8 @@ class Command(WorkerCommand):
         preview = msgspec.convert(redrive.preview, Preview)
         counts = ", ".join(f"{number} {result.replace('_', ' ')}" for result, number in preview.counts.items())
         self.stdout.write(f"preview of {preview.looked_at} letters: {counts or 'nothing'}")
+        for kind, number in preview.kinds.items():
+            self.stdout.write(f"  would be {kind}: {number}")
         for result, examples in preview.examples.items():
             for letter_id, detail in examples:
                 self.stdout.write(f"  {result.replace('_', ' ')}: letter {letter_id}{detail and f': {detail}'}")
