@@ -206,11 +206,15 @@ class RedriveExecutor:
     def _replay(self, redrive: _Running, item_id: int, letter_id: int, progress: _Progress, stop: StopFlag) -> bool:
         """Replay one letter; returns whether the next one may follow at once."""
 
-        def finish(replayed: Replayed) -> None:
+        is_recorded = False
+
+        def record(replayed: Replayed) -> None:
+            nonlocal is_recorded
             _finish(item_id, replayed)
+            is_recorded = True
 
         try:
-            replayed = replay_letter(letter_id, stop, finish)
+            replayed = replay_letter(letter_id, stop, record)
         except ReplayInterrupted:
             return False
         except CallPostponed as error:
@@ -225,8 +229,9 @@ class RedriveExecutor:
                 return False
             logger.exception("redrive %d: replaying letter %d failed", redrive.id, letter_id)
             replayed = Replayed(letter_id, ReplayResult.FAILED, f"{type(error).__name__}: {first_line(error)}")
-        # No change if it was recorded with the replay.
-        finish(replayed)
+            is_recorded = False
+        if not is_recorded:
+            _finish(item_id, replayed)
         progress.failures = 0
         return True
 

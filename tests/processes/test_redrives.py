@@ -15,8 +15,9 @@ from coupons.models import Coupon, IssueRequest, UserCoupon
 from devstack import wait_until
 from kafka_bridge.models import DeadLetter, Redrive, RedriveItem
 from kafka_bridge.redriving import preview
+from kafka_bridge.redriving.redrives import redrive_start
 from tests.effects.cast import many_completed
-from tests.redriving.letters import counts_of_preview, create, dead_letters, start
+from tests.redriving.letters import counts_of_preview, create, dead_letters, step
 from tests.support.factories import CouponFactory
 from tests.support.messages import requests
 from tests.support.provider import Provider
@@ -60,8 +61,11 @@ def _at_most(left: int) -> bool:
 
 def execute_and_kill_twice(service: Service) -> list[Redrive]:
     """Two operators redrive all letters at once, while the executing process is killed twice."""
-    redrives = [start(create()), start(create())]
+    redrives = [create(), create()]
+    step()
     assert [counts_of_preview(redrive) for redrive in redrives] == [{"applied": LETTERS}] * 2
+    for redrive in redrives:
+        redrive_start(redrive.pk, actor="olga", typed_count=LETTERS)
     housekeeper = service.start("housekeeper")
     for left in (400, 200):
         wait_until(partial(_at_most, left), MOMENT_SECONDS, f"more than {left} are open", 0.01)
