@@ -261,8 +261,12 @@ class IssueRequestAdmin(ReadOnlyAdmin):
     shown = (
         "request_id", "coupon_type", "coupon", "user", code("status"), code("reason"), "user_coupon", "source",
         exact_utc("requested_at"), exact_utc("published_at"), exact_utc("processed_at"), "remaining",
-        "topic", "partition", "offset", "message",
+        "topic", "partition", "offset", "replay_of_request", "message",
     )  # fmt: skip
+
+    @admin.display(description="replay of")
+    def replay_of_request(self, row: IssueRequest) -> SafeString | None:
+        return None if row.replay_of is None else row_link(IssueRequest, row.replay_of)
 
     @admin.display(description="user id")
     def user(self, row: IssueRequest) -> SafeString | None:

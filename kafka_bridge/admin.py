@@ -1,114 +1,25 @@
-"""Admin pages of the outbox, dead letters and alerts."""
+"""Admin pages of the outbox and alerts; those of dead letters are in ``dead_letter_admin``."""
 
 from __future__ import annotations
 
-import codecs
-import unicodedata
 from typing import Any
 
-from django.conf import settings
 from django.contrib import admin
-from django.db.models import BinaryField, F, Func, QuerySet, Value
+from django.db.models import QuerySet
 from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
-from common.admin_base import ReadOnlyAdmin, code, exact_utc, number_in, utc, uuid_in
-from common.postgres.clock import isoformat_z
+from common.admin_base import ReadOnlyAdmin, code, exact_utc, utc, uuid_in
 
-from .cloudevents import cloud_event_headers, decode_headers
-from .consuming.dead_letters import FOREIGN, RELAY
+from .dead_letter_admin import DeadLetterAdmin
+from .message_admin import MessageAdmin, headers_text, key_text, payload_start, payload_text
 from .models import Alert, DeadLetter, OutboxMessage
 from .outbox.published import is_published_sql, unpublished_sql
 
-_SHOWN_IN_LISTS = 80
 # How many unpublished rows of each kind the filter lists, the newest.
 _MOST_WAITING = 50
 
-
-def readable(raw: bytes | memoryview | None, *, cut: bool = False) -> str:
-    """Return ``raw`` as text, as hex if it is not printable UTF-8, ``null`` for None.
-
-    With ``cut`` the last character may be incomplete.
-    """
-    if raw is None:
-        return "null"
-    data = bytes(raw)
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(data, final=not cut)
-    except UnicodeDecodeError:
-        return f"hex {data.hex()}"
-    if any(unicodedata.category(letter) == "Cc" and letter not in "\t\r\n" for letter in text):
-        return f"hex {data.hex()}"
-    return text
-
-
-def _block(text: str) -> SafeString:
-    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
-
-
-@admin.display(description="key")
-def key_text(row: OutboxMessage | DeadLetter) -> str:
-    return readable(row.key)
-
-
-@admin.display(description="payload")
-def payload_text(row: OutboxMessage | DeadLetter) -> SafeString:
-    return _block(readable(row.payload))
-
-
-@admin.display(description="payload")
-def payload_start(row: Any) -> SafeString:
-    if row.payload_start is None or len(row.payload_start) <= _SHOWN_IN_LISTS:
-        text = readable(row.payload_start)
-    else:
-        text = f"{readable(row.payload_start[:_SHOWN_IN_LISTS], cut=True)}…"
-    return format_html('<span style="overflow-wrap: anywhere">{}</span>', text)
-
-
-@admin.display(description="error message")
-def error_text(row: DeadLetter) -> SafeString:
-    return _block(row.error_message)
-
-
-@admin.display(description="headers")
-def headers_text(row: OutboxMessage | DeadLetter) -> SafeString:
-    if row.headers is not None:
-        pairs = [(name, readable(value)) for name, value in decode_headers(bytes(row.headers))]
-    else:
-        # An event's headers are not stored: the relay builds them from the row, as here.
-        assert isinstance(row, OutboxMessage)
-        pairs = [
-            (name, value.decode() if isinstance(value, bytes) else str(value))
-            for name, value in cloud_event_headers(
-                event_id=str(row.event_id),
-                event_type=row.event_type,
-                time=isoformat_z(row.created_at),
-                traceparent=row.traceparent,
-            )
-        ]
-    return _block("\n".join(f"{name}: {value}" for name, value in pairs))
-
-
-class MessageAdmin(ReadOnlyAdmin):
-    """Shows untrusted bytes as text, never as markup; lists read only the beginning of a payload."""
-
-    search_help_text = "event id or request id (UUID), or id"
-    not_in_the_list = ("payload", "headers")
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        # One byte more than shown, to know whether the payload is longer.
-        arguments = F("payload"), Value(1), Value(_SHOWN_IN_LISTS + 1)
-        beginning = Func(*arguments, function="substring", output_field=BinaryField())
-        rows: QuerySet[Any] = super().get_queryset(request).annotate(payload_start=beginning)
-        return rows
-
-    def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
-        if (row_id := number_in(text)) is not None:
-            return rows.filter(pk=row_id)
-        event_id = uuid_in(text)
-        return None if event_id is None else rows.filter(event_id=event_id)
+admin.site.register(DeadLetter, DeadLetterAdmin)
 
 
 class WaitingFilter(admin.SimpleListFilter):
@@ -125,19 +36,6 @@ class WaitingFilter(admin.SimpleListFilter):
             return queryset
         unpublished = unpublished_sql(str(_MOST_WAITING), newest=True)
         return queryset.filter(id__in=RawSQL(f"SELECT id FROM ({unpublished}) AS unpublished", []))
-
-
-class GroupFilter(admin.SimpleListFilter):
-    """Filters by the first column of the unique index of dead letters."""
-
-    title = "consumer group"
-    parameter_name = "group"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name) for name in (*settings.KAFKA_GROUPS, RELAY, FOREIGN)]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(consumer_group=self.value()) if self.value() else queryset
 
 
 class OpenFilter(admin.SimpleListFilter):
@@ -175,19 +73,6 @@ class OutboxMessageAdmin(MessageAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows: QuerySet[Any] = super().get_queryset(request).annotate(is_published=RawSQL(is_published_sql(), []))
         return rows
-
-
-@admin.register(DeadLetter)
-class DeadLetterAdmin(MessageAdmin):
-    list_display = (
-        "id", "consumer_group", "topic", "partition", "offset", "event_id", "error_class", payload_start,
-        utc("created_at"),
-    )  # fmt: skip
-    list_filter = (GroupFilter,)
-    shown = (
-        "id", "consumer_group", "topic", "partition", "offset", "message_timestamp", "event_type", "event_id",
-        "error_class", error_text, exact_utc("created_at"), key_text, headers_text, payload_text,
-    )  # fmt: skip
 
 
 @admin.register(Alert)

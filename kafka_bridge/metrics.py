@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from common.processes.lifecycle import first_line
 
 from .lag import lag_by_partition
+from .open_letters import MOST_COUNTED, open_letters_sql
 from .outbox.published import waiting_sql
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,7 @@ class DatabaseCollector(Collector):
     _OUTBOX = f"""
         SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float,
                (SELECT count(*) FROM (SELECT FROM kafka_bridge_heldmessage LIMIT 100000) AS held),
-               (SELECT count(*) FROM (
-                   SELECT FROM kafka_bridge_deadletter WHERE closed_at IS NULL LIMIT 100000
-               ) AS letters)
+               (SELECT count(*) FROM ({open_letters_sql(str(MOST_COUNTED))}) AS letters)
         FROM ({waiting_sql("100000")}) AS waiting
     """
     _ALERTS = "SELECT rule, severity FROM kafka_bridge_alert WHERE ended_at IS NULL ORDER BY rule LIMIT 1000"
@@ -85,7 +84,7 @@ class DatabaseCollector(Collector):
         yield GaugeMetricFamily("outbox_waiting", "Rows to be published, counted up to 100,000", depth)
         yield GaugeMetricFamily("outbox_age_seconds", "Age of the oldest row to be published", age)
         yield GaugeMetricFamily("outbox_held", "Rows held for a topic or key, or to be sent again, up to 100,000", held)
-        yield GaugeMetricFamily("dead_letters_open", "Dead letters neither replayed nor discarded, to 100,000", letters)
+        yield GaugeMetricFamily("dead_letters_open", "Dead letters neither replayed nor discarded, to 10,000", letters)
         opened = GaugeMetricFamily("alert_open", "1 for each open alert", labels=["rule", "severity"])
         for rule, severity in alerts:
             opened.add_metric([rule, severity], 1)

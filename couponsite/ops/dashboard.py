@@ -10,7 +10,7 @@ from django.views.decorators.http import require_safe
 
 from common.postgres.clock import database_time
 from coupons.selectors import coupon_view, coupons
-from kafka_bridge.admin import readable
+from kafka_bridge.message_admin import readable
 from kafka_bridge.models import OutboxHold
 from kafka_bridge.operating.alert_lists import open_alerts
 from kafka_bridge.operating.dead_letter_counts import open_dead_letters

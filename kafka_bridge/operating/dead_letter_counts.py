@@ -5,21 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db import connection
+from common.postgres.limited_reads import limited_read
 
-from ..models import DeadLetter
+from ..open_letters import MOST_COUNTED, open_letters_sql
 
-# Of more open ones the newest are looked at: their number is bounded only by what was sent.
-MOST_COUNTED = 10_000
 _MOST_KINDS = 50
 
 _COUNT = f"""
     SELECT consumer_group, error_class, count(*), min(created_at), max(created_at), sum(count(*)) OVER ()
-    FROM (
-        SELECT consumer_group, error_class, created_at FROM {DeadLetter._meta.db_table}
-        WHERE closed_at IS NULL ORDER BY id DESC LIMIT {MOST_COUNTED + 1}
-    ) AS newest
-    GROUP BY consumer_group, error_class ORDER BY count(*) DESC, consumer_group, error_class LIMIT {_MOST_KINDS}
+    FROM ({open_letters_sql("%(most)s")}) AS newest
+    GROUP BY consumer_group, error_class ORDER BY count(*) DESC, consumer_group, error_class
+    LIMIT {_MOST_KINDS}
 """
 
 
@@ -34,19 +30,19 @@ class DeadLetterCount(NamedTuple):
 
 
 class OpenDeadLetters(NamedTuple):
-    """``total`` is at most ``MOST_COUNTED``; ``is_more``: there are older ones, which were not counted."""
+    """``total`` is the number that was counted; ``is_more``: there are older ones, which were not counted."""
 
     counts: list[DeadLetterCount]
     total: int
     is_more: bool
 
 
-def open_dead_letters() -> OpenDeadLetters:
-    """Count the open dead letters; one query on a partial index."""
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT)
-        rows = cursor.fetchall()
+def open_dead_letters(at_least: int = MOST_COUNTED) -> OpenDeadLetters:
+    """Count the newest open dead letters, ``MOST_COUNTED`` or ``at_least`` so many; one query on a partial index.
+
+    Raises what the database raises, also when the read takes too long.
+    """
+    most = max(MOST_COUNTED, at_least)
+    rows = limited_read(_COUNT, {"most": most + 1})
     total = int(rows[0][-1]) if rows else 0
-    return OpenDeadLetters(
-        [DeadLetterCount(*row[:-1]) for row in rows], min(total, MOST_COUNTED), is_more=total > MOST_COUNTED
-    )
+    return OpenDeadLetters([DeadLetterCount(*row[:-1]) for row in rows], min(total, most), is_more=total > most)

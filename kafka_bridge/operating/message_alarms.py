@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from django.conf import settings
 
-from common.postgres.limited_reads import limited_read
-
 from ..registry import groups
 from .alerts import alert_rule
+from .dead_letter_counts import open_dead_letters
 from .evaluation import Condition, register_judge
 from .samples import counts_since
 
@@ -22,16 +22,6 @@ FEWEST_HANDLED = 200
 FEWEST_ERRORS = 2
 # Counters of a group's samples: each counts messages, or requests, that ended without success.
 ERROR_COUNTERS = ("dead_letters", "passed_over", "errors")
-
-# Up to this number they are counted.
-_MOST_LETTERS = 10_000
-# By the partial index of open dead letters.
-_OPEN_LETTERS = """
-    SELECT consumer_group, count(*) FROM (
-        SELECT consumer_group FROM kafka_bridge_deadletter WHERE closed_at IS NULL ORDER BY id LIMIT %(most)s
-    ) AS letter
-    GROUP BY consumer_group ORDER BY count(*) DESC, consumer_group
-"""
 
 
 def register() -> None:
@@ -69,11 +59,14 @@ def judge_dead_letters() -> Iterator[Condition]:
     most = settings.ALERT_DEAD_LETTERS
     if not most:
         return
-    by_group = limited_read(_OPEN_LETTERS, {"most": max(_MOST_LETTERS, most) + 1})
-    number = sum(letters for _, letters in by_group)
-    if number > most:
-        text = f"more than {_MOST_LETTERS}" if number > max(_MOST_LETTERS, most) else str(number)
-        of_groups = ", ".join(f"{letters} of {group}" for group, letters in by_group)
-        yield Condition(
-            DEAD_LETTERS, f"{text} dead letters are open, more than {most}; of the oldest {number}: {of_groups}"
-        )
+    found = open_dead_letters(at_least=most)
+    if not found.is_more and found.total <= most:
+        return
+    by_group: Counter[str] = Counter()
+    for kind in found.counts:
+        by_group[kind.consumer_group] += kind.number
+    text = f"more than {found.total}" if found.is_more else str(found.total)
+    of_groups = ", ".join(f"{letters} of {group}" for group, letters in by_group.most_common())
+    yield Condition(
+        DEAD_LETTERS, f"{text} dead letters are open, more than {most}; of the newest {found.total}: {of_groups}"
+    )

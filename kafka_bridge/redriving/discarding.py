@@ -17,7 +17,7 @@ from ..registry import groups
 from .stored_messages import letter_message
 
 # Each letter is an entry of the audit trail and has its row locked: more at once would be a long transaction.
-MOST_AT_ONCE = 1000
+MOST_AT_ONCE = 500
 
 
 def discard_letters(letter_ids: Collection[int], *, actor: str, reason: str) -> int:

@@ -96,7 +96,7 @@ def freeze_selected(redrive_id: int, letter_ids: Sequence[int]) -> int:
 
 
 def _freeze(redrive_id: int, conditions: str, values: dict[str, Any]) -> int:
-    total = 0
+    total: int = 0
     last: int | None = 0
     with connection.cursor() as cursor:
         while True:
@@ -105,7 +105,8 @@ def _freeze(redrive_id: int, conditions: str, values: dict[str, Any]) -> int:
             )
             row = cursor.fetchone()
             assert row is not None
-            count, last = row
+            count: int = row[0]
+            last = row[1]
             total += count
             if total > MOST_LETTERS:
                 raise TooManyLetters(f"more than {MOST_LETTERS} open dead letters match: narrow the filter")

@@ -18,7 +18,7 @@ from pytest_django import DjangoDbBlocker
 from orders.models import Product
 from tests.admin.pages import html_of, messages_of, rows_of
 from tests.support.factories import CouponFactory
-from tests.support.plans import reads_of
+from tests.support.plans import queries_of, reads_of
 
 ROWS = 200_000
 BIG = {
@@ -77,6 +77,7 @@ _FILL = f"""
     SELECT n, {_USER}, '[]', now() FROM generate_series(1, {ROWS}) n;
     INSERT INTO orders_orderminute (minute, completed, cancelled, amount)
     SELECT '{FIRST_MINUTE}'::timestamptz + n * interval '1 minute', n, 0, 100 FROM generate_series(1, {ROWS}) n;
+    UPDATE kafka_bridge_deadletter SET closed_at = now(), outcome = 'replayed' WHERE id % 20000 = 0;
     ANALYZE;
 """
 _EMPTY = f"TRUNCATE coupons_coupon, orders_product, {', '.join(sorted(BIG))} RESTART IDENTITY CASCADE"
@@ -186,6 +187,16 @@ def test_a_row_opens_quickly(browser: Client, path: str, row: Any) -> None:
         (DEAD_LETTERS, {"group": "ranking"}, [ROWS - 10_000 * n for n in range(20)]),
         (DEAD_LETTERS, {"group": "issue"}, None),
         (DEAD_LETTERS, {"group": "no-such-group"}, []),
+        (DEAD_LETTERS, {"topic": "t"}, None),
+        (DEAD_LETTERS, {"topic": "no-such-topic"}, []),
+        (DEAD_LETTERS, {"topic": "\0"}, []),
+        (DEAD_LETTERS, {"error": "E"}, None),
+        (DEAD_LETTERS, {"error": "no-such-error"}, []),
+        (DEAD_LETTERS, {"group": "ranking", "error": "E"}, [ROWS - 10_000 * n for n in range(20)]),
+        (DEAD_LETTERS, {"state": "open"}, None),
+        (DEAD_LETTERS, {"state": "quarantined"}, []),
+        (DEAD_LETTERS, {"state": "replayed"}, [ROWS - 20_000 * n for n in range(10)]),
+        (DEAD_LETTERS, {"state": "discarded"}, []),
         (ALERTS, {"state": "open"}, [UUID(int=ROWS - 10_000 * n) for n in range(20)]),
         (ALERTS, {"state": "ended"}, [UUID(int=ROWS - n) for n in range(1, 26)]),
     ],
@@ -193,6 +204,12 @@ def test_a_row_opens_quickly(browser: Client, path: str, row: Any) -> None:
 def test_a_filter_has_its_index(browser: Client, path: str, query: dict[str, str], rows: list[Any] | None) -> None:
     found = [row.pk for row in rows_of(open_quickly(browser, path, query))]
     assert found == rows or (rows is None and len(found) == 25)
+
+
+def test_the_counts_above_the_dead_letters_read_a_bounded_number_by_index(browser: Client) -> None:
+    statements = [text for text in queries_of(lambda: browser.get(DEAD_LETTERS)) if "count(*)" in text]
+    reads = reads_of(statements, {"kafka_bridge_deadletter"})
+    assert [(read.node, read.rows) for read in reads] == [("Index Scan", 10_001)]
 
 
 NONSENSE = [

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 from django.test import Client
 
-from kafka_bridge.admin import readable
 from kafka_bridge.cloudevents import encode_headers
+from kafka_bridge.message_admin import readable
 from kafka_bridge.models import DeadLetter, OutboxMessage
 from tests.admin.pages import html_of, rows_of
 

@@ -106,7 +106,7 @@ def test_poison_that_a_consumer_dead_letters_opens_one_alert_which_ends(letters:
     consume_everything(ISSUE)
     letters.tick()
     letters.tick()
-    assert open_now() == [("dead-letters", "11 dead letters are open, more than 10; of the oldest 11: 11 of issue")]
+    assert open_now() == [("dead-letters", "11 dead letters are open, more than 10; of the newest 11: 11 of issue")]
     DeadLetter.objects.filter(pk=DeadLetter.objects.order_by("id")[0].pk).update(closed_at=database_time())
     letters.tick()
     assert open_rules() == []
@@ -132,7 +132,7 @@ def test_all_dead_letters_but_few_are_closed_and_the_open_ones_are_counted_by_in
     fill(open_letters=20)
     letters.tick()
     assert open_now() == [
-        ("dead-letters", "20 dead letters are open, more than 10; of the oldest 20: 18 of issue, 2 of results")
+        ("dead-letters", "20 dead letters are open, more than 10; of the newest 20: 18 of issue, 2 of results")
     ]
     reads = reads_of(queries_of(lambda: list(judge_dead_letters())), {"kafka_bridge_deadletter"})
     assert [(read.node, read.rows) for read in reads] == [("Index Scan", 20)]

@@ -128,3 +128,11 @@ def test_the_page_refreshes_its_panels_with_few_queries(operator: Client) -> Non
     assert len(queries) <= 10
     assert "<html" not in page
     assert operator.get("/ops/redrives/999999").status_code == 404
+
+
+def test_letters_selected_in_the_admin_lead_to_a_new_redrive_of_them(operator: Client, viewer: Client) -> None:
+    ids = dead_letters("monitoring", many_completed([1, 2]))
+    chosen = {"action": "redrive", "_selected_action": ids}
+    response = operator.post("/admin/kafka_bridge/deadletter/", chosen)
+    assert (response.status_code, response["Location"]) == (303, f"/ops/redrives?ids={ids[0]},{ids[1]}")
+    assert viewer.post("/admin/kafka_bridge/deadletter/", chosen).status_code == 403

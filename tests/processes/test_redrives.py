@@ -25,7 +25,7 @@ from tests.support.service import Service, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LETTERS = 500
+LETTERS = 200
 MOMENT_SECONDS = 120.0
 
 
@@ -67,7 +67,7 @@ def execute_and_kill_twice(service: Service) -> list[Redrive]:
     for redrive in redrives:
         redrive_start(redrive.pk, actor="olga", typed_count=LETTERS)
     housekeeper = service.start("housekeeper")
-    for left in (400, 200):
+    for left in (150, 75):
         wait_until(partial(_at_most, left), MOMENT_SECONDS, f"more than {left} are open", 0.01)
         housekeeper.kill()
         # Their leases expire.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient
 from django.conf import settings as project
 from django.db import connection
 from django.db.models.functions import Now
@@ -18,7 +18,7 @@ from pytest_django import Settings
 
 from coupons.models import Coupon, IssueRequest
 from devstack import wait_until
-from kafka_bridge.client import make_admin
+from kafka_bridge.client import LATEST, make_admin
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.redriving import preview
 from kafka_bridge.redriving.preview import Preview, PreviewBusy, preview_letters
@@ -74,14 +74,14 @@ def on_kafka() -> dict[tuple[str, int], int]:
         if name.startswith(project.KAFKA_TOPIC_PREFIX)
     ]
     wait_until(lambda: all(has_leader(admin, name) for name in {one.topic for one in partitions}), 30, "no leaders")
-    ends = admin.list_offsets({partition: OffsetSpec.latest() for partition in partitions})
+    ends = admin.list_offsets(dict.fromkeys(partitions, LATEST))
     return {(partition.topic, partition.partition): end.result().offset for partition, end in ends.items()}
 
 
 def has_leader(admin: AdminClient, name: str) -> bool:
     """Whether the brokers answer for every partition of a topic, which is new."""
     partitions = admin.list_topics(name, timeout=30).topics[name].partitions
-    ends = admin.list_offsets({TopicPartition(name, number): OffsetSpec.latest() for number in partitions})
+    ends = admin.list_offsets({TopicPartition(name, number): LATEST for number in partitions})
     return all(end.exception() is None for end in ends.values())
 
 
