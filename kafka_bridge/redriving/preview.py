@@ -14,7 +14,7 @@ import msgspec
 from django.db import connection, transaction
 
 from common.processes.lifecycle import first_line
-from common.processes.outages import is_over_limit, is_transient
+from common.processes.outages import is_database_outage, is_over_limit, is_transient
 from common.throttling import CallPostponed
 
 from ..consuming.dead_letters import RELAY
@@ -124,9 +124,11 @@ def _outcome(letter: DeadLetter, disturbing: Mapping[int, str], seconds_left: fl
     except CallPostponed as error:
         return letter.pk, NOT_PREVIEWED, first_line(error)
     except Exception as error:
-        if not is_over_limit(error):
+        if is_over_limit(error):
+            return letter.pk, NOT_PREVIEWED, f"it waited for a lock, or took too long: {first_line(error)}"
+        if is_database_outage(error) or not is_transient(error):
             raise
-        return letter.pk, NOT_PREVIEWED, f"it waited for a lock, or took too long: {first_line(error)}"
+        return letter.pk, NOT_PREVIEWED, f"a service is away: {first_line(error)}"
 
 
 def _group_of(letter: DeadLetter) -> ConsumerGroup | None:

@@ -82,7 +82,7 @@ def redrive_start(redrive_id: int, *, actor: str, reason: str = "", typed_count:
         if redrive.total > TYPED_ABOVE and typed_count != redrive.total:
             raise RedriveRefused(f"it has {redrive.total} letters: type this number to start it")
         if redrive.previewed_at is not None and database_time() - redrive.previewed_at <= PREVIEW_VALID:
-            changes: dict[str, Any] = {"state": _State.RUNNING, "started_at": Now()}
+            changes: dict[str, Any] = {"state": _State.RUNNING, "started_at": Now(), "wants_preview": False}
         else:
             changes = {"wants_preview": True, "starts_after_preview": True}
         return _change(redrive, "start", actor, reason, **changes)

@@ -25,7 +25,8 @@ from tests.support.service import Service, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-LETTERS = 200
+# More than the hundred from which on their number is typed.
+LETTERS = 120
 MOMENT_SECONDS = 120.0
 
 
@@ -67,7 +68,7 @@ def execute_and_kill_twice(service: Service) -> list[Redrive]:
     for redrive in redrives:
         redrive_start(redrive.pk, actor="olga", typed_count=LETTERS)
     housekeeper = service.start("housekeeper")
-    for left in (150, 75):
+    for left in (90, 45):
         wait_until(partial(_at_most, left), MOMENT_SECONDS, f"more than {left} are open", 0.01)
         housekeeper.kill()
         # Their leases expire.
