@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.consuming.dead_letters import write_dead_letters
@@ -34,6 +34,18 @@ def dead_letters(
         with transaction.atomic():
             groups()[group].on_dead_letters(rejected)
     return list(DeadLetter.objects.filter(id__gt=last).order_by("id").values_list("id", flat=True))
+
+
+def insert_letters(number: int) -> None:
+    """Letters that cannot be read, of two error classes."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            'INSERT INTO kafka_bridge_deadletter (consumer_group, topic, partition, "offset", message_timestamp,'
+            " event_type, headers, error_class, error_message)"
+            " SELECT 'monitoring', 'order-completed', 0, n, 0, '', '[]', 'E' || n %% 2, ''"
+            " FROM generate_series(1, %s) n",
+            [number],
+        )
 
 
 def create(letters: LetterFilter | Sequence[int] | None = None, *, rate: int = 1000) -> Redrive:

@@ -24,7 +24,7 @@ from kafka_bridge.redriving import preview
 from kafka_bridge.redriving.preview import Preview, PreviewBusy, preview_letters
 from kafka_bridge.registry import ReceivedMessage, groups
 from tests.effects.cast import completed, headers, many_completed, result
-from tests.redriving.letters import counts_of_preview, create, dead_letters, execute, step
+from tests.redriving.letters import counts_of_preview, create, dead_letters, execute, insert_letters, step
 from tests.support.messages import message, request_body, requests
 from tests.support.provider import Provider
 from tests.support.threads import lock
@@ -148,7 +148,7 @@ def test_each_letter_sees_the_effects_of_those_before_it(make_coupon: MakeCoupon
 
 @pytest.mark.usefixtures("unhurried")
 def test_of_a_larger_set_an_even_sample_is_looked_at() -> None:
-    dead_letters("monitoring", many_completed(range(1, 751)))
+    insert_letters(750)
     redrive = create()
     step()
     redrive.refresh_from_db()

@@ -27,7 +27,17 @@ from kafka_bridge.redriving.redrives import (
 )
 from orders.models import OrderMinute
 from tests.effects.cast import completed, many_completed
-from tests.redriving.letters import Refused, counts_of_preview, create, dead_letters, execute, start, step, to_the_end
+from tests.redriving.letters import (
+    Refused,
+    counts_of_preview,
+    create,
+    dead_letters,
+    execute,
+    insert_letters,
+    start,
+    step,
+    to_the_end,
+)
 from tests.support.messages import message
 from tests.support.provider import Call, Provider
 
@@ -114,17 +124,6 @@ def test_a_set_is_frozen_in_chunks_and_its_number_is_limited(monkeypatch: pytest
     with pytest.raises(RedriveRefused, match="more than 2499"):
         create()
     assert RedriveItem.objects.count() == 2500
-
-
-def insert_letters(number: int) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            'INSERT INTO kafka_bridge_deadletter (consumer_group, topic, partition, "offset", message_timestamp,'
-            " event_type, headers, error_class, error_message)"
-            " SELECT 'monitoring', 'order-completed', 0, n, 0, '', '[]', 'E' || n %% 2, ''"
-            " FROM generate_series(1, %s) n",
-            [number],
-        )
 
 
 def test_above_a_hundred_letters_the_operator_types_their_number() -> None:
