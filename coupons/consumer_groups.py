@@ -17,6 +17,7 @@ from .issuance.replay_request import replay_request
 from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
 from .models import IssueRequest
 from .redis_queue import TRANSPORT
+from .running_sales import sales_disturbed
 
 ISSUE = ConsumerGroup(
     name="issue",
@@ -24,6 +25,7 @@ ISSUE = ConsumerGroup(
     decode=read_issue_task,
     handle=issue_many,
     on_dead_letters=fail_dead_lettered_requests,
+    preview_disturbs=sales_disturbed,
     replay=replay_request,
 )
 RESULTS = ConsumerGroup(

@@ -31,6 +31,8 @@ from .routes import Route
 DISCARD_PERMISSION = "kafka_bridge.discard_dead_letters"
 REDRIVE_PERMISSION = "kafka_bridge.redrive_dead_letters"
 _LONGEST_REASON = 500
+# Ids that the address of a page can carry.
+_MOST_IN_ADDRESS = 200
 
 _STATE_COLOURS = {
     "open": "danger", "quarantined": "warning", "replayed": "success", "discarded": "default", "closed": "default",
@@ -163,13 +165,22 @@ class DeadLetterAdmin(MessageAdmin):
         exact_utc("closed_at"), "replays", "last_error", actions_link, "error_class", error_text, traceback_text,
         key_text, headers_text, json_text, raw_text,
     )  # fmt: skip
-    actions = ("discard", "release")
+    actions = ("redrive", "discard", "release")
 
     def has_discard_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm(DISCARD_PERMISSION)
 
     def has_redrive_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm(REDRIVE_PERMISSION)
+
+    @admin.action(description="Redrive: replay, after a preview", permissions=["redrive"])
+    def redrive(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> HttpResponse:
+        letter_ids = list(queryset.order_by("pk").values_list("pk", flat=True)[: _MOST_IN_ADDRESS + 1])
+        if len(letter_ids) > _MOST_IN_ADDRESS:
+            messages.error(request, f"At most {_MOST_IN_ADDRESS} dead letters can be selected: use a filter instead.")
+            return HttpResponseRedirect(reverse("ops:redrives"), status=303)
+        ids = ",".join(map(str, letter_ids))
+        return HttpResponseRedirect(f"{reverse('ops:redrives')}?ids={ids}", status=303)
 
     @admin.action(description="Discard: close without the effect", permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[DeadLetter]) -> HttpResponse:

@@ -131,6 +131,9 @@ class ConsumerGroup:
 
     ``log_only`` (seed 004): failures are logged and count as handled, without retries of the partition or dead letters;
     only while the database is down the partition retries, since without it nothing can be recorded.
+
+    ``preview_disturbs`` says of each decoded message why a preview, which holds the locks of ``handle`` for up to two
+    seconds, would disturb running work; empty: it would not.
     """
 
     name: str
@@ -143,6 +146,7 @@ class ConsumerGroup:
     largest_batch: int | None = None
     read_topics: Callable[[], Collection[str]] | None = None
     log_only: bool = False
+    preview_disturbs: Callable[[Sequence[Any]], Sequence[str]] = field(default=lambda values: [""] * len(values))
     replay: Replay | None = None
     describe_call: Callable[[Any], str] = field(default=lambda value: "the call of the event")
 

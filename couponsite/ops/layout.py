@@ -28,6 +28,7 @@ _ENTRIES = (
     ("Requests", "ops:requests", "coupons.view_issuerequest"),
     ("Groups", "ops:groups", "kafka_bridge.view_grouppause"),
     ("Holds", "ops:holds", "kafka_bridge.view_outboxhold"),
+    ("Redrives", "ops:redrives", "kafka_bridge.view_redrive"),
     ("Processes", "ops:processes", "kafka_bridge.view_processheartbeat"),
     ("Who blocks whom", "ops:blocks", "coupons.view_coupon"),
     ("Audit", "ops:audit", "kafka_bridge.view_operatoraction"),

@@ -10,6 +10,7 @@ from .holds import hold, holds, release, retry
 from .orders import order_way
 from .preflight import preflight_page, send_test_alert
 from .processes import processes
+from .redrives import create, redrive, redrive_action, redrive_panels, redrives
 from .requests import request_of_coupon, request_way, requests_search
 
 app_name = "ops"
@@ -27,6 +28,11 @@ urlpatterns = [
     path("processes", processes, name="processes"),
     path("groups", groups, name="groups"),
     path("groups/control", control, name="groups-control"),
+    path("redrives", redrives, name="redrives"),
+    path("redrives/create", create, name="redrive-create"),
+    path("redrives/<int:redrive_id>", redrive, name="redrive"),
+    path("redrives/<int:redrive_id>/panels", redrive_panels, name="redrive-panels"),
+    path("redrives/<int:redrive_id>/<str:action>", redrive_action, name="redrive-action"),
     path("blocks", blocks, name="blocks"),
     path("requests", requests_search, name="requests"),
     path("requests/", requests_search),

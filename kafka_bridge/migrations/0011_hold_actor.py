@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("kafka_bridge", "0009_dead_letter_replays")]
+    dependencies = [("kafka_bridge", "0010_redrives")]
 
     operations = [
         migrations.AlterModelOptions(

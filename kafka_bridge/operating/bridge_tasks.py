@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from django.conf import settings
+from django.db import connection, transaction
 
+from common.postgres.lock_limits import limit_lock_waits
 from common.processes.lifecycle import StopFlag
 from common.processes.outages import ServiceUnavailable
 
@@ -13,11 +15,22 @@ from ..outbox.pruning import OutboxPruner
 from ..registry import ConsumerGroup, groups
 from ..routes import Route
 from .housekeeping import HousekeepingTask, register_task
-from .row_pruning import prune_aged
+from .row_pruning import BATCH_SIZE, PAUSE_SECONDS, prune_aged
 
 # The broker looks for segments past their retention every five minutes, and clocks differ.
 _BROKER_LATE = timedelta(days=1)
 _NOTIFIED = "NOT EXISTS (SELECT FROM kafka_bridge_alertnotification AS left_over WHERE left_over.alert_id = aged.id)"
+
+_WITHOUT_ITEMS = "NOT EXISTS (SELECT FROM kafka_bridge_redriveitem AS item WHERE item.redrive_id = aged.id)"
+_DELETE_ITEMS = """
+    DELETE FROM kafka_bridge_redriveitem WHERE ctid = ANY(ARRAY(
+        SELECT item.ctid FROM kafka_bridge_redrive AS aged
+        JOIN kafka_bridge_redriveitem AS item ON item.redrive_id = aged.id
+        WHERE aged.ended_at < statement_timestamp() - %s * interval '1 second'
+        LIMIT %s
+        FOR UPDATE OF item SKIP LOCKED
+    ))
+"""
 
 
 def register() -> None:
@@ -26,6 +39,7 @@ def register() -> None:
         HousekeepingTask("outbox", "OUTBOX_RETENTION_HOURS", _prune_outbox),
         HousekeepingTask("inbox", "INBOX_RETENTION_HOURS", _prune_inbox),
         HousekeepingTask("closed dead letters", "DEAD_LETTER_RETENTION_DAYS", _prune_dead_letters),
+        HousekeepingTask("ended redrives", "DEAD_LETTER_RETENTION_DAYS", _prune_redrives),
         HousekeepingTask("heartbeats", "HEARTBEAT_RETENTION_HOURS", _prune_heartbeats),
         HousekeepingTask("ended alerts", "ALERT_RETENTION_DAYS", _prune_alerts),
         HousekeepingTask("past silences", "ALERT_RETENTION_DAYS", _prune_silences),
@@ -115,6 +129,23 @@ def _prune_inbox(stop: StopFlag) -> int:
 
 def _prune_dead_letters(stop: StopFlag) -> int:
     return prune_aged("kafka_bridge_deadletter", "closed_at", timedelta(days=settings.DEAD_LETTER_RETENTION_DAYS), stop)
+
+
+def _prune_redrives(stop: StopFlag) -> int:
+    # The items first, in batches: a redrive has up to a hundred thousand.
+    kept = timedelta(days=settings.DEAD_LETTER_RETENTION_DAYS)
+    deleted = 0
+    while not stop:
+        with transaction.atomic():
+            limit_lock_waits()
+            with connection.cursor() as cursor:
+                cursor.execute(_DELETE_ITEMS, [kept.total_seconds(), BATCH_SIZE])
+                batch = cursor.rowcount
+        deleted += batch
+        if batch < BATCH_SIZE:
+            break
+        stop.wait(PAUSE_SECONDS)
+    return deleted + prune_aged("kafka_bridge_redrive", "ended_at", kept, stop, condition=_WITHOUT_ITEMS)
 
 
 def _prune_heartbeats(stop: StopFlag) -> int:

@@ -9,9 +9,10 @@ idempotency key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -87,9 +88,17 @@ class ReplayInterrupted(Exception):
     """The process was asked to stop while the call was made: the letter stays open, and the call may be repeated."""
 
 
-def replay_letter(letter_id: int, stop: StopFlag) -> Replayed:
+Recorder = Callable[[Replayed], None]
+
+
+def _no_record(replayed: Replayed) -> None:
+    """Record nothing."""
+
+
+def replay_letter(letter_id: int, stop: StopFlag, record: Recorder = _no_record) -> Replayed:
     """Handle the message of a dead letter again and close the letter; must not run inside a transaction.
 
+    ``record`` gets the result in the transaction that closes the letter, or that counts the failed replay.
     Concurrent replays of one letter have its effect once: the second waits for the first. Raises the error of an
     unavailable service; CallPostponed (also ReplayPostponed: another replay makes the letter's call) to repeat the
     replay after its ``seconds``; ReplayInterrupted. Neither counts as a failed replay.
@@ -97,15 +106,15 @@ def replay_letter(letter_id: int, stop: StopFlag) -> Replayed:
     name = DeadLetter.objects.filter(pk=letter_id).values_list("consumer_group", flat=True).first()
     group = groups().get(name or "")
     if group is not None and group.call is not None:
-        return _replay_with_call(letter_id, group, stop)
+        return _replay_with_call(letter_id, group, stop, record)
     try:
         with _locked(letter_id) as letter:
-            return _deleted(letter_id) if letter is None else replay_in_transaction(letter)
+            return _replay_locked(letter_id, letter, record)
     except Exception as error:
         if is_transient(error) or isinstance(error, CallPostponed):
             raise
         # Only the commit can fail so: by a constraint that is checked there.
-        return _record_failure(letter_id, error)
+        return _record_failure(letter_id, error, record)
 
 
 def replay_in_transaction(letter: DeadLetter) -> Replayed:
@@ -128,7 +137,13 @@ def replay_in_transaction(letter: DeadLetter) -> Replayed:
         return _failed(letter, error)
 
 
-def _replay_with_call(letter_id: int, group: ConsumerGroup, stop: StopFlag) -> Replayed:
+def _replay_locked(letter_id: int, letter: DeadLetter | None, record: Recorder) -> Replayed:
+    replayed = _deleted(letter_id) if letter is None else replay_in_transaction(letter)
+    record(replayed)
+    return replayed
+
+
+def _replay_with_call(letter_id: int, group: ConsumerGroup, stop: StopFlag, record: Recorder) -> Replayed:
     assert group.call is not None
     owner = uuid4()
     with _locked(letter_id) as letter:
@@ -142,21 +157,22 @@ def _replay_with_call(letter_id: int, group: ConsumerGroup, stop: StopFlag) -> R
         except Exception as error:
             if is_transient(error):
                 raise
-            return _failed(letter, error)
+            replayed = _failed(letter, error)
+            record(replayed)
+            return replayed
         if value is None or inbox.handled(group.name, [message.inbox_id]):
             # Nothing is to be called.
-            return replay_in_transaction(letter)
+            return _replay_locked(letter_id, letter, record)
         _lease(letter_id, owner)
     with _released_at_the_end(letter_id, owner):
         failure = _call(group, value[0], stop)
         if failure is None:
             # Without a limit of lock waits: the outcome of a call that was made must not be lost to a lock of seconds.
             with transaction.atomic(durable=True):
-                letter = _lock(letter_id)
-                return _deleted(letter_id) if letter is None else replay_in_transaction(letter)
+                return _replay_locked(letter_id, _lock(letter_id), record)
         if stop:
             raise ReplayInterrupted from failure
-        return _record_failure(letter_id, failure)
+        return _record_failure(letter_id, failure, record)
 
 
 def _call(group: ConsumerGroup, value: Any, stop: StopFlag) -> Exception | None:
@@ -225,16 +241,18 @@ def _failed(letter: DeadLetter, error: BaseException) -> Replayed:
         cursor.execute(_FAIL, [describe_error(error), letter.id])
         (replays,) = cursor.fetchone() or (0,)
     left = MOST_REPLAYS - replays
-    logger.warning("dead letter %s failed again, replay %s: %s", letter.id, replays, first_line(error))
+    # After the commit: a preview is rolled back.
+    log = partial(logger.warning, "dead letter %s failed again, replay %s: %s", letter.id, replays, first_line(error))
+    transaction.on_commit(log)
     detail = f"{type(error).__name__}: {first_line(error)}"
     return Replayed(letter.id, ReplayResult.FAILED, detail if left > 0 else f"{detail}; now in quarantine")
 
 
-def _record_failure(letter_id: int, error: BaseException) -> Replayed:
+def _record_failure(letter_id: int, error: BaseException, record: Recorder) -> Replayed:
     with _locked(letter_id) as letter:
-        if letter is None:
-            return _deleted(letter_id)
-        return _settled(letter) or _failed(letter, error)
+        replayed = _deleted(letter_id) if letter is None else _settled(letter) or _failed(letter, error)
+        record(replayed)
+        return replayed
 
 
 def _deleted(letter_id: int) -> Replayed:

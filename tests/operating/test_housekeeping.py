@@ -61,6 +61,11 @@ AGING = {
         " error_message, closed_at",
         "'issue', 't', 0, n, 0, '', '[]', '', '', aged",
     ),
+    "kafka_bridge_redrive": Aging(
+        "DEAD_LETTER_RETENTION_DAYS", "ended_at",
+        "name, reason, actor, state, rate, selection, total, histogram, wants_preview, ended_at",
+        "'', '', '', 'done', 1, '{}', 1, '[]', false, aged",
+    ),
     "kafka_bridge_processheartbeat": Aging(
         "HEARTBEAT_RETENTION_HOURS", "seen_at", "id, role, host, pid, started_at, seen_at, turned_at",
         f"{UUID_OF_N}, 'relay', '', 1, aged, aged, aged",

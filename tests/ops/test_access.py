@@ -14,11 +14,11 @@ from tests.ops.conftest import signed_in
 
 PAGES = [
     "/ops/", "/ops/panels", "/ops/alerts", "/ops/groups", "/ops/processes", "/ops/blocks", "/ops/holds", "/ops/audit",
-    "/ops/docs/operations.md",
+    "/ops/redrives", "/ops/docs/operations.md",
 ]  # fmt: skip
 POSTS = [
     "/ops/alerts/silence", "/ops/alerts/unsilence", "/ops/groups/control", "/ops/holds/hold", "/ops/holds/release",
-    "/ops/holds/retry",
+    "/ops/holds/retry", "/ops/redrives/create", "/ops/redrives/1/start",
 ]  # fmt: skip
 
 every_page = pytest.mark.parametrize("path", PAGES)

@@ -13,6 +13,7 @@ from common.processes.outages import is_transient
 from ...operating.alarm_threads import alarm_threads
 from ...operating.housekeeping import HousekeepingReport, housekeep
 from ...operating.worker_command import DAY_SECONDS, WorkerCommand, whole
+from ...redriving.executor import redrive_thread
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _TURN_SECONDS = 10.0
 class Command(WorkerCommand):
     help = (
         "Deletes rows past their retention, table by table, in small batches. Runs once, or with --every until it is"
-        " stopped; then it also judges the alarms and sends their notifications."
+        " stopped; then it also judges the alarms, sends their notifications and executes redrives of dead letters."
     )
 
     needs = (check_database,)
@@ -41,7 +42,7 @@ class Command(WorkerCommand):
         if options["every"] is None:
             self._housekeep_once(stop)
             return
-        with alarm_threads(stop, self.heartbeat):
+        with alarm_threads(stop, self.heartbeat), redrive_thread(stop):
             self._housekeep_until_stopped(stop.watched(self.heartbeat.loop()), options["every"])
 
     def _housekeep_once(self, stop: StopFlag) -> None:

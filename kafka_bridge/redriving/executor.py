@@ -1,0 +1,302 @@
+"""Execution of redrives: a thread of the housekeeper, or a command, makes previews and replays letters.
+
+A redrive has a lease, by the database's clock: one process replays its letters. A result is written in the transaction
+that closes the letter, so a killed process loses none.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import msgspec
+from django.db import connection
+
+from common.processes.lifecycle import StopFlag, drop_connection, first_line
+from common.processes.log_limit import LogLimit
+from common.processes.outages import is_database_outage, is_over_limit, is_transient
+from common.throttling import CallPostponed
+
+from ..models import Redrive, RedriveItem
+from .preview import Preview, PreviewBusy, preview_letters, redrive_letters
+from .replay import Replayed, ReplayInterrupted, ReplayResult, replay_letter
+
+logger = logging.getLogger(__name__)
+
+# Between two looks for work. A pause is obeyed after one and the replay in progress.
+POLL_SECONDS = 0.5
+# A killed process is replaced after it.
+LEASE_SECONDS = 10.0
+_EXTEND_SECONDS = 2.0
+# No replay begins in a lease that is older: it could end in the lease of another process.
+_LEASE_USED_SECONDS = 6.0
+# In a row for one redrive, so that several take turns.
+_SLICE_SECONDS = 0.5
+_ITEMS = 50
+# After an outage, doubled with each further one.
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 10.0
+_RETRY_SECONDS = 1.0
+END_SECONDS = 5.0
+
+_REDRIVES = Redrive._meta.db_table
+_ITEM_TABLE = RedriveItem._meta.db_table
+
+_RUNNING = f"SELECT id, rate FROM {_REDRIVES} WHERE state = 'running' ORDER BY id"
+_WANTED = f"SELECT id, accepts_delay FROM {_REDRIVES} WHERE wants_preview ORDER BY id"
+_LEASE = f"""
+    UPDATE {_REDRIVES} SET lease_owner = %(owner)s,
+        leased_until = statement_timestamp() + interval '{LEASE_SECONDS} seconds'
+    WHERE id = %(id)s AND state = 'running'
+      AND (lease_owner IS NULL OR lease_owner = %(owner)s OR leased_until <= statement_timestamp())
+"""
+_RELEASE = f"UPDATE {_REDRIVES} SET lease_owner = NULL, leased_until = NULL WHERE lease_owner = %(owner)s"
+_DUE = f"""
+    SELECT id, letter_id FROM {_ITEM_TABLE}
+    WHERE redrive_id = %s AND done_at IS NULL AND due_at <= statement_timestamp() ORDER BY id LIMIT {_ITEMS}
+"""
+_FINISH = f"""
+    WITH finished AS (
+        UPDATE {_ITEM_TABLE} SET result = %(result)s, detail = %(detail)s, done_at = statement_timestamp()
+        WHERE id = %(item)s AND done_at IS NULL RETURNING redrive_id, result
+    )
+    UPDATE {_REDRIVES} AS redrive SET waits_for = '', counts = counts || jsonb_build_object(
+        result, coalesce((counts ->> result)::bigint, 0) + 1)
+    FROM finished WHERE redrive.id = finished.redrive_id
+"""
+_DELAY = (
+    f"UPDATE {_ITEM_TABLE} SET due_at = statement_timestamp() + %s * interval '1 second', detail = %s WHERE id = %s"
+)
+_WAIT = f"UPDATE {_REDRIVES} SET waits_for = %s WHERE id = %s"
+_END = f"""
+    UPDATE {_REDRIVES} AS redrive
+    SET state = 'done', ended_at = statement_timestamp(), lease_owner = NULL, leased_until = NULL, waits_for = ''
+    WHERE id = %s AND state = 'running'
+      AND NOT EXISTS (SELECT FROM {_ITEM_TABLE} WHERE redrive_id = redrive.id AND done_at IS NULL)
+"""
+_IS_SAME = """
+    starts_after_preview AND preview -> 'counts' = %(preview)s::jsonb -> 'counts'
+    AND preview -> 'kinds' = %(preview)s::jsonb -> 'kinds'
+"""
+# A start that waits for the preview happens if the preview says what the last one said.
+_PREVIEWED = f"""
+    UPDATE {_REDRIVES} SET
+        state = CASE WHEN {_IS_SAME} THEN 'running'
+                     WHEN state = 'preparing' THEN 'previewed' ELSE state END,
+        started_at = CASE WHEN {_IS_SAME}
+                          THEN statement_timestamp() ELSE started_at END,
+        preview = %(preview)s, previewed_at = statement_timestamp(), wants_preview = false, starts_after_preview = false
+    WHERE id = %(id)s AND wants_preview
+"""
+
+
+class _Running(NamedTuple):
+    id: int
+    rate: int
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Of a redrive in this process; times on the monotonic clock."""
+
+    next_at: float = 0.0
+    leased_at: float = float("-inf")
+    failures: int = 0
+
+
+class RedriveExecutor:
+    """Makes previews and replays letters, one at a time. ``only``: of this redrive, None: of all."""
+
+    def __init__(self, *, only: int | None = None) -> None:
+        self._only = only
+        self._owner = uuid4()
+        self._progress: dict[int, _Progress] = {}
+
+    def step(self, stop: StopFlag) -> bool:
+        """Make the previews that are wanted, and replay letters of each running redrive for half a second.
+
+        Returns whether there is more to do at once. Raises what the database raises.
+        """
+        for redrive_id, accepts_delay in self._rows(_WANTED):
+            if stop:
+                return False
+            self._make_preview(redrive_id, accepts_delay)
+        running = [_Running(*row) for row in self._rows(_RUNNING)]
+        self._progress = {item.id: self._progress.get(item.id, _Progress()) for item in running}
+        busy = [self._run(redrive, stop) for redrive in running]
+        return any(busy)
+
+    def release(self) -> None:
+        """Let another process go on at once."""
+        with connection.cursor() as cursor:
+            cursor.execute(_RELEASE, {"owner": self._owner})
+
+    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            return [row for row in cursor.fetchall() if self._only in (None, row[0])]
+
+    def _make_preview(self, redrive_id: int, accepts_delay: bool) -> None:
+        try:
+            total, letter_ids = redrive_letters(redrive_id)
+            preview = preview_letters(letter_ids, total=total, accepts_delay=accepts_delay)
+        except PreviewBusy:
+            return
+        except Exception as error:
+            if is_transient(error):
+                raise
+            # A fault of the preview must not keep the redrive from being started.
+            logger.exception("redrive %d: the preview failed", redrive_id)
+            preview = Preview(0, 0, {}, {}, {}, [f"the preview failed: {first_line(error)}"], 0.0)
+        values: dict[str, Any] = {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()}
+        with connection.cursor() as cursor:
+            cursor.execute(_PREVIEWED, values)
+
+    def _run(self, redrive: _Running, stop: StopFlag) -> bool:
+        """Replay letters for half a second; returns whether the next one is due."""
+        progress = self._progress[redrive.id]
+        ends_at = time.monotonic() + _SLICE_SECONDS
+        if progress.next_at > ends_at or not self._lease(redrive.id, progress):
+            return False
+        items = self._due(redrive.id)
+        if not items:
+            self._end(redrive.id)
+            return False
+        # A process that was busy elsewhere does not make up for the time.
+        progress.next_at = max(progress.next_at, time.monotonic() - 1 / redrive.rate)
+        for item_id, letter_id in items:
+            if stop.wait(max(0.0, min(progress.next_at, ends_at) - time.monotonic())):
+                return False
+            now = time.monotonic()
+            if now >= ends_at or now - progress.leased_at > _LEASE_USED_SECONDS:
+                return progress.next_at <= now
+            progress.next_at += 1 / redrive.rate
+            if not self._replay(redrive, item_id, letter_id, progress, stop):
+                return False
+        return progress.next_at <= time.monotonic()
+
+    def _lease(self, redrive_id: int, progress: _Progress) -> bool:
+        now = time.monotonic()
+        if now - progress.leased_at < _EXTEND_SECONDS:
+            return True
+        with connection.cursor() as cursor:
+            values: dict[str, Any] = {"id": redrive_id, "owner": self._owner}
+            cursor.execute(_LEASE, values)
+            is_ours = bool(cursor.rowcount)
+        progress.leased_at = now if is_ours else float("-inf")
+        return is_ours
+
+    def _due(self, redrive_id: int) -> list[tuple[int, int]]:
+        with connection.cursor() as cursor:
+            cursor.execute(_DUE, [redrive_id])
+            return list(cursor.fetchall())
+
+    def _end(self, redrive_id: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(_END, [redrive_id])
+            if cursor.rowcount:
+                logger.info("redrive %d is done", redrive_id)
+
+    def _replay(self, redrive: _Running, item_id: int, letter_id: int, progress: _Progress, stop: StopFlag) -> bool:
+        """Replay one letter; returns whether the next one may follow at once."""
+
+        is_recorded = False
+
+        def record(replayed: Replayed) -> None:
+            nonlocal is_recorded
+            _finish(item_id, replayed)
+            is_recorded = True
+
+        try:
+            replayed = replay_letter(letter_id, stop, record)
+        except ReplayInterrupted:
+            return False
+        except CallPostponed as error:
+            # The provider's wish for this letter: the others go on.
+            self._delay(item_id, error.seconds, first_line(error))
+            return True
+        except Exception as error:
+            if is_database_outage(error) and not is_over_limit(error):
+                raise
+            if is_transient(error):
+                self._back_off(redrive, item_id, error, progress)
+                return False
+            logger.exception("redrive %d: replaying letter %d failed", redrive.id, letter_id)
+            replayed = Replayed(letter_id, ReplayResult.FAILED, f"{type(error).__name__}: {first_line(error)}")
+            is_recorded = False
+        if not is_recorded:
+            _finish(item_id, replayed)
+        progress.failures = 0
+        return True
+
+    def _back_off(self, redrive: _Running, item_id: int, error: Exception, progress: _Progress) -> None:
+        """Wait for a service. Another letter is tried next: a lock may be of this one only."""
+        seconds = min(_FIRST_BACKOFF_SECONDS * 2**progress.failures, _LONGEST_BACKOFF_SECONDS)
+        progress.failures = min(progress.failures + 1, 10)
+        progress.next_at = time.monotonic() + seconds
+        self._delay(item_id, _RETRY_SECONDS, first_line(error))
+        with connection.cursor() as cursor:
+            cursor.execute(_WAIT, [first_line(error), redrive.id])
+        logger.warning("redrive %d waits %.1f s: %s", redrive.id, seconds, first_line(error))
+
+    def _delay(self, item_id: int, seconds: float, detail: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(_DELAY, [seconds, detail, item_id])
+
+
+def _finish(item_id: int, replayed: Replayed) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_FINISH, {"item": item_id, "result": str(replayed.result), "detail": replayed.detail})
+
+
+class RedriveThread(threading.Thread):
+    """Executes the redrives of the service until the process stops."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        super().__init__(name="redrives", daemon=True)
+        self._stop_flag = stop
+        self._executor = RedriveExecutor()
+        self._log_limit = LogLimit(60.0)
+
+    def run(self) -> None:
+        """Execute until the process stops; an error is logged and ends nothing."""
+        try:
+            while not self._stop_flag:
+                is_busy = False
+                try:
+                    is_busy = self._executor.step(self._stop_flag)
+                except Exception as error:
+                    if self._log_limit.due("error"):
+                        logger.warning("redrives wait, nothing is lost: %s", first_line(error))
+                    drop_connection()
+                if not is_busy:
+                    self._stop_flag.wait(POLL_SECONDS)
+            self._release()
+        finally:
+            drop_connection()
+
+    def end(self) -> None:
+        """Wait a moment for the thread, once the process was asked to stop."""
+        self.join(END_SECONDS)
+
+    def _release(self) -> None:
+        """Best effort: the lease expires."""
+        try:
+            self._executor.release()
+        except Exception as error:
+            logger.warning("leases of redrives not released, they expire: %s", first_line(error))
+
+
+@contextmanager
+def redrive_thread(stop: StopFlag) -> Iterator[None]:
+    """Execute redrives in a thread until ``stop``; the block works meanwhile."""
+    thread = RedriveThread(stop)
+    thread.start()
+    yield
+    thread.end()

@@ -1,0 +1,138 @@
+"""The pages of redrives: an operator creates one, sees its preview, and follows it; a viewer sees and does nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from kafka_bridge.models import DeadLetter, OperatorAction, Redrive, RedriveItem
+from tests.admin.pages import html_of, messages_of
+from tests.effects.cast import many_completed
+from tests.ops.conftest import make_viewer, signed_in
+from tests.redriving.letters import create, dead_letters, step, to_the_end
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def operator(db: None) -> Client:
+    """A viewer who may redrive."""
+    user = make_viewer("olga")
+    user.user_permissions.add(Permission.objects.get(codename="redrive_dead_letters"))
+    return signed_in(user)
+
+
+def post(client: Client, path: str, **values: Any) -> Any:
+    return client.post(f"/ops/redrives/{path}", values)
+
+
+def new(client: Client, **values: Any) -> Any:
+    return post(client, "create", **{"name": "June", "reason": "mended", "rate": "50", **values})
+
+
+def test_an_operator_creates_a_redrive_of_all_letters_that_match_and_follows_it(operator: Client) -> None:
+    dead_letters("monitoring", many_completed([1, 2]))
+    dead_letters("notification", many_completed([3]))
+    response = new(operator, group="monitoring")
+    redrive = Redrive.objects.get()
+    assert (response.status_code, response["Location"]) == (303, f"/ops/redrives/{redrive.pk}")
+    assert (redrive.total, redrive.actor, redrive.reason) == (2, "olga", "mended")
+    assert "the housekeeper makes it" in html_of(operator.get(response["Location"]))
+    step()
+    page = html_of(operator.get(response["Location"]))
+    assert "would be applied: 2 handled" in page
+    assert post(operator, f"{redrive.pk}/start", reason="now").status_code == 303
+    to_the_end(redrive)
+    page = html_of(operator.get(response["Location"]))
+    assert '<span class="state is-quiet">done</span>' in page
+    assert "June" in html_of(operator.get("/ops/redrives"))
+    assert list(OperatorAction.objects.order_by("id").values_list("action", "actor", "reason")) == [
+        ("redrive.create", "olga", "mended"),
+        ("redrive.start", "olga", "now"),
+    ]
+
+
+def test_an_operator_redrives_selected_letters(operator: Client) -> None:
+    first, _, third = dead_letters("monitoring", many_completed([1, 2, 3]))
+    page = html_of(operator.get(f"/ops/redrives?ids={first},{third}"))
+    assert "of 2 selected letters" in page
+    new(operator, ids=f"{first},{third}")
+    assert list(RedriveItem.objects.values_list("letter_id", flat=True)) == [first, third]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"reason": ""}, {"rate": "0"}, {"ids": "1,x"}, {"group": "nonsense"}, {"topic": "a\0b"}, {"group": "ranking"}],
+)
+def test_what_cannot_be_created_is_said_on_the_page(operator: Client, values: dict[str, str]) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    response = new(operator, **values)
+    assert response.status_code == 400
+    assert "errorlist" in response.content.decode()
+    assert not Redrive.objects.exists()
+
+
+def test_a_refused_action_is_said_on_the_page_and_changes_nothing(operator: Client) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    for action, values in (("pause", {"reason": "r"}), ("start", {"reason": "r"}), ("cancel", {})):
+        response = post(operator, f"{redrive.pk}/{action}", **values)
+        assert response.status_code == 303
+        assert messages_of(operator.get(response["Location"]))
+    redrive.refresh_from_db()
+    assert redrive.state == "preparing"
+    assert post(operator, f"{redrive.pk}/nonsense", reason="r").status_code == 404
+
+
+def test_rate_preview_and_cancel_work_from_the_page(operator: Client) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    step()
+    post(operator, f"{redrive.pk}/rate", reason="slower", rate="3")
+    post(operator, f"{redrive.pk}/preview", reason="look again", accepts_delay="on")
+    redrive.refresh_from_db()
+    assert (redrive.rate, redrive.wants_preview, redrive.accepts_delay) == (3, True, True)
+    post(operator, f"{redrive.pk}/cancel", reason="enough")
+    redrive.refresh_from_db()
+    assert redrive.state == "cancelled"
+    assert DeadLetter.objects.filter(closed_at=None).count() == 1
+
+
+def test_a_viewer_sees_the_pages_without_forms_and_is_refused_every_action(viewer: Client) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    recorded = OperatorAction.objects.count()
+    for path in ("/ops/redrives", f"/ops/redrives/{redrive.pk}"):
+        assert "/ops/redrives/" not in "".join(
+            part.split(">")[0] for part in html_of(viewer.get(path)).split("<form")[1:]
+        )
+        assert "Start</button>" not in html_of(viewer.get(path))
+    assert new(viewer).status_code == 403
+    for action in ("start", "preview", "rate", "pause", "resume", "cancel"):
+        assert post(viewer, f"{redrive.pk}/{action}", reason="r").status_code == 403
+    assert (Redrive.objects.count(), OperatorAction.objects.count()) == (1, recorded)
+
+
+def test_the_page_refreshes_its_panels_with_few_queries(operator: Client) -> None:
+    dead_letters("monitoring", many_completed(range(1, 31)))
+    redrive = create()
+    step()
+    operator.get(f"/ops/redrives/{redrive.pk}/panels")
+    with CaptureQueriesContext(connection) as queries:
+        page = html_of(operator.get(f"/ops/redrives/{redrive.pk}/panels"))
+    assert len(queries) <= 10
+    assert "<html" not in page
+    assert operator.get("/ops/redrives/999999").status_code == 404
+
+
+def test_letters_selected_in_the_admin_lead_to_a_new_redrive_of_them(operator: Client, viewer: Client) -> None:
+    ids = dead_letters("monitoring", many_completed([1, 2]))
+    chosen = {"action": "redrive", "_selected_action": ids}
+    response = operator.post("/admin/kafka_bridge/deadletter/", chosen)
+    assert (response.status_code, response["Location"]) == (303, f"/ops/redrives?ids={ids[0]},{ids[1]}")
+    assert viewer.post("/admin/kafka_bridge/deadletter/", chosen).status_code == 403

@@ -1,0 +1,310 @@
+"""A redrive replays a frozen set of dead letters, as its preview said."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+
+from common.processes.lifecycle import StopFlag
+from devstack import wait_until
+from kafka_bridge.models import DeadLetter, OperatorAction, Redrive, RedriveItem
+from kafka_bridge.redriving import letter_filter
+from kafka_bridge.redriving.executor import RedriveExecutor, RedriveThread
+from kafka_bridge.redriving.letter_filter import LetterFilter
+from kafka_bridge.redriving.redrives import (
+    RedriveRefused,
+    redrive_cancel,
+    redrive_pause,
+    redrive_preview,
+    redrive_resume,
+    redrive_set_rate,
+    redrive_start,
+)
+from orders.models import OrderMinute
+from tests.effects.cast import completed, many_completed
+from tests.redriving.letters import (
+    Refused,
+    counts_of_preview,
+    create,
+    dead_letters,
+    execute,
+    insert_letters,
+    start,
+    step,
+    to_the_end,
+)
+from tests.support.messages import message
+from tests.support.provider import Call, Provider
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MOMENT_SECONDS = 20.0
+
+
+def open_letters() -> int:
+    return DeadLetter.objects.filter(closed_at=None).count()
+
+
+def test_what_the_preview_says_is_what_happens(alimtalk: Provider) -> None:
+    dead_letters("notification", many_completed(range(1, 21)))
+    redrive = execute(create())
+    assert counts_of_preview(redrive) == redrive.counts == {"applied": 20}
+    assert len(alimtalk.effects) == 20
+    assert open_letters() == 0
+    assert list(OperatorAction.objects.order_by("id").values_list("action", "actor", "reason")) == [
+        ("redrive.create", "olga", "the provider is mended"),
+        ("redrive.start", "olga", ""),
+    ]
+
+
+def test_letters_that_still_fail_stop_no_others() -> None:
+    good = dead_letters("monitoring", many_completed([1, 2]))
+    bad = dead_letters("monitoring", [message(b"{", topic="order-completed")])
+    good += dead_letters("monitoring", many_completed([3]))
+    redrive = execute(create())
+    assert counts_of_preview(redrive) == redrive.counts == {"applied": 3, "failed": 1}
+    (item,) = RedriveItem.objects.filter(result="failed")
+    assert item.letter_id == bad[0]
+    assert "PoisonMessage" in item.detail
+    assert list(DeadLetter.objects.filter(closed_at=None).values_list("id", flat=True)) == bad
+    assert OrderMinute.objects.get().completed == 3
+
+
+def test_the_set_is_frozen_when_the_redrive_is_created() -> None:
+    before = dead_letters("monitoring", many_completed([1, 2]))
+    redrive = create()
+    later = dead_letters("monitoring", many_completed([3]))
+    execute(redrive)
+    assert set(redrive.items.values_list("letter_id", flat=True)) == set(before)
+    assert list(DeadLetter.objects.filter(closed_at=None).values_list("id", flat=True)) == later
+
+
+def test_a_filter_takes_the_open_letters_that_match_all_of_it() -> None:
+    (old,) = dead_letters("monitoring", [completed(1)])
+    DeadLetter.objects.filter(pk=old).update(created_at=Now() - timedelta(days=2))
+    (closed,) = dead_letters("monitoring", [completed(2)])
+    DeadLetter.objects.filter(pk=closed).update(closed_at=Now())
+    (wanted,) = dead_letters("monitoring", [completed(3)])
+    dead_letters("monitoring", [completed(4)], ValueError("another error"))
+    dead_letters("notification", [completed(5)])
+    since = DeadLetter.objects.get(pk=wanted).created_at - timedelta(hours=1)
+    redrive = create(LetterFilter(topic="order-completed", group="monitoring", error="Refused", since=since))
+    assert list(redrive.items.values_list("letter_id", flat=True)) == [wanted]
+    assert redrive.histogram == [["Refused", 1]]
+    assert redrive.selection == {
+        "topic": "order-completed",
+        "group": "monitoring",
+        "error": "Refused",
+        "since": f"{since:%Y-%m-%dT%H:%M:%S.%f}".rstrip("0").rstrip(".") + "Z",
+    }
+
+
+def test_a_selection_takes_its_open_letters_once_and_none_is_refused() -> None:
+    first, second = dead_letters("monitoring", many_completed([1, 2]))
+    assert create([second, first, second]).total == 2
+    with pytest.raises(RedriveRefused, match="no open dead letter is among the selected"):
+        create([second + 1])
+    with pytest.raises(RedriveRefused, match="no open dead letter matches"):
+        create(LetterFilter(group="ranking"))
+    assert Redrive.objects.count() == 1
+
+
+def test_a_set_is_frozen_in_chunks_and_its_number_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letter_filter, "CHUNK", 1000)
+    insert_letters(2500)
+    redrive = create()
+    assert redrive.total == RedriveItem.objects.count() == 2500
+    assert redrive.histogram == [["E0", 1250], ["E1", 1250]]
+    monkeypatch.setattr(letter_filter, "MOST_LETTERS", 2499)
+    with pytest.raises(RedriveRefused, match="more than 2499"):
+        create()
+    assert RedriveItem.objects.count() == 2500
+
+
+def test_above_a_hundred_letters_the_operator_types_their_number() -> None:
+    dead_letters("monitoring", many_completed(range(1, 102)))
+    redrive = create()
+    step()
+    for typed in (None, 100):
+        with pytest.raises(RedriveRefused, match="type this number"):
+            redrive_start(redrive.pk, actor="olga", typed_count=typed)
+    assert redrive_start(redrive.pk, actor="olga", typed_count=101).state == "running"
+
+
+def test_a_redrive_is_not_started_before_its_preview() -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    with pytest.raises(RedriveRefused, match="no preview yet"):
+        redrive_start(redrive.pk, actor="olga")
+
+
+def test_an_old_preview_is_made_again_and_the_redrive_starts_if_it_says_the_same() -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    step()
+    Redrive.objects.update(previewed_at=Now() - timedelta(seconds=61))
+    assert redrive_start(redrive.pk, actor="olga").state == "previewed"
+    to_the_end(redrive)
+    assert redrive.counts == {"applied": 1}
+
+
+def test_an_old_preview_that_has_changed_starts_nothing() -> None:
+    (letter,) = dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    step()
+    Redrive.objects.update(previewed_at=Now() - timedelta(seconds=61))
+    DeadLetter.objects.filter(pk=letter).update(closed_at=Now())
+    redrive_start(redrive.pk, actor="olga")
+    step()
+    redrive.refresh_from_db()
+    assert (redrive.state, redrive.wants_preview) == ("previewed", False)
+    assert counts_of_preview(redrive) == {"done_already": 1}
+
+
+def test_an_action_that_the_state_does_not_allow_is_refused_and_not_recorded() -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    recorded = OperatorAction.objects.count()
+    for act in (redrive_pause, redrive_resume):
+        with pytest.raises(RedriveRefused, match="is preparing cannot be"):
+            act(redrive.pk, actor="olga")
+    with pytest.raises(RedriveRefused, match="from 1 to 1000"):
+        redrive_set_rate(redrive.pk, rate=0, actor="olga")
+    with pytest.raises(RedriveRefused, match="no redrive"):
+        redrive_cancel(redrive.pk + 1, actor="olga")
+    assert OperatorAction.objects.count() == recorded
+    execute(redrive)
+    for act in (redrive_pause, redrive_resume, redrive_cancel, redrive_start):
+        with pytest.raises(RedriveRefused, match="is done cannot be"):
+            act(redrive.pk, actor="olga")
+    with pytest.raises(RedriveRefused, match="is done cannot be"):
+        redrive_preview(redrive.pk, actor="olga", accepts_delay=False)
+
+
+def test_a_paused_redrive_replays_nothing_until_it_is_resumed_and_a_cancelled_one_never() -> None:
+    dead_letters("monitoring", many_completed(range(1, 11)))
+    redrive = start(create(rate=5))
+    executor = RedriveExecutor()
+    step(executor)
+    assert 0 < 10 - open_letters() < 10
+    redrive_pause(redrive.pk, actor="olga", reason="wait")
+    left = open_letters()
+    for _ in range(3):
+        assert not step(executor)
+    assert open_letters() == left
+    redrive_resume(redrive.pk, actor="olga", reason="go")
+    step(executor)
+    assert open_letters() < left
+    redrive_cancel(redrive.pk, actor="olga", reason="enough")
+    left = open_letters()
+    step(executor)
+    assert open_letters() == left > 0
+    assert RedriveItem.objects.filter(done_at=None).count() == left
+
+
+def test_the_rate_is_kept() -> None:
+    dead_letters("monitoring", many_completed(range(1, 11)))
+    redrive = start(create(rate=10))
+    began_at = time.monotonic()
+    to_the_end(redrive)
+    assert 0.8 < time.monotonic() - began_at < 5
+
+
+def test_of_two_processes_one_has_the_redrive_and_the_other_takes_over_when_its_lease_expires() -> None:
+    dead_letters("monitoring", many_completed(range(1, 11)))
+    redrive = start(create(rate=2))
+    first, second = RedriveExecutor(), RedriveExecutor()
+    step(first)
+    left = open_letters()
+    step(second)
+    assert open_letters() == left
+    Redrive.objects.update(leased_until=Now(), rate=1000)
+    to_the_end(redrive, second)
+    assert redrive.counts == {"applied": 10}
+
+
+def test_two_redrives_of_the_same_letters_at_once_have_each_effect_once() -> None:
+    dead_letters("monitoring", many_completed(range(1, 31)))
+    redrives = [create(), create()]
+    for redrive in redrives:
+        start(redrive)
+    threads = [
+        threading.Thread(target=_execute_only, args=(redrive.pk,), name=f"redrive {redrive.pk}") for redrive in redrives
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    counts = [Redrive.objects.get(pk=redrive.pk).counts for redrive in redrives]
+    assert sum(count.get("applied", 0) for count in counts) == 30
+    assert [sum(count.values()) for count in counts] == [30, 30]
+    assert OrderMinute.objects.get().completed == 30
+
+
+def _execute_only(redrive_id: int) -> None:
+    try:
+        to_the_end(Redrive.objects.get(pk=redrive_id), RedriveExecutor(only=redrive_id))
+    finally:
+        connection.close()
+
+
+def test_a_service_that_is_away_delays_a_redrive_which_then_goes_on(
+    closed_provider: Provider, settings: object
+) -> None:
+    settings.ALIMTALK_URL, settings.ALIMTALK_KEY = closed_provider.url, "the-key"  # type: ignore[attr-defined]
+    dead_letters("notification", many_completed(range(1, 6)))
+    redrive = start(create())
+    executor = RedriveExecutor()
+    step(executor)
+    redrive.refresh_from_db()
+    assert redrive.state == "running"
+    assert redrive.waits_for
+    assert open_letters() == 5
+    closed_provider.up()
+    to_the_end(redrive, executor)
+    assert (redrive.counts, redrive.waits_for) == ({"applied": 5}, "")
+    assert len(closed_provider.effects) == 5
+
+
+def test_a_call_that_the_provider_postpones_delays_its_own_letter_only(alimtalk: Provider) -> None:
+    first, *_ = messages = many_completed(range(1, 6))
+    dead_letters("notification", messages)
+
+    def answer(call: Call) -> int | tuple[int, dict[str, str]]:
+        is_throttled = call.key == str(first.event_id) and alimtalk.tries(first.event_id) == 1
+        return (429, {"Retry-After": "1"}) if is_throttled else 200
+
+    alimtalk.answer = answer
+    redrive = execute(create())
+    assert redrive.counts == {"applied": 5}
+    assert len(alimtalk.effects) == 5
+
+
+def test_the_thread_of_the_housekeeper_obeys_a_pause_within_two_seconds_and_ends_with_it() -> None:
+    dead_letters("monitoring", many_completed(range(1, 101)))
+    redrive = start(create(rate=20))
+    stop = StopFlag()
+    thread = RedriveThread(stop)
+    thread.start()
+    wait_until(lambda: open_letters() < 95, MOMENT_SECONDS, "no letter is replayed", 0.01)
+    redrive_pause(redrive.pk, actor="olga")
+    time.sleep(2)
+    left = open_letters()
+    time.sleep(1)
+    assert open_letters() == left > 0
+    stop.request()
+    thread.end()
+    assert not thread.is_alive()
+    redrive.refresh_from_db()
+    assert redrive.lease_owner is None
+
+
+def test_the_letters_name_their_error() -> None:
+    dead_letters("monitoring", many_completed([1, 2]))
+    dead_letters("monitoring", many_completed([3]), Refused("again"))
+    assert create().histogram == [["Refused", 3]]
