@@ -1,12 +1,13 @@
 from django.urls import path
+from django.views.generic import RedirectView
 
 from .alerts import alerts, silence, unsilence
 from .blocks import blocks
 from .dashboard import dashboard, dashboard_panels
-from .documents import document
+from .documents import document, documents
 from .orders import order_way
 from .processes import processes
-from .requests import request_of_coupon, request_way, requests_search
+from .requests import no_request_id, request_of_coupon, request_way, requests_search
 
 app_name = "ops"
 urlpatterns = [
@@ -20,7 +21,11 @@ urlpatterns = [
     path("requests", requests_search, name="requests"),
     path("requests/", requests_search),
     path("requests/<uuid:request_id>", request_way, name="request"),
+    path("requests/<str:text>", no_request_id),
     path("requests/of-coupon/<int:user_coupon_id>", request_of_coupon, name="request-of-coupon"),
     path("orders/<int:order_id>", order_way, name="order"),
+    path("orders/<str:text>", no_request_id),
+    path("docs", RedirectView.as_view(pattern_name="ops:documents")),
+    path("docs/", documents, name="documents"),
     path("docs/<path:name>", document, name="document"),
 ]
