@@ -26,6 +26,7 @@ urlpatterns = [
         SpectacularSwaggerView.as_view(url_name="schema", http_method_names=APIView.http_method_names),
         name="docs",
     ),
+    path("ops", RedirectView.as_view(pattern_name="ops:dashboard")),
     path("ops/", include("couponsite.ops.urls")),
     path("admin", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),

@@ -154,6 +154,7 @@ class Demo:
         site = f"http://localhost:{port}"
         self._say(f"shopper's page  {site}/")
         self._say(f"admin           {site}/admin/    name {login.name}, password {login.password}")
+        self._say(f"operators       {site}/ops/      with the same login")
         self._say(f"API             {site}/api/docs")
         self._say("Ctrl-C ends it; until then, `kill -9` any process and see it restart")
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from django.urls import reverse
+from django.urls import resolve, reverse
 from django.utils.cache import add_never_cache_headers
 
 from couponsite.error_pages import refusal
 
 View = Callable[..., HttpResponseBase]
+_PERMISSIONS = "staff_permissions"
 
 
 def staff_page(*permissions: str) -> Callable[[View], View]:
@@ -38,6 +40,12 @@ def staff_page(*permissions: str) -> Callable[[View], View]:
             add_never_cache_headers(response)
             return response
 
+        setattr(guarded, _PERMISSIONS, permissions)
         return guarded
 
     return decorate
+
+
+def may_open(user: User | AnonymousUser, address: str) -> bool:
+    """Whether a member of staff has the permissions of the page at ``address``, a path of a ``staff_page``."""
+    return user.has_perms(getattr(resolve(address).func, _PERMISSIONS))

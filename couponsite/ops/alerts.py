@@ -16,6 +16,7 @@ from kafka_bridge.operating.silences import end_silence, silence_rule, silences
 from .access import staff_page
 from .documents import runbook_names, with_runbooks
 from .layout import render_page
+from .redis_state import redis_glance
 
 SILENCE_PERMISSION = "kafka_bridge.silence_alerts"
 _MOST_OPEN = 200
@@ -97,6 +98,7 @@ def _page(request: HttpRequest, form: SilenceForm, *, rule: str = "", status: in
         "alerts": opened,
         "ended": with_runbooks(ended_alerts(rule)),
         "searched": rule,
+        "redis": redis_glance(),
         "silences": silences(),
         "form": form,
         "rules": sorted({*_rule_names(), *(alert.rule for alert in opened)}),

@@ -9,31 +9,15 @@ from django.views.decorators.http import require_safe
 from redis.exceptions import RedisError
 
 from common.processes.lifecycle import first_line
-from common.redis_client import redis_connection
 from coupons.admission.gate.overview import GateOverview, gate_overviews
 from coupons.models import Coupon
 
 from .access import staff_page
 from .layout import render_page
+from .redis_state import redis_state
 from .sessions import prepared_transactions, sessions
 
 _MOST_GATES = 100
-_ROLES = {"master": "primary", "slave": "replica"}
-
-
-class RedisState(NamedTuple):
-    """What Redis says of itself; ``limit_bytes`` None: no maxmemory is set."""
-
-    role: str
-    used_bytes: int
-    limit_bytes: int | None
-    policy: str
-    evicted_keys: int
-    clients: int
-
-    @property
-    def used_percent(self) -> int | None:
-        return None if self.limit_bytes is None else round(100 * self.used_bytes / self.limit_bytes)
 
 
 class Gate(NamedTuple):
@@ -53,22 +37,10 @@ def blocks(request: HttpRequest) -> HttpResponse:
         "most_gates": _MOST_GATES,
     }
     try:
-        context |= {"redis": _redis_state(), "gates": _gates()}
+        context |= {"redis": redis_state(), "gates": _gates()}
     except RedisError as error:
         context["redis_error"] = first_line(error)
     return render_page(request, "ops/blocks.html", context)
-
-
-def _redis_state() -> RedisState:
-    info = redis_connection().info()
-    return RedisState(
-        role=_ROLES.get(info.get("role"), "of unknown role"),
-        used_bytes=int(info.get("used_memory", 0)),
-        limit_bytes=int(info.get("maxmemory", 0)) or None,
-        policy=str(info.get("maxmemory_policy", "unknown")),
-        evicted_keys=int(info.get("evicted_keys", 0)),
-        clients=int(info.get("connected_clients", 0)),
-    )
 
 
 def _gates() -> list[Gate]:

@@ -14,11 +14,13 @@ from kafka_bridge.message_admin import readable
 from kafka_bridge.models import OutboxHold
 from kafka_bridge.operating.alert_lists import open_alerts
 from kafka_bridge.operating.dead_letter_counts import open_dead_letters
+from kafka_bridge.operating.delivery import ON_ITS_WAY_SECONDS
 from kafka_bridge.outbox.state import outbox_state
 
 from .access import staff_page
 from .documents import with_runbooks
 from .layout import render_page
+from .redis_state import redis_glance
 from .sources import messaging, processes_by_need
 
 _MOST_ALERTS = 50
@@ -41,12 +43,15 @@ def dashboard_panels(request: HttpRequest) -> HttpResponse:
 
 
 def _state() -> dict[str, Any]:
-    """Read everything that the panels show, from PostgreSQL alone: a fixed number of queries, each of bounded cost."""
+    """Read everything that the panels show: a fixed number of queries, each of bounded cost, and Redis."""
+    outbox = outbox_state()
     return {
         "read_at": database_time(),
         "alerts": with_runbooks(open_alerts()[:_MOST_ALERTS]),
         "messaging": messaging(),
-        "outbox": outbox_state(),
+        "outbox": outbox,
+        "outbox_is_late": (outbox.oldest_seconds or 0) > ON_ITS_WAY_SECONDS,
+        "redis": redis_glance(),
         "holds": [
             (hold, None if hold.key is None else readable(hold.key))
             for hold in OutboxHold.objects.order_by("created_at")[:_MOST_HOLDS]

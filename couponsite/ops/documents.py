@@ -29,9 +29,35 @@ _PREFIX = "docs/"
 _RUNBOOK = re.compile(r"runbooks/([a-z0-9-]+)\.md")
 
 
+class Heading(NamedTuple):
+    text: str
+    anchor: str
+
+
 class Document(NamedTuple):
+    """``summary``: its first paragraph as text. ``headings``: those of the second level, for the contents."""
+
     title: str
     html: SafeString
+    summary: str
+    headings: tuple[Heading, ...]
+
+
+class Entry(NamedTuple):
+    """A document in the list of documents."""
+
+    title: str
+    address: str
+    summary: str
+
+
+@require_safe
+@staff_page("kafka_bridge.view_alert")
+def documents(request: HttpRequest) -> HttpResponse:
+    """List the runbooks and the other documents."""
+    runbooks = {f"runbooks/{name}.md" for name in runbook_names()}
+    context = {"runbooks": _entries(runbooks), "documents": _entries(_names() - runbooks)}
+    return render_page(request, "ops/documents.html", context)
 
 
 @require_safe
@@ -64,6 +90,13 @@ def runbook_names() -> set[str]:
     return {match[1] for name in _names() if (match := _RUNBOOK.fullmatch(name))}
 
 
+def _entries(names: Iterable[str]) -> list[Entry]:
+    return [
+        Entry(found.title, reverse("ops:document", args=[name]), found.summary)
+        for name, found in sorted((name, _rendered(name)) for name in names)
+    ]
+
+
 @cache
 def _names() -> frozenset[str]:
     return frozenset(path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*.md"))
@@ -79,16 +112,25 @@ def _rendered(name: str) -> Document:
             # A header without text says nothing to a screen reader.
             opening.tag = closing.tag = "td"
     title = name
+    summary = next((_plain(b) for a, b in pairwise(tokens) if a.type == "paragraph_open" and not a.level), "")
+    headings = []
     anchors: set[str] = set()
     for heading, content in pairwise(tokens):
         if heading.type == "heading_open":
             if (anchor := _anchor(content.content)) and anchor not in anchors:
                 anchors.add(anchor)
                 heading.attrSet("id", anchor)
+                if heading.tag == "h2":
+                    headings.append(Heading(_plain(content), anchor))
             if heading.tag == "h1" and title == name:
-                title = content.content
+                title = _plain(content)
     html = markdown.renderer.render(_with_scrolling_tables(tokens), markdown.options, {})
-    return Document(title, mark_safe(html))
+    return Document(title, mark_safe(html), summary, tuple(headings))
+
+
+def _plain(content: Token) -> str:
+    """Return the text of a heading or paragraph without its marks."""
+    return "".join(" " if part.type == "softbreak" else part.content for part in content.children or ())
 
 
 def _anchor(heading: str) -> str:

@@ -7,11 +7,11 @@ from django.views.decorators.http import require_safe
 
 from .access import staff_page
 from .layout import render_page
-from .sources import processes_by_need
+from .sources import processes_with_partitions
 
 
 @require_safe
 @staff_page("kafka_bridge.view_processheartbeat")
 def processes(request: HttpRequest) -> HttpResponse:
     """List the processes, those that need attention first."""
-    return render_page(request, "ops/processes.html", {"processes": processes_by_need()})
+    return render_page(request, "ops/processes.html", {"processes": processes_with_partitions()})

@@ -139,6 +139,7 @@ def _decided(trace: RequestTrace) -> Step:
             "" if result.user_coupon_id is None else f"{result.user_coupon_id}, {coupon.status if coupon else 'gone'}",
             "" if coupon is None else row_address(UserCoupon, coupon.pk),
         ),
+        _earlier(result),
     )
     text = _WHY.get(result.reason or "", "It got a coupon.")
     return Step("Decided", "done", exact(result.processed_at), text, facts)
@@ -146,6 +147,16 @@ def _decided(trace: RequestTrace) -> Step:
 
 def _request_fact(name: str, request_id: UUID | None) -> Fact:
     return Fact(name, "") if request_id is None else Fact(name, str(request_id), request_address(request_id))
+
+
+def _earlier(result: IssueRequest) -> Fact | None:
+    """Return the coupon that the user had already, which leads to the request that got it."""
+    if result.reason != policy.ALREADY_ISSUED or result.coupon_id is None or result.user_id is None:
+        return None
+    had = UserCoupon.objects.filter(coupon_id=result.coupon_id, user_id=result.user_id).first()
+    if had is None:
+        return None
+    return Fact("coupon it had", f"user coupon {had.pk}", reverse("ops:request-of-coupon", args=[had.pk]))
 
 
 def _result_event(trace: RequestTrace) -> Step:

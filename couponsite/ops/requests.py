@@ -27,6 +27,7 @@ from .request_steps import request_steps
 from .steps import exact
 
 PERMISSIONS = ("coupons.view_issuerequest", "coupons.view_usercoupon", "kafka_bridge.view_outboxmessage")
+_WHAT_IS_SEARCHED = "Search by a request id (UUID), a user id or an order id (1 to 9223372036854775807)."
 
 
 @require_safe
@@ -68,8 +69,18 @@ def requests_search(request: HttpRequest) -> HttpResponse:
         context["found"] = user_requests(user_id, coupon_type=coupon_type if is_coupon_type(coupon_type) else "")
         context["order"] = Order.objects.filter(pk=user_id).first() if query and _may_see_orders(request) else None
     elif query or request.GET.get("user"):
-        context["refusal"] = "Search by a request id (UUID), a user id or an order id (1 to 9223372036854775807)."
+        context["refusal"] = _WHAT_IS_SEARCHED
     return render_page(request, "ops/requests.html", context)
+
+
+@require_safe
+@staff_page(*PERMISSIONS)
+def no_request_id(request: HttpRequest, text: str) -> HttpResponse:
+    """Show the search to an address with ``text`` in place of an id (404); an id in another form is led to its page."""
+    if (request_id := uuid_in(text)) is not None:
+        return redirect("ops:request", request_id=request_id)
+    context = {"query": text[:64], "refusal": f"“{text[:64]}” is not an id. {_WHAT_IS_SEARCHED}"}
+    return render_page(request, "ops/requests.html", context, status=404)
 
 
 @require_safe

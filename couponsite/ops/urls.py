@@ -1,17 +1,18 @@
 from django.urls import path
+from django.views.generic import RedirectView
 
 from .alerts import alerts, silence, unsilence
 from .audit import audit
 from .blocks import blocks
 from .dashboard import dashboard, dashboard_panels
-from .documents import document
+from .documents import document, documents
 from .groups import control, groups
 from .holds import hold, holds, release, retry
 from .orders import order_way
 from .preflight import preflight_page, send_test_alert
 from .processes import processes
 from .redrives import create, redrive, redrive_action, redrive_panels, redrives
-from .requests import request_of_coupon, request_way, requests_search
+from .requests import no_request_id, request_of_coupon, request_way, requests_search
 
 app_name = "ops"
 urlpatterns = [
@@ -37,9 +38,13 @@ urlpatterns = [
     path("requests", requests_search, name="requests"),
     path("requests/", requests_search),
     path("requests/<uuid:request_id>", request_way, name="request"),
+    path("requests/<str:text>", no_request_id),
     path("requests/of-coupon/<int:user_coupon_id>", request_of_coupon, name="request-of-coupon"),
     path("orders/<int:order_id>", order_way, name="order"),
     path("preflight/<str:coupon_type>", preflight_page, name="preflight"),
     path("preflight/<str:coupon_type>/test-alert", send_test_alert, name="test-alert"),
+    path("orders/<str:text>", no_request_id),
+    path("docs", RedirectView.as_view(pattern_name="ops:documents")),
+    path("docs/", documents, name="documents"),
     path("docs/<path:name>", document, name="document"),
 ]

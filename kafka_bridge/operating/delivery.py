@@ -121,9 +121,13 @@ def publishing_problem(message: OutboxTrace, surroundings: Surroundings) -> Prob
     if message.held is not None and (problem := _holding_problem(message)) is not None:
         return problem
     if not message.has_relay:
+        # A relay that is alive takes the shards of a dead one within seconds.
+        silent = [process for process in surroundings.processes if process.role == "relay" and not is_alive(process)]
+        last = min(silent, key=lambda process: process.silent_seconds, default=None)
+        seen = f" The last one, {last}, was seen {last.silent_seconds:.0f} s ago." if last else ""
         return Problem(
             DeliveryCause.RELAY_DOWN,
-            f"No running relay has shard {message.shard} of the outbox: row {message.row_id} waits.",
+            f"No running relay has shard {message.shard} of the outbox: row {message.row_id} waits.{seen}",
             message,
         )
     if message.held is not None:

@@ -87,3 +87,22 @@ def test_the_environment_is_named_on_every_page(viewer: Client, settings: Settin
 def test_a_page_only_reads(viewer: Client) -> None:
     assert viewer.post("/ops/").status_code == 405
     assert viewer.get("/ops/alerts/silence").status_code == 405
+
+
+def test_a_link_is_shown_to_those_only_who_have_all_permissions_of_its_page(db: None) -> None:
+    user = User.objects.create_user("stan", is_staff=True)
+    user.user_permissions.add(*Permission.objects.filter(codename__in=["view_alert", "view_issuerequest"]))
+    client = signed_in(user)
+    assert 'href="/ops/requests"' not in html_of(client.get("/ops/alerts"))
+    user.user_permissions.add(*Permission.objects.filter(codename__in=["view_usercoupon", "view_outboxmessage"]))
+    assert 'href="/ops/requests"' in html_of(client.get("/ops/alerts"))
+
+
+@pytest.mark.parametrize("path", ["/ops/requests/abc", "/ops/orders/abc", "/ops/requests/0", "/ops/requests/a%00b"])
+def test_an_address_without_a_proper_id_leads_to_the_search(viewer: Client, path: str) -> None:
+    response = viewer.get(path)
+    assert response.status_code == 404
+    page = response.content.decode()
+    assert "is not an id." in page
+    assert 'aria-label="Operations"' in page
+    assert 'role="search"' in page

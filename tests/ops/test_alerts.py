@@ -163,3 +163,12 @@ def test_a_silence_of_a_rule_is_one_of_all_its_subjects(
     silence_rule(rule=silenced, seconds=seconds, reason="works", actor="olga")
     for path in ("/ops/", PATH):
         assert (">silenced<" in html_of(viewer.get(path))) is shown
+
+
+def test_an_alert_that_is_silenced_offers_the_end_of_the_silence(operator: Client, alert: Alert) -> None:
+    offer = f'Silence<span class="unseen"> {alert.rule}'
+    assert offer in html_of(operator.get(PATH))
+    silence(operator)
+    page = html_of(operator.get(PATH))
+    assert offer not in page
+    assert f'<a href="#silence">End the silence<span class="unseen"> of {alert.rule}</span></a>' in page

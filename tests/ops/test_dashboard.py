@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.db.models.functions import Now
 from django.test import Client
+from pytest_django import Settings
 from uuid_utils.compat import uuid7
 
 from coupons.models import Coupon
@@ -28,6 +31,7 @@ from kafka_bridge.outbox import state
 from kafka_bridge.outbox.state import outbox_state
 from tests.admin.pages import html_of
 from tests.support.outbox import TOPIC, publish_orders
+from tests.support.ranking import redis_away
 
 PATHS = ["/ops/", "/ops/panels"]
 
@@ -65,7 +69,7 @@ def test_the_panels_come_without_the_page_around_them(viewer: Client) -> None:
     assert "<html" not in panels
     assert "<nav" not in panels
     page = html_of(viewer.get("/ops/"))
-    assert page.count("<section") == panels.count("<section") == 6
+    assert page.count("<section") == panels.count("<section") == 7
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -144,7 +148,7 @@ def test_a_process_that_is_silent_hangs_or_is_of_another_version_is_named_in_wor
     make_heartbeat("web", version="2", seen=100, turned=100)
     make_heartbeat("worker", version="2", turned=3600)
     page = html_of(viewer.get("/ops/processes"))
-    rows = {line: page.split(f'<th scope="row">{line}</th>')[1].split("</tr>")[0] for line in
+    rows = {line: page.split(f' scope="row">{line}</th>')[1].split("</tr>")[0] for line in
             ("relay", "issuer", "web", "worker")}  # fmt: skip
     assert ">alive<" in rows["relay"]
     assert "other version" not in rows["relay"]
@@ -152,7 +156,7 @@ def test_a_process_that_is_silent_hangs_or_is_of_another_version_is_named_in_wor
     assert ">silent<" in rows["web"]
     assert ">hanging<" in rows["worker"]
     # What needs attention stands above what is well.
-    assert page.index(">silent<") < page.index('<th scope="row">relay</th>')
+    assert page.index(">silent<") < page.index(' scope="row">relay</th>')
 
 
 def test_the_key_figures_are_met_missed_or_without_data(viewer: Client) -> None:
@@ -184,6 +188,74 @@ def test_partitions_that_are_behind_come_first_and_those_without_a_consumer_say_
     make_heartbeat(groups=["issue", "ranking"], partitions=[well, behind])
     SweptPartition.objects.create(consumer_group="results", topic="t", partition=0, messages=3, read_at=Now())
     page = html_of(viewer.get("/ops/")).split('id="lag"')[1]
-    assert page.index('<th scope="row">ranking</th>') < page.index('<th scope="row">issue</th>')
+    assert page.index(' scope="row">ranking</th>') < page.index(' scope="row">issue</th>')
     assert ">retrying<" in page
-    assert ">none<" in page.split('<th scope="row">results</th>')[1].split("</tr>")[0]
+    assert ">none<" in page.split(' scope="row">results</th>')[1].split("</tr>")[0]
+
+
+def test_the_partitions_of_a_topic_are_one_row(viewer: Client) -> None:
+    well = [
+        {"group": "ranking", "topic": "t", "partition": partition, "lag": 2, "lagMs": 5, "state": "ok"}
+        for partition in (0, 1, 2, 5)
+    ]
+    late = {"group": "ranking", "topic": "t", "partition": 7, "lag": 3, "lagMs": 9000, "state": "retrying"}
+    make_heartbeat(groups=["ranking"], partitions=[*well, late])
+    page = html_of(viewer.get("/ops/")).split('id="lag"')[1]
+    row = page.split(' scope="row">ranking</th>')[1].split("</tr>")[0]
+    assert page.count(">ranking</th>") == 1
+    assert ">0-2, 5, 7<" in row
+    assert ">11<" in row
+    assert "9,000 ms</span> on 7" in row
+    assert ">retrying</span> on 7" in row
+
+
+def test_a_process_unfolds_its_partitions_only_if_one_needs_attention(viewer: Client) -> None:
+    held = {"group": "ranking", "topic": "t", "lag": 0, "lagMs": 0, "state": "ok"}
+    process = make_heartbeat("consumer", partitions=[held | {"partition": partition} for partition in range(3)])
+    page = html_of(viewer.get("/ops/processes"))
+    assert "<details>" in page
+    assert "3 partitions, none behind" in page
+    assert "ranking: t 0-2 " in page
+    ProcessHeartbeat.objects.filter(pk=process.pk).update(partitions=[held | {"partition": 1, "state": "retrying"}])
+    assert "<details open>" in html_of(viewer.get("/ops/processes"))
+
+
+def test_an_outbox_that_waits_for_long_stands_out(viewer: Client) -> None:
+    publish_orders([1])
+    assert "is-warning" not in html_of(viewer.get("/ops/")).split("Oldest of them")[1].split("</dd>")[0]
+    OutboxMessage.objects.update(created_at=Now() - timedelta(seconds=46))
+    assert 'is-warning">46' in html_of(viewer.get("/ops/")).split("Oldest of them")[1].split("</dd>")[0]
+
+
+@pytest.fixture
+def _no_error_of_redis() -> Iterator[None]:
+    """Forgets that Redis was away."""
+    caches["process"].clear()
+    yield
+    caches["process"].clear()
+
+
+@pytest.mark.usefixtures("_no_error_of_redis")
+def test_dashboard_and_alerts_say_that_redis_is_away(viewer: Client, settings: Settings) -> None:
+    assert ">answers<" in html_of(viewer.get("/ops/"))
+    with redis_away(settings):
+        for path in (*PATHS, "/ops/alerts"):
+            page = html_of(viewer.get(path))
+            assert "Redis does not answer" in page
+            assert "answer 503" in page
+
+
+@pytest.mark.usefixtures("_no_error_of_redis")
+def test_a_frozen_redis_is_waited_for_once(viewer: Client, settings: Settings) -> None:
+    # The system accepts the connection; no process answers on it.
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        frozen.setblocking(False)
+        there = settings.CACHES
+        address = f"redis://127.0.0.1:{frozen.getsockname()[1]}/0"
+        settings.CACHES = there | {"default": there["default"] | {"LOCATION": address}}
+        for _ in range(3):
+            assert "Redis does not answer" in html_of(viewer.get("/ops/panels"))
+        settings.CACHES = there
+        frozen.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            frozen.accept()

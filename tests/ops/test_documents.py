@@ -60,3 +60,20 @@ def test_an_alert_leads_to_its_runbook(viewer: Client, alert: Alert) -> None:
 @pytest.mark.parametrize("path", ["", "docs/", "docs/runbooks/none.md", "https://example.com/a.md", "operations.md"])
 def test_a_runbook_that_is_no_document_has_no_address(path: str) -> None:
     assert document_address(path) == ""
+
+
+def test_the_index_leads_to_every_document_with_its_first_lines(viewer: Client) -> None:
+    page = html_of(viewer.get("/ops/docs/"))
+    for name in NAMES:
+        assert f'href="/ops/docs/{name}"' in page
+    assert '<a href="/ops/docs/" aria-current="page">Documents</a>' in page
+    assert viewer.get("/ops/docs")["Location"] == "/ops/docs/"
+    assert viewer.get("/ops")["Location"] == "/ops/"
+
+
+def test_a_long_document_begins_with_its_contents(viewer: Client) -> None:
+    page = html_of(viewer.get("/ops/docs/operations.md"))
+    contents, article = page.split('id="contents"')[1].split("<article")
+    anchors = re.findall(r'href="#([^"]+)"', contents)
+    assert len(anchors) == article.count("<h2")
+    assert 'aria-current="page">Documents<' in page

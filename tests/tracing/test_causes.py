@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -50,6 +51,13 @@ def age(seconds: float) -> None:
     """As if every row of the outbox had been written so long ago."""
     with connection.cursor() as cursor:
         cursor.execute("UPDATE kafka_bridge_outboxmessage SET created_at = now() - %s * interval '1 second'", [seconds])
+
+
+def test_without_a_relay_the_one_that_fell_silent_is_named(viewer: Client, request_id: UUID) -> None:
+    have_a_process("relay", pid=77, seen_at=Now() - timedelta(seconds=300))
+    have_a_process("relay", pid=78, seen_at=Now() - timedelta(seconds=90))
+    summary = viewer.get(f"/ops/requests/{request_id}").context["trace"].problem.summary
+    assert re.search(r"The last one, .*78.*, was seen 9\d s ago", summary)
 
 
 @pytest.fixture

@@ -70,6 +70,16 @@ def test_losers_read_why(viewer: Client, decide: Decide) -> None:
         assert states(page)["Reserved"] == "skipped"
 
 
+def test_a_loser_who_had_the_coupon_is_led_to_the_request_that_got_it(viewer: Client, decide: Decide) -> None:
+    coupon = CouponFactory.create(total_quantity=2)
+    winner, again = [accept(coupon, 1).request_id for _ in range(2)]
+    decide(winner, again)
+    steps = {step.name: step for step in way(viewer, again).context["steps"]}
+    (had,) = [fact for fact in steps["Decided"].facts if fact.name == "coupon it had"]
+    assert viewer.get(had.address)["Location"] == f"/ops/requests/{winner}"
+    assert "coupon it had" not in facts(way(viewer, winner))["Decided"]
+
+
 def test_a_decided_request_is_shown_after_its_rows_were_pruned(viewer: Client, decide: Decide) -> None:
     accepted = accept(CouponFactory.create(), 1)
     decide(accepted.request_id)
