@@ -54,8 +54,9 @@ def age(seconds: float) -> None:
 
 
 def test_without_a_relay_the_one_that_fell_silent_is_named(viewer: Client, request_id: UUID) -> None:
-    have_a_process("relay", pid=77, seen_at=Now() - timedelta(seconds=300))
-    have_a_process("relay", pid=78, seen_at=Now() - timedelta(seconds=90))
+    started = {"started_at": Now() - timedelta(hours=1)}
+    have_a_process("relay", pid=77, seen_at=Now() - timedelta(seconds=300), **started)
+    have_a_process("relay", pid=78, seen_at=Now() - timedelta(seconds=90), **started)
     summary = viewer.get(f"/ops/requests/{request_id}").context["trace"].problem.summary
     assert re.search(r"The last one, .*78.*, was seen 9\d s ago", summary)
 
