@@ -16,6 +16,7 @@ from ..outbox.state import outbox_state
 from ..registry import groups
 from .alert_test import last_delivery
 from .dead_letter_counts import open_dead_letters
+from .group_pauses import pauses
 from .preflight import CheckLine, Verdict, register_check
 from .processes import ProcessState, RunningProcess, running_processes
 
@@ -34,6 +35,7 @@ def register() -> None:
         ("topics", topic_lines),
         ("outbox", outbox_lines),
         ("holds", hold_lines),
+        ("pauses", pause_lines),
         ("lag", lag_lines),
         ("dead letters", dead_letter_lines),
         ("processes", process_lines),
@@ -93,6 +95,16 @@ def hold_lines(requests: int) -> Iterator[CheckLine]:
         )
     if not holds and not state.held:
         yield CheckLine("holds", Verdict.GO, "nothing is held")
+
+
+def pause_lines(requests: int) -> Iterator[CheckLine]:
+    """Judge what operators have paused."""
+    paused = pauses()
+    for pause in paused:
+        found = f"{pause} is paused since {pause.created_at:%Y-%m-%d %H:%M} UTC by {pause.actor}: {pause.reason}"
+        yield CheckLine("pauses", Verdict.NO_GO, found, "resume it at /ops/groups")
+    if not paused:
+        yield CheckLine("pauses", Verdict.GO, "nothing is paused")
 
 
 def lag_lines(requests: int) -> Iterator[CheckLine]:

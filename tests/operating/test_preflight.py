@@ -42,6 +42,7 @@ from kafka_bridge.models import (
 )
 from kafka_bridge.operating import preflight_checks
 from kafka_bridge.operating.alert_test import alert_test_send
+from kafka_bridge.operating.group_pauses import find_target, pause
 from kafka_bridge.operating.notifications import send_next
 from kafka_bridge.operating.preflight import CheckLine, Verdict, is_go
 from kafka_bridge.registry import groups
@@ -212,6 +213,10 @@ def row_held(settings: Settings) -> None:
     HeldMessage.objects.create(message_id=7, shard=0, topic="order-completed", reason="topic", last_error="no topic")
 
 
+def group_paused(settings: Settings) -> None:
+    pause(find_target("results"), actor="olga", reason="their provider is down")
+
+
 def behind(settings: Settings) -> None:
     SweptPartition.objects.update(messages=5, oldest_at=Now() - timedelta(seconds=30))
 
@@ -281,6 +286,7 @@ def no_webhook(settings: Settings) -> None:
         (old_outbox_row, "outbox"),
         (topic_held, "holds"),
         (row_held, "holds"),
+        (group_paused, "pauses"),
         (behind, "lag"),
         (unreported, "lag"),
         (letter_open, "dead letters"),
