@@ -1,0 +1,36 @@
+"""The tables of the bridge."""
+
+from __future__ import annotations
+
+from .alerts import AlarmLease, Alert, AlertNotification, AlertSilence
+from .consuming import MOST_REPLAYS, DeadLetter, ProcessedEvent
+from .operators import GroupPause, OperatorAction, PartitionInstruction
+from .outbox import SHARDS, HeldMessage, OutboxHold, OutboxMessage, RelayLease, RelayMember
+from .processes import BrokerState, HousekeepingRun, ProcessHeartbeat, Sample, SweptPartition
+from .redrives import Redrive, RedriveItem
+
+__all__ = [
+    "MOST_REPLAYS",
+    "SHARDS",
+    "AlarmLease",
+    "Alert",
+    "AlertNotification",
+    "AlertSilence",
+    "BrokerState",
+    "DeadLetter",
+    "GroupPause",
+    "HeldMessage",
+    "HousekeepingRun",
+    "OperatorAction",
+    "OutboxHold",
+    "OutboxMessage",
+    "PartitionInstruction",
+    "ProcessHeartbeat",
+    "ProcessedEvent",
+    "Redrive",
+    "RedriveItem",
+    "RelayLease",
+    "RelayMember",
+    "Sample",
+    "SweptPartition",
+]
