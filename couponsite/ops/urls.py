@@ -1,5 +1,4 @@
 from django.urls import path
-from django.views.generic import RedirectView
 
 from .alerts import alerts, silence, unsilence
 from .audit import audit
@@ -44,7 +43,7 @@ urlpatterns = [
     path("preflight/<str:coupon_type>", preflight_page, name="preflight"),
     path("preflight/<str:coupon_type>/test-alert", send_test_alert, name="test-alert"),
     path("orders/<str:text>", no_request_id),
-    path("docs", RedirectView.as_view(pattern_name="ops:documents")),
     path("docs/", documents, name="documents"),
+    path("docs", documents),
     path("docs/<path:name>", document, name="document"),
 ]
