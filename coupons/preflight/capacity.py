@@ -21,8 +21,9 @@ REDIS_BYTES_PER_REQUEST = 1_000
 # A coupon is decided by one issuer at a time, in batches: so many a second with full ones, on modest hardware.
 DECISIONS_PER_SECOND = 2_000
 _BATCHES_PER_SECOND = 20
-# How many connections a process of a role opens at most; another one takes _OTHER.
-_WEB, _OTHER = 16, 4
+# How many connections a process of a role opens at most, as docs/operations.md says; a consumer one per group more.
+_OTHER = 4
+_OF_ROLE = {"web": 11, "relay": 3, "housekeeper": 7, "reconciler": 7}
 
 
 def settings_lines(requests: int) -> Iterator[CheckLine]:
@@ -91,7 +92,7 @@ def connection_lines(requests: int) -> Iterator[CheckLine]:
         cursor.execute(_CONNECTIONS)
         (available,) = cursor.fetchone() or (0,)
     running = [process for process in running_processes() if process.state is not ProcessState.SILENT]
-    of_role = {"web": _WEB, "site": settings.WEB_THREADS + _OTHER}
+    of_role = {**_OF_ROLE, "site": settings.WEB_THREADS + _OTHER}
     # The sessions of an operator's shell come on top.
     needed = _OTHER + sum(of_role.get(process.role, _OTHER + len(process.groups)) for process in running)
     yield _line(

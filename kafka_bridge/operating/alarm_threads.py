@@ -37,9 +37,11 @@ def alarm_threads(stop: StopFlag, heartbeat: Heartbeat) -> Iterator[None]:
     notifier = Notifier(stop, lambda: duty.judged_at)
     for thread in (duty, watch, notifier):
         thread.start()
-    yield
-    for thread in (duty, watch, notifier):
-        thread.end()
+    try:
+        yield
+    finally:
+        for thread in (duty, watch, notifier):
+            thread.end()
 
 
 class Notifier(threading.Thread):

@@ -7,6 +7,8 @@ from datetime import datetime
 
 from django.db import transaction
 
+from common.processes.lifecycle import StopFlag
+
 from ..models import OperatorAction
 from .alerts import alert_rule, end_rules, open_alert
 from .audit import record_action
@@ -36,11 +38,9 @@ def last_delivery() -> datetime | None:
     return OperatorAction.objects.filter(action=DELIVERED).order_by("-id").values_list("created_at", flat=True).first()
 
 
-def wait_for_delivery(sent: int, seconds: float) -> bool:
-    """Wait for the delivery of the test alert with the record ``sent``; returns whether it came in time."""
+def wait_for_delivery(sent: int, seconds: float, stop: StopFlag) -> None:
+    """Wait until the test alert with the record ``sent`` is delivered, for so long at most, or until ``stop``."""
     deadline = time.monotonic() + seconds
     while not OperatorAction.objects.filter(action=DELIVERED, id__gt=sent).exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True
+        if time.monotonic() > deadline or stop.wait(_POLL_SECONDS):
+            return

@@ -12,6 +12,8 @@ from ..models import OperatorAction
 
 logger = logging.getLogger(__name__)
 
+LONGEST_REASON: int = OperatorAction._meta.get_field("reason").max_length or 0
+
 Values = Mapping[str, Any]
 
 
@@ -35,7 +37,12 @@ def record_action(
             "an operator's action is recorded in the transaction of its change"
         )
     recorded = OperatorAction.objects.create(
-        actor=actor[:150], action=action, subject=subject[:300], reason=reason[:500], before=before, after=after
+        actor=actor[:150],
+        action=action,
+        subject=subject[:300],
+        reason=reason[:LONGEST_REASON],
+        before=before,
+        after=after,
     )
     transaction.on_commit(lambda: logger.info("%s %s by %s: %s", action, subject, actor, reason or "no reason given"))
     return recorded

@@ -132,10 +132,13 @@ class RedriveExecutor:
         busy = [self._run(redrive, stop) for redrive in running]
         return any(busy)
 
-    def release(self) -> None:
-        """Let another process go on at once."""
-        with connection.cursor() as cursor:
-            cursor.execute(_RELEASE, {"owner": self._owner})
+    def release_if_possible(self) -> None:
+        """Let another process go on at once; if the database does not answer, once the lease has expired."""
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_RELEASE, {"owner": self._owner})
+        except Exception as error:
+            logger.warning("leases of redrives not released, they expire: %s", first_line(error))
 
     def _rows(self, sql: str) -> list[tuple[Any, ...]]:
         with connection.cursor() as cursor:
@@ -277,7 +280,7 @@ class RedriveThread(threading.Thread):
                     drop_connection()
                 if not is_busy:
                     self._stop_flag.wait(POLL_SECONDS)
-            self._release()
+            self._executor.release_if_possible()
         finally:
             drop_connection()
 
@@ -285,18 +288,13 @@ class RedriveThread(threading.Thread):
         """Wait a moment for the thread, once the process was asked to stop."""
         self.join(END_SECONDS)
 
-    def _release(self) -> None:
-        """Best effort: the lease expires."""
-        try:
-            self._executor.release()
-        except Exception as error:
-            logger.warning("leases of redrives not released, they expire: %s", first_line(error))
-
 
 @contextmanager
 def redrive_thread(stop: StopFlag) -> Iterator[None]:
     """Execute redrives in a thread until ``stop``; the block works meanwhile."""
     thread = RedriveThread(stop)
     thread.start()
-    yield
-    thread.end()
+    try:
+        yield
+    finally:
+        thread.end()

@@ -31,6 +31,10 @@ class RedriveRefused(BridgeError):
     """An action that the redrive's state, or its letters, do not allow; the text tells the operator why."""
 
 
+class NoLetters(RedriveRefused):
+    """No open dead letter matches, or none of the selected ones is open."""
+
+
 def redrive_create(
     *, name: str, reason: str, actor: str, letters: LetterFilter | Sequence[int], rate: int = DEFAULT_RATE
 ) -> Redrive:
@@ -59,7 +63,7 @@ def redrive_create(
         except TooManyLetters as error:
             raise RedriveRefused(str(error)) from error
         if not redrive.total:
-            raise RedriveRefused(f"no open dead letter {'matches' if is_filter else 'is among the selected ones'}")
+            raise NoLetters(f"no open dead letter {'matches' if is_filter else 'is among the selected ones'}")
         redrive.histogram = error_classes(redrive.pk)
         redrive.save(update_fields=["total", "histogram"])
         after = {"name": name, "letters": redrive.total, "rate": rate, "selection": redrive.selection}

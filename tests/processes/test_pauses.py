@@ -145,7 +145,7 @@ def test_every_process_obeys_also_after_it_was_killed_and_nothing_is_lost_or_reo
     assert set(decided.values_list("status", flat=True)) == {"SUCCESS"}
     assert UserCoupon.objects.count() == stream.accepted
     assert {name: lines for name, lines in invariants.violations() if lines} == {}
-    _assert_in_order(decided.exclude(partition=-1))
+    assert_in_order()
     actions = OperatorAction.objects.order_by("id").values_list("action", "subject")
     assert list(actions) == [
         ("group.pause", "issue"), ("group.pause", WORKER), ("group.resume", "issue"), ("group.resume", WORKER),
@@ -153,11 +153,15 @@ def test_every_process_obeys_also_after_it_was_killed_and_nothing_is_lost_or_reo
     ]  # fmt: skip
 
 
-def _assert_in_order(decided: object) -> None:
-    times: dict[int, list[datetime]] = defaultdict(list)
-    rows = IssueRequest.objects.exclude(partition=-1).order_by("partition", "offset")
-    for partition, processed_at in rows.values_list("partition", "processed_at"):
-        times[partition].append(processed_at)
-    assert times
-    for of_partition in times.values():
-        assert of_partition == sorted(of_partition)
+def assert_in_order() -> None:
+    """Of each coupon, the requests were published in the order of their rows, and decided in the order of the topic."""
+    row_ids = dict(OutboxMessage.objects.values_list("event_id", "id"))
+    rows: dict[str, list[int]] = defaultdict(list)
+    times: dict[str, list[datetime]] = defaultdict(list)
+    published = IssueRequest.objects.exclude(partition=-1).order_by("partition", "offset")
+    for coupon_type, request_id, processed_at in published.values_list("coupon_type", "request_id", "processed_at"):
+        rows[coupon_type].append(row_ids[request_id])
+        times[coupon_type].append(processed_at)
+    assert len(rows) == 3
+    for in_order in (*rows.values(), *times.values()):
+        assert in_order == sorted(in_order)

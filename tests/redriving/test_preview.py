@@ -132,8 +132,6 @@ def test_a_preview_of_every_group_leaves_everything_as_it_was(
     assert found.counts["failed"] >= 5
     assert found.kinds["SUCCESS"] >= 3
     assert found.kinds["SOLD_OUT"] == 2
-    sent = [detail for examples in found.examples.values() for _, detail in examples]
-    assert sent
 
 
 def test_each_letter_sees_the_effects_of_those_before_it(make_coupon: MakeCoupon) -> None:

@@ -54,7 +54,7 @@ class Command(WorkerCommand):
         if options["warm"]:
             lines += run_check("gate", lambda: _warm(coupon_type))
         if options["test_alert"]:
-            lines += run_check("test alert", _send_test_alert)
+            lines += run_check("test alert", lambda: _send_test_alert(stop))
         lines += preflight(coupon_type, options["expect"])
         self._print(lines)
         if options["rehearse"] and not stop:
@@ -81,7 +81,7 @@ def _warm(coupon_type: str) -> list[CheckLine]:
     return []
 
 
-def _send_test_alert() -> list[CheckLine]:
-    wait_for_delivery(alert_test_send(actor=shell_user()), _DELIVERY_SECONDS)
+def _send_test_alert(stop: StopFlag) -> list[CheckLine]:
+    wait_for_delivery(alert_test_send(actor=shell_user()), _DELIVERY_SECONDS, stop)
     # The check of the test alert says whether it arrived.
     return []

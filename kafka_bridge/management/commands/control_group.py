@@ -10,6 +10,7 @@ from common.postgres.clock import isoformat_z
 from common.processes.lifecycle import StopFlag, check_database
 
 from ...errors import UnknownTarget
+from ...operating.audit import LONGEST_REASON
 from ...operating.group_pauses import find_target, pause, pauses_of, resume
 from ...operating.worker_command import WorkerCommand, idempotent, shell_user
 
@@ -43,6 +44,8 @@ class Command(WorkerCommand):
         reason = options["reason"].strip()
         if not reason or "\0" in reason:
             raise CommandError("--reason must say why")
+        if len(reason) > LONGEST_REASON:
+            raise CommandError(f"--reason has more than {LONGEST_REASON} characters")
         with idempotent():
             try:
                 target = find_target(options["group"], *(options["partition"] or ()))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from common.processes.lifecycle import StopFlag, check_database, drop_connection
 from common.processes.outages import is_transient
 
 from ...models import Redrive
+from ...operating.audit import LONGEST_REASON
 from ...operating.worker_command import WorkerCommand, idempotent, shell_user, whole
 from ...redriving.executor import POLL_SECONDS, RedriveExecutor
 from ...redriving.letter_filter import LetterFilter
@@ -19,6 +21,7 @@ from ...redriving.redrives import (
     DEFAULT_RATE,
     ENDED,
     MOST_RATE,
+    NoLetters,
     RedriveRefused,
     redrive_cancel,
     redrive_create,
@@ -60,10 +63,15 @@ class Command(WorkerCommand):
         letters = LetterFilter(topic=unprefixed(options["topic"]), group=options["group"], error=options["error"])
         if "\0" in "".join((letters.topic, letters.group, letters.error, options["reason"])):
             raise CommandError("an option has a NUL character")
+        if len(options["reason"]) > LONGEST_REASON:
+            raise CommandError(f"--reason has more than {LONGEST_REASON} characters")
         with idempotent():
             redrive = self._create(letters, options)
         if redrive is not None:
-            self._execute(redrive, stop, is_dry=options["dry_run"])
+            try:
+                self._execute(redrive, stop, is_dry=options["dry_run"])
+            except RedriveRefused as error:
+                raise CommandError(f"another operator was faster: {error}") from error
 
     def _create(self, letters: LetterFilter, options: dict[str, Any]) -> Redrive | None:
         """Return None if no letter matches: the command was run before, perhaps."""
@@ -75,11 +83,11 @@ class Command(WorkerCommand):
                 letters=letters,
                 rate=options["rate"],
             )
-        except RedriveRefused as error:
-            if "no open dead letter" not in str(error):
-                raise CommandError(str(error)) from error
+        except NoLetters as error:
             self.stdout.write(str(error))
             return None
+        except RedriveRefused as error:
+            raise CommandError(str(error)) from error
 
     def _execute(self, redrive: Redrive, stop: StopFlag, *, is_dry: bool) -> None:
         executor = RedriveExecutor(only=redrive.pk)
@@ -87,33 +95,30 @@ class Command(WorkerCommand):
         shown_at = time.monotonic()
         try:
             while not stop and redrive.state not in ENDED:
-                is_busy = self._step(executor, stop)
-                redrive.refresh_from_db()
-                if redrive.state == Redrive.State.PREVIEWED and not redrive.wants_preview:
-                    self._show_preview(redrive)
-                    if is_dry:
-                        redrive_cancel(redrive.pk, actor=shell_user(), reason="a dry run")
-                        return
-                    redrive = redrive_start(redrive.pk, actor=shell_user(), typed_count=redrive.total)
+                try:
+                    is_busy = executor.step(stop)
+                    redrive.refresh_from_db()
+                    if redrive.state == Redrive.State.PREVIEWED and not redrive.wants_preview:
+                        self._show_preview(redrive)
+                        if is_dry:
+                            redrive_cancel(redrive.pk, actor=shell_user(), reason="a dry run")
+                            return
+                        redrive = redrive_start(redrive.pk, actor=shell_user(), typed_count=redrive.total)
+                except Exception as error:
+                    if not is_transient(error):
+                        raise
+                    is_busy = False
+                    self.stderr.write(f"waiting: {first_line(error)}")
+                    drop_connection()
+                    stop.wait(1.0)
                 if time.monotonic() - shown_at >= _PROGRESS_SECONDS:
                     shown_at = time.monotonic()
                     self.stdout.write(_progress(redrive))
                 if not is_busy:
                     stop.wait(POLL_SECONDS / 5)
         finally:
-            executor.release()
+            executor.release_if_possible()
         self._finish(redrive)
-
-    def _step(self, executor: RedriveExecutor, stop: StopFlag) -> bool:
-        try:
-            return executor.step(stop)
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            self.stderr.write(f"waiting: {first_line(error)}")
-            drop_connection()
-            stop.wait(1.0)
-            return False
 
     def _show_preview(self, redrive: Redrive) -> None:
         preview = msgspec.convert(redrive.preview, Preview)
@@ -136,9 +141,9 @@ class Command(WorkerCommand):
             return
         if redrive.state in ENDED:
             raise CommandError(f"{left} letters are not replayed: {redrive} is {redrive.state}, the letters stay open")
-        if redrive.state == Redrive.State.RUNNING:
+        with suppress(RedriveRefused):
             redrive = redrive_pause(redrive.pk, actor=shell_user(), reason="the command was stopped")
-        raise CommandError(
+        self.stdout.write(
             f"stopped with {left} letters left: {redrive} is {redrive.state}, see /ops/redrives/{redrive.pk}"
         )
 
