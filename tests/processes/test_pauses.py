@@ -163,5 +163,6 @@ def assert_in_order() -> None:
         rows[coupon_type].append(row_ids[request_id])
         times[coupon_type].append(processed_at)
     assert len(rows) == 3
-    for in_order in (*rows.values(), *times.values()):
-        assert in_order == sorted(in_order)
+    for coupon_type, ids in rows.items():
+        assert ids == sorted(ids)
+        assert times[coupon_type] == sorted(times[coupon_type])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._resource import ResourceType
@@ -73,13 +74,23 @@ def read_to_end(topic: str) -> list[Message]:
     """All messages that are on a topic now (named without prefix), in order per partition."""
     consumer = _reader(prefixed("reader"))
     try:
-        ranges = [
-            consumer.get_watermark_offsets(TopicPartition(*partition), timeout=10)
-            for partition in _partitions(consumer, topic)
-        ]
+        ranges = [_watermarks(consumer, TopicPartition(*partition)) for partition in _partitions(consumer, topic)]
     finally:
         consumer.close()
     return read_topic(topic, sum(end - start for start, end in ranges))
+
+
+def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """The first offset and the end; a partition of a topic that was just created has no leader for a moment."""
+    found: list[tuple[int, int]] = []
+
+    def look() -> bool:
+        with suppress(KafkaException):
+            found.append(consumer.get_watermark_offsets(partition, timeout=10))
+        return bool(found)
+
+    wait_until(look, 30, f"{partition} has no leader")
+    return found[0]
 
 
 def committed_offsets(group_id: str, topic: str) -> dict[int, int]:
