@@ -18,7 +18,7 @@ from coupons.issuance.accept import request_accept
 from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
 from kafka_bridge.models import Alert, AlertSilence, HeldMessage, OutboxHold
-from kafka_bridge.operating.silences import silence_rule
+from kafka_bridge.operating.silences import silence_rule, silences
 from tests.ops.conftest import make_operator, make_viewer, signed_in
 from tests.ops.test_dashboard import make_dead_letter, make_heartbeat
 from tests.support.factories import CouponFactory
@@ -314,7 +314,7 @@ def test_without_javascript_the_pages_show_the_same_and_forms_work(chromium: Bro
     expect(page.get_by_role("status")).to_contain_text("errors-issue is silenced until")
     assert AlertSilence.objects.get(rule="errors-issue").reason == "known since noon"
     page.get_by_role("button", name="End the silence of errors-issue").click()
-    assert not AlertSilence.objects.filter(rule="errors-issue").exists()
+    assert not silences().filter(rule="errors-issue").exists()
     context.close()
 
 
