@@ -90,6 +90,8 @@ class CouponForm(forms.ModelForm):  # type: ignore[type-arg]
         coupon_type = cleaned.get("coupon_type")
         if coupon_type is not None and not policy.is_coupon_type(coupon_type):
             self.add_error("coupon_type", "Use 1 to 64 of A-Z a-z 0-9 _ -")
+        elif coupon_type is not None and coupon_type.startswith(policy.REHEARSAL_PREFIX):
+            self.add_error("coupon_type", f"Types that begin with {policy.REHEARSAL_PREFIX} are for rehearsals.")
 
     def _check_discount(self, cleaned: dict[str, Any]) -> None:
         kind, value, cap = cleaned.get("discount_type"), cleaned.get("discount_value"), cleaned.get("discount_cap")

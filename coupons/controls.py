@@ -21,6 +21,7 @@ from kafka_bridge.operating.audit import record_action
 from kafka_bridge.outbox.writing import new_event_id
 
 from .models import Coupon, CouponControl
+from .policy import REHEARSAL_PREFIX
 
 Action = CouponControl.Action
 
@@ -170,6 +171,8 @@ def coupon_create(*, actor: str, **values: Any) -> tuple[Coupon, bool]:
     ``actor`` is the operator's name. If the coupon type exists with the same values, nothing changes. Raises
     InvalidRequest if it exists with other values, or if the values contradict each other.
     """
+    if values["coupon_type"].startswith(REHEARSAL_PREFIX):
+        raise InvalidRequest(f"Types that begin with {REHEARSAL_PREFIX} are for rehearsals: use another.")
     existing = Coupon.objects.filter(coupon_type=values["coupon_type"]).first()
     if existing is None:
         try:

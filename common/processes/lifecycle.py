@@ -150,5 +150,9 @@ def wait_for(check: Callable[[], None], seconds: float, stop: StopFlag) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, its class name if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, its class name if the message is empty.
+
+    The line fits into a column of text or JSON: without NUL and half characters.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.encode("utf-8", "replace").decode().replace("\0", "\\0")

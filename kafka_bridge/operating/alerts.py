@@ -32,13 +32,17 @@ _ON_DUTY = f"""
 # A notification is inserted with the change that it reports, so that none is lost.
 _OPEN = f"""
     WITH opened AS (
-        INSERT INTO {Alert._meta.db_table} AS alert (id, rule, severity, summary, runbook)
+        INSERT INTO {Alert._meta.db_table} (id, rule, severity, summary, runbook)
         SELECT %(id)s::uuid, %(rule)s, %(severity)s, %(summary)s, %(runbook)s WHERE {_ON_DUTY}
-        ON CONFLICT (rule) WHERE ended_at IS NULL DO UPDATE SET cleared_at = NULL WHERE alert.cleared_at IS NOT NULL
+        ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
         RETURNING id
     )
-    INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase)
-    SELECT id, 'start' FROM opened WHERE id = %(id)s::uuid
+    INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'start' FROM opened
+"""
+# Apart from the insert, which would lock the row of an open alert: issuers open alerts in their transactions.
+_KEEP = f"""
+    UPDATE {Alert._meta.db_table} SET cleared_at = NULL
+    WHERE rule = %(rule)s AND ended_at IS NULL AND cleared_at IS NOT NULL
 """
 _CLEAR = f"""
     UPDATE {Alert._meta.db_table} SET cleared_at = statement_timestamp()
@@ -150,6 +154,8 @@ def open_alert(rule: AlertRule, summary: str, *, subject: str = "", on_duty: UUI
     with connection.cursor() as cursor:
         cursor.execute(_OPEN, values)
         is_new: bool = cursor.rowcount == 1
+        if not is_new and on_duty is None:
+            cursor.execute(_KEEP, values)
     if is_new:
         log = partial(logger.error, "alert %s (%s): %s; see %s", name, rule.severity, summary, rule.runbook)
         transaction.on_commit(log)

@@ -31,7 +31,8 @@ def discard_letters(letter_ids: Collection[int], *, actor: str, reason: str) -> 
     reason = _checked(letter_ids, reason)
     with transaction.atomic():
         limit_lock_waits()
-        letters = list(_locked(letter_ids))
+        # Of a letter that is leased, the call is being made: it may have its effect at this moment.
+        letters = list(_locked(letter_ids).exclude(leased_until__gt=Now()))
         for letter in letters:
             group = groups().get(letter.consumer_group)
             if group is not None and group.inbox:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
-from django.db import connection
+from django.db import DataError, connection
 
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.log_limit import LogLimit
@@ -70,9 +70,10 @@ _FINISH = f"""
         result, coalesce((counts ->> result)::bigint, 0) + 1)
     FROM finished WHERE redrive.id = finished.redrive_id
 """
-_DELAY = (
-    f"UPDATE {_ITEM_TABLE} SET due_at = statement_timestamp() + %s * interval '1 second', detail = %s WHERE id = %s"
-)
+_DELAY = f"""
+    UPDATE {_ITEM_TABLE} SET due_at = statement_timestamp() + %s * interval '1 second', detail = %s
+    WHERE id = %s AND done_at IS NULL
+"""
 _WAIT = f"UPDATE {_REDRIVES} SET waits_for = %s WHERE id = %s"
 _END = f"""
     UPDATE {_REDRIVES} AS redrive
@@ -123,13 +124,20 @@ class RedriveExecutor:
 
         Returns whether there is more to do at once. Raises what the database raises.
         """
+        failure: Exception | None = None
         for redrive_id, accepts_delay in self._rows(_WANTED):
             if stop:
                 return False
-            self._make_preview(redrive_id, accepts_delay)
+            try:
+                self._make_preview(redrive_id, accepts_delay)
+            except Exception as error:
+                # Running redrives go on meanwhile.
+                failure = error
         running = [_Running(*row) for row in self._rows(_RUNNING)]
         self._progress = {item.id: self._progress.get(item.id, _Progress()) for item in running}
         busy = [self._run(redrive, stop) for redrive in running]
+        if failure is not None:
+            raise failure
         return any(busy)
 
     def release_if_possible(self) -> None:
@@ -157,9 +165,12 @@ class RedriveExecutor:
             # A fault of the preview must not keep the redrive from being started.
             logger.exception("redrive %d: the preview failed", redrive_id)
             preview = Preview(0, 0, {}, {}, {}, [f"the preview failed: {first_line(error)}"], 0.0)
-        values: dict[str, Any] = {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()}
-        with connection.cursor() as cursor:
-            cursor.execute(_PREVIEWED, values)
+        try:
+            _store_preview(redrive_id, preview)
+        except (DataError, ValueError) as error:
+            logger.exception("redrive %d: the preview cannot be stored", redrive_id)
+            note = f"the preview cannot be stored: {first_line(error)}"
+            _store_preview(redrive_id, Preview(preview.total, 0, {}, {}, {}, [note], preview.seconds))
 
     def _run(self, redrive: _Running, stop: StopFlag) -> bool:
         """Replay letters for half a second; returns whether the next one is due."""
@@ -256,6 +267,11 @@ class RedriveExecutor:
 def _finish(item_id: int, replayed: Replayed) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_FINISH, {"item": item_id, "result": str(replayed.result), "detail": replayed.detail})
+
+
+def _store_preview(redrive_id: int, preview: Preview) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_PREVIEWED, {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()})
 
 
 class RedriveThread(threading.Thread):
