@@ -26,7 +26,10 @@ _ENDED_OF_RULES = f"""
            ended.ended_at - ended.started_at AS lasted
     FROM (SELECT rule FROM names WHERE strpos(rule, %(text)s) > 0 LIMIT {_MOST_MATCHES}) AS named
     CROSS JOIN LATERAL (
-        SELECT * FROM {_TABLE} WHERE rule = named.rule AND ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT %(limit)s
+        -- Not "rule = named.rule", for which the index by time may be chosen: of a rare rule it reads everything.
+        SELECT * FROM {_TABLE}
+        WHERE rule >= named.rule AND rule <= named.rule AND ended_at IS NOT NULL
+        ORDER BY rule DESC, ended_at DESC LIMIT %(limit)s
     ) AS ended
     ORDER BY ended.ended_at DESC LIMIT %(limit)s
 """

@@ -83,7 +83,7 @@ def test_every_admission_is_rehearsed_and_nothing_shows_of_it(
     assert statuses_rebuild(stop=StopFlag()) == 0
     call_command("rebuild_views", "--from-topics", stdout=io.StringIO())
     call_command("check_invariants", stdout=io.StringIO())
-    assert [row.action for row in OperatorAction.objects.all()] == ["coupon.rehearse"] * 3
+    assert OperatorAction.objects.filter(action="coupon.rehearse").count() == 3
 
     sale_processes.processes["issuer"].stop()
     lines = run(coupons["queue"], seconds=1.5)
