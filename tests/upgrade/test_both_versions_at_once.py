@@ -157,7 +157,8 @@ def test_a_rolling_deploy_under_load_violates_nothing(old: Version, new: Version
     old.run("migrate")
     old.run("shell", "-c", PREPARATION)
     old.start()
-    coupons = list(Coupon.objects.order_by("coupon_type"))
+    # The old version's table has no such column.
+    coupons = list(Coupon.objects.defer("rehearsal").order_by("coupon_type"))
     visitors = Visitors([old.port, new.port], coupons, Product.objects.get().pk)
     visitors.start()
     visitors.when_served(old.port, 50)
@@ -197,7 +198,8 @@ def test_a_rolling_deploy_under_load_violates_nothing(old: Version, new: Version
     # A group that is restarted may be behind for some seconds.
     alerts = Alert.objects.exclude(rule__startswith="lag-")
     assert not alerts.exists(), alerts.values_list("rule", "summary")
-    assert old.errors() == new.errors() == []
+    errors = [line for line in (*old.errors(), *new.errors()) if '"event": "alert lag-' not in line]
+    assert errors == []
     assert_events_are_complete_and_in_order(visitors)
 
 
