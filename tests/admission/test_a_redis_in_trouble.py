@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from django.conf import settings
-from django.core.cache import caches
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_redis import get_redis_connection
@@ -23,9 +20,10 @@ from coupons.issuance import accept_group, status_cache
 from coupons.issuance.status_cache import RequestStatus
 from coupons.messages import ISSUE_REQUESTED
 from coupons.models import Coupon, IssueRequest
-from devstack import Part, Stack, wait_until
+from devstack import Part, wait_until
 from devstack.ports import free_port
 from kafka_bridge.models import OutboxMessage
+from tests.support.own_redis import on_redis, redis_server
 
 from .conftest import accept, ask, assert_invariants, gate_of, issue
 from .gates import keyed
@@ -38,19 +36,14 @@ Trouble = Callable[[Part], AbstractContextManager[None]]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
     """A Redis that only these tests use."""
-    root: Path = tmp_path_factory.mktemp("redis")
-    environ = {"DATABASE_URL": "postgres://given", "KAFKA_BOOTSTRAP_SERVERS": settings.KAFKA_BOOTSTRAP_SERVERS}
-    stack = Stack("redis-in-trouble", root=root, environ=environ, report=print)
-    with stack.used():
-        yield stack.part("redis")
+    with redis_server("redis-in-trouble", tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
 def _on_that_redis(server: Part, settings: Settings) -> Iterator[None]:
-    default = settings.CACHES["default"]
-    settings.CACHES = {**settings.CACHES, "default": {**default, "LOCATION": f"redis://127.0.0.1:{server.port}/0"}}
-    yield
-    caches["default"].close()
+    with on_redis(server, settings):
+        yield
 
 
 @contextmanager

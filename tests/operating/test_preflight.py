@@ -6,13 +6,11 @@ import io
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from django.conf import settings as project
-from django.core.cache import caches
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.db.models import F
@@ -28,7 +26,7 @@ from coupons.issuance.accept_bulk import BulkIssue, bulk_accept
 from coupons.models import Coupon, IssueRequest, UserCoupon
 from coupons.preflight.capacity import BYTES_PER_REQUEST
 from coupons.preflight.run import gate_warm, preflight
-from devstack import Part, Stack
+from devstack import Part
 from devstack.ports import free_port
 from kafka_bridge.client import delete_topics, ensure_topics
 from kafka_bridge.models import (
@@ -51,6 +49,7 @@ from kafka_bridge.operating.preflight import CheckLine, Verdict, is_go
 from kafka_bridge.registry import groups
 from tests.admission.conftest import issue
 from tests.support.messages import message
+from tests.support.own_redis import on_redis, redis_server
 from tests.support.provider import Provider, close_http_client
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("redis_flushed")]
@@ -60,27 +59,21 @@ MakeCoupon = Callable[..., Coupon]
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
     """A Redis that only these tests use: they change its limits."""
-    root: Path = tmp_path_factory.mktemp("redis")
-    environ = {"DATABASE_URL": "postgres://given", "KAFKA_BOOTSTRAP_SERVERS": project.KAFKA_BOOTSTRAP_SERVERS}
-    stack = Stack("redis-of-preflight", root=root, environ=environ, report=print)
-    with stack.used():
-        yield stack.part("redis")
+    with redis_server("redis-of-preflight", tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
-def redis_limits(redis_server: Part, settings: Settings) -> Iterator[None]:
+def redis_limits(own_redis: Part, settings: Settings) -> Iterator[None]:
     """A Redis with a limit and without eviction, as it is to be run."""
-    default = settings.CACHES["default"]
-    location = f"redis://127.0.0.1:{redis_server.port}/0"
-    settings.CACHES = {**settings.CACHES, "default": {**default, "LOCATION": location}}
-    redis = get_redis_connection("default")
-    redis.flushdb()
-    redis.config_set("maxmemory", 2_000_000_000)
-    redis.config_set("maxmemory-policy", "noeviction")
-    yield
-    caches["default"].close()
+    with on_redis(own_redis, settings):
+        redis = get_redis_connection("default")
+        redis.flushdb()
+        redis.config_set("maxmemory", 2_000_000_000)
+        redis.config_set("maxmemory-policy", "noeviction")
+        yield
 
 
 def beat(role: str, number: int, **fields: object) -> ProcessHeartbeat:

@@ -18,6 +18,7 @@ from devstack.ports import free_port
 from kafka_bridge.models import RelayLease
 from tests.support.burst import Burst
 from tests.support.factories import CouponFactory
+from tests.support.provider import Provider
 from tests.support.published import published_rows
 from tests.support.service import Service, environment
 
@@ -77,6 +78,15 @@ def service(transactional_db: None, topics: str, tmp_path: Path) -> Iterator[Ser
     service = Service(tmp_path, environment())
     yield service
     service.end()
+
+
+@pytest.fixture
+def alimtalk() -> Iterator[Provider]:
+    """AlimTalk as a server on loopback, for processes with its address as ``ALIMTALK_URL``."""
+    alimtalk = Provider()
+    alimtalk.up()
+    yield alimtalk
+    alimtalk.close()
 
 
 @pytest.fixture

@@ -26,14 +26,6 @@ CALLS_A_SECOND = 4
 
 
 @pytest.fixture
-def alimtalk() -> Iterator[Provider]:
-    provider = Provider()
-    provider.up()
-    yield provider
-    provider.close()
-
-
-@pytest.fixture
 def metrics_port() -> int:
     return free_port()
 

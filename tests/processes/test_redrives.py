@@ -31,17 +31,9 @@ MOMENT_SECONDS = 120.0
 
 
 @pytest.fixture
-def provider() -> Iterator[Provider]:
-    provider = Provider()
-    provider.up()
-    yield provider
-    provider.close()
-
-
-@pytest.fixture
-def service(transactional_db: None, topics: str, provider: Provider, tmp_path: Path) -> Iterator[Service]:
-    """Processes that call ``provider`` for AlimTalk."""
-    service = Service(tmp_path, environment(ALIMTALK_URL=provider.url, ALIMTALK_KEY="the-key"))
+def service(transactional_db: None, topics: str, alimtalk: Provider, tmp_path: Path) -> Iterator[Service]:
+    """Processes that call ``alimtalk``."""
+    service = Service(tmp_path, environment(ALIMTALK_URL=alimtalk.url, ALIMTALK_KEY="the-key"))
     yield service
     service.end()
 
@@ -91,15 +83,15 @@ def assert_each_was_applied_once(redrives: list[Redrive]) -> None:
 
 
 def test_refused_calls_are_made_once_each_although_the_process_is_killed_twice(
-    service: Service, provider: Provider
+    service: Service, alimtalk: Provider
 ) -> None:
     messages = many_completed(range(1, LETTERS + 1))
     dead_letters("notification", messages)
     assert_each_was_applied_once(execute_and_kill_twice(service))
     assert open_letters() == 0
     # The provider counts a repeated call under its key once.
-    assert set(provider.effects) == {str(message.event_id) for message in messages}
-    assert len(provider.calls) <= LETTERS + 4
+    assert set(alimtalk.effects) == {str(message.event_id) for message in messages}
+    assert len(alimtalk.calls) <= LETTERS + 4
 
 
 def test_requests_of_a_mended_fault_are_issued_once_each_with_the_coupon_paused(service: Service) -> None:

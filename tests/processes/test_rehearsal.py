@@ -33,14 +33,6 @@ Token = Callable[..., dict[str, str]]
 
 
 @pytest.fixture
-def alimtalk() -> Iterator[Provider]:
-    provider = Provider()
-    provider.up()
-    yield provider
-    provider.close()
-
-
-@pytest.fixture
 def sale_processes(transactional_db: None, topics: str, alimtalk: Provider, tmp_path: Path) -> Iterator[Service]:
     """Relay, issuer and the group of results, which notifies users."""
     service = Service(tmp_path, environment(ALIMTALK_URL=alimtalk.url))

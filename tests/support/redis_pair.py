@@ -7,25 +7,19 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from django.conf import settings
 from redis import Redis
 
-from devstack import Part, Stack, wait_until
+from devstack import Part, wait_until
 
 from .forwarder import Forwarder
+from .own_redis import redis_server
 
 
 @contextmanager
 def two_servers(folder: Path) -> Iterator[list[Part]]:
     """Two Redis servers that only the caller uses."""
-    environ = {"DATABASE_URL": "postgres://given", "KAFKA_BOOTSTRAP_SERVERS": settings.KAFKA_BOOTSTRAP_SERVERS}
-    with ExitStack() as stacks:
-        found = []
-        for name in ("redis-a", "redis-b"):
-            stack = Stack(name, root=folder / name, environ=environ, report=print)
-            stacks.enter_context(stack.used())
-            found.append(stack.part("redis"))
-        yield found
+    with ExitStack() as servers:
+        yield [servers.enter_context(redis_server(name, folder / name)) for name in ("redis-a", "redis-b")]
 
 
 @contextmanager
