@@ -12,6 +12,7 @@ from typing import Any
 from django.db import connection
 from redis.exceptions import RedisError, ResponseError
 
+from ..postgres.texts import storable
 from ..redis_client import redis_connection
 from .outages import BadRedisDatabase, ServiceUnavailable
 
@@ -152,7 +153,6 @@ def wait_for(check: Callable[[], None], seconds: float, stop: StopFlag) -> None:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, its class name if the message is empty.
 
-    The line fits into a column of text or JSON: without NUL and half characters.
+    The line is ``storable``.
     """
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.encode("utf-8", "replace").decode().replace("\0", "\\0")
+    return storable((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from django.conf import settings
 from django.db import connection, transaction
 
+from common.postgres.texts import storable
 from common.processes.lifecycle import first_line
 
 from .. import metrics
@@ -131,7 +132,7 @@ def error_class(error: BaseException) -> str:
 
 def error_text(error: BaseException) -> str:
     """Return the text of ``error`` for a text column: at most 2000 characters, without NUL."""
-    return _clean(str(error))[:2000]
+    return storable(str(error))[:2000]
 
 
 def describe_error(error: BaseException) -> str:
@@ -142,8 +143,4 @@ def describe_error(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str:
     if error.__traceback__ is None:
         return ""
-    return _clean("".join(traceback.format_exception(error)))[-TRACEBACK_CHARACTERS:]
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("\0", "\\0")
+    return storable("".join(traceback.format_exception(error)))[-TRACEBACK_CHARACTERS:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.db.models import CharField, DurationField, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Concat, Now
 
+from common.postgres.distinct import distinct_sql
+
 from ..models import Alert
 from .silences import silences
 
@@ -14,17 +16,13 @@ _TABLE = Alert._meta.db_table
 _MOST_RULES = 1000
 _MOST_MATCHES = 100
 
+_RULES = distinct_sql(_TABLE, "rule", condition="ended_at IS NOT NULL", most=_MOST_RULES)
 _ENDED_OF_RULES = f"""
-    WITH RECURSIVE names (rule, number) AS (
-        (SELECT rule, 1 FROM {_TABLE} WHERE ended_at IS NOT NULL ORDER BY rule LIMIT 1)
-        UNION ALL
-        SELECT (SELECT later.rule FROM {_TABLE} AS later
-                WHERE later.ended_at IS NOT NULL AND later.rule > names.rule ORDER BY later.rule LIMIT 1), number + 1
-        FROM names WHERE names.rule IS NOT NULL AND number < {_MOST_RULES}
-    )
     SELECT ended.id, ended.rule, ended.severity, ended.summary, ended.runbook, ended.started_at, ended.ended_at,
            ended.ended_at - ended.started_at AS lasted
-    FROM (SELECT rule FROM names WHERE strpos(rule, %(text)s) > 0 LIMIT {_MOST_MATCHES}) AS named
+    FROM (
+        SELECT rule FROM ({_RULES}) AS names WHERE strpos(rule, %(text)s) > 0 LIMIT {_MOST_MATCHES}
+    ) AS named
     CROSS JOIN LATERAL (
         -- Not "rule = named.rule", for which the index by time may be chosen: of a rare rule it reads everything.
         SELECT * FROM {_TABLE}

@@ -15,6 +15,8 @@ from django.conf import settings
 from django.db import connection, transaction
 from uuid_utils.compat import uuid7
 
+from common.postgres.texts import storable
+
 from ..models import AlarmLease, Alert, AlertNotification
 
 logger = logging.getLogger(__name__)
@@ -36,13 +38,12 @@ _OPEN = f"""
         SELECT %(id)s::uuid, %(rule)s, %(severity)s, %(summary)s, %(runbook)s WHERE {_ON_DUTY}
         ON CONFLICT (rule) WHERE ended_at IS NULL DO NOTHING
         RETURNING id
+    ), kept AS (
+        -- Not by DO UPDATE, which locks the row of any open alert: issuers open alerts in their transactions.
+        UPDATE {Alert._meta.db_table} SET cleared_at = NULL
+        WHERE rule = %(rule)s AND ended_at IS NULL AND cleared_at IS NOT NULL
     )
     INSERT INTO {AlertNotification._meta.db_table} (alert_id, phase) SELECT id, 'start' FROM opened
-"""
-# Apart from the insert, which would lock the row of an open alert: issuers open alerts in their transactions.
-_KEEP = f"""
-    UPDATE {Alert._meta.db_table} SET cleared_at = NULL
-    WHERE rule = %(rule)s AND ended_at IS NULL AND cleared_at IS NOT NULL
 """
 _CLEAR = f"""
     UPDATE {Alert._meta.db_table} SET cleared_at = statement_timestamp()
@@ -142,7 +143,7 @@ def open_alert(rule: AlertRule, summary: str, *, subject: str = "", on_duty: UUI
     lease of judging.
     """
     name = rule.of(subject)
-    summary = summary.replace("\0", "\\0")
+    summary = storable(summary)
     values: dict[str, Any] = {
         "id": uuid7(),
         "rule": name,
@@ -154,8 +155,6 @@ def open_alert(rule: AlertRule, summary: str, *, subject: str = "", on_duty: UUI
     with connection.cursor() as cursor:
         cursor.execute(_OPEN, values)
         is_new: bool = cursor.rowcount == 1
-        if not is_new and on_duty is None:
-            cursor.execute(_KEEP, values)
     if is_new:
         log = partial(logger.error, "alert %s (%s): %s; see %s", name, rule.severity, summary, rule.runbook)
         transaction.on_commit(log)

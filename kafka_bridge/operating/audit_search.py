@@ -8,6 +8,8 @@ from typing import NamedTuple
 from django.db import connection
 from django.db.models import QuerySet
 
+from common.postgres.distinct import distinct_sql
+
 from ..models import OperatorAction
 
 PAGE_ROWS = 50
@@ -15,16 +17,7 @@ PAGE_ROWS = 50
 MOST_READ = 2_000
 _MOST_NAMES = 200
 
-# Each action that occurs, by one step into the index for each.
-_ACTIONS = f"""
-    WITH RECURSIVE found (action, number) AS (
-        SELECT min(action), 1 FROM {OperatorAction._meta.db_table}
-        UNION ALL
-        SELECT (SELECT min(action) FROM {OperatorAction._meta.db_table} WHERE action > found.action), number + 1
-        FROM found WHERE found.action IS NOT NULL AND number < {_MOST_NAMES}
-    )
-    SELECT action FROM found WHERE action IS NOT NULL
-"""
+_ACTIONS = distinct_sql(OperatorAction._meta.db_table, "action", most=_MOST_NAMES)
 
 
 class AuditPage(NamedTuple):

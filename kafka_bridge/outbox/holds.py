@@ -8,20 +8,13 @@ from uuid import UUID
 from django.db import connection
 
 from common.postgres import arrays
+from common.postgres.distinct import distinct_sql
 
 from ..models import HeldMessage
 from .published import is_published_sql
 
-# The topics of held rows, by an index lookup for each: there may be a million rows of one topic.
-HELD_TOPICS = """
-    WITH RECURSIVE found (topic) AS (
-        SELECT min(topic) FROM kafka_bridge_heldmessage
-        UNION ALL
-        SELECT (SELECT min(topic) FROM kafka_bridge_heldmessage WHERE topic > found.topic) FROM found
-        WHERE found.topic IS NOT NULL
-    )
-    SELECT topic FROM found WHERE topic IS NOT NULL
-"""
+# The topics of held rows: there may be a million rows of one topic.
+HELD_TOPICS = distinct_sql("kafka_bridge_heldmessage", "topic")
 _SEND_AGAIN = f"""
     INSERT INTO kafka_bridge_heldmessage (message_id, shard, topic, reason)
     SELECT id, shard, topic, 'again' FROM kafka_bridge_outboxmessage AS message
