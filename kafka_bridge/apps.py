@@ -13,7 +13,6 @@ class KafkaBridgeConfig(AppConfig):
             kafka_alarms,
             message_alarms,
             outbox_alarms,
-            preflight_checks,
             processes,
             samples,
         )
@@ -27,6 +26,5 @@ class KafkaBridgeConfig(AppConfig):
             message_alarms,
             outbox_alarms,
             housekeeping_alarms,
-            preflight_checks,
         ):
             module.register()

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 
 from common.redis_client import redis_connection
-from kafka_bridge.operating.preflight import CheckLine, Verdict
+from kafka_bridge.operating.preflight import CheckLine, Verdict, judged
 from kafka_bridge.operating.preflight_checks import role_lines
 from kafka_bridge.operating.processes import ProcessState, running_processes
 
@@ -29,7 +29,7 @@ _OF_ROLE = {"web": 11, "relay": 3, "housekeeper": 7, "reconciler": 7}
 def settings_lines(requests: int) -> Iterator[CheckLine]:
     """Judge the settings: which of them would refuse or time out some of ``requests`` that arrive at once."""
     depth = settings.OUTBOX_MAX_DEPTH
-    yield _line(
+    yield judged(
         "OUTBOX_MAX_DEPTH",
         requests <= depth,
         f"{depth} rows may wait, {requests} requests are expected",
@@ -39,14 +39,14 @@ def settings_lines(requests: int) -> Iterator[CheckLine]:
     needed = -(-requests // rate)
     for name in ("REQUEST_DEADLINE_SECONDS", "OUTBOX_MAX_AGE_SECONDS"):
         limit = getattr(settings, name)
-        yield _line(
+        yield judged(
             name,
             needed <= limit,
             f"{limit} s, and {requests} requests take about {needed} s at {rate} a second"
             f" (CONSUMER_BATCH_SIZE {settings.CONSUMER_BATCH_SIZE})",
             f"set {name} to {needed} or more, or CONSUMER_BATCH_SIZE to 100 or more",
         )
-    yield _line("DEBUG", not settings.DEBUG, "on" if settings.DEBUG else "off", "set DEBUG=False and restart")
+    yield judged("DEBUG", not settings.DEBUG, "on" if settings.DEBUG else "off", "set DEBUG=False and restart")
     limit, period = settings.AUTH_TOKEN_THROTTLE
     found = f"{limit} sign-ins in {period} s per address and account"
     if settings.TRUSTED_PROXY_COUNT:
@@ -60,8 +60,8 @@ def redis_lines(requests: int) -> Iterator[CheckLine]:
     """Judge the role, the policy and the free memory of Redis. Raises RedisError."""
     info: dict[str, Any] = redis_connection().info()
     role, policy = info.get("role"), info.get("maxmemory_policy")
-    yield _line("Redis role", role == "master", f"{role}", "let REDIS_URL lead to the primary")
-    yield _line(
+    yield judged("Redis role", role == "master", f"{role}", "let REDIS_URL lead to the primary")
+    yield judged(
         "Redis policy",
         policy == "noeviction",
         f"maxmemory-policy is {policy}",
@@ -75,7 +75,7 @@ def redis_lines(requests: int) -> Iterator[CheckLine]:
     else:
         found = f"{_size(limit - used)} of {_size(limit)} free, {requests} requests need {_size(needed)}"
         remedy = f"redis-cli CONFIG SET maxmemory {used + needed} or more"
-        yield _line("Redis memory", limit - used >= needed, found, remedy)
+        yield judged("Redis memory", limit - used >= needed, found, remedy)
 
 
 _CONNECTIONS = """
@@ -86,7 +86,7 @@ _CONNECTIONS = """
 """
 
 
-def connection_lines(requests: int) -> Iterator[CheckLine]:
+def connection_lines() -> Iterator[CheckLine]:
     """Judge whether PostgreSQL has a connection for every one that the running processes may open."""
     with connection.cursor() as cursor:
         cursor.execute(_CONNECTIONS)
@@ -95,7 +95,7 @@ def connection_lines(requests: int) -> Iterator[CheckLine]:
     of_role = {**_OF_ROLE, "site": settings.WEB_THREADS + _OTHER}
     # The sessions of an operator's shell come on top.
     needed = _OTHER + sum(of_role.get(process.role, _OTHER + len(process.groups)) for process in running)
-    yield _line(
+    yield judged(
         "connections",
         needed <= available,
         f"{len(running)} processes open at most {needed}, PostgreSQL has {available} for them",
@@ -114,7 +114,7 @@ def disk_lines(requests: int) -> Iterator[CheckLine]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_database_size(current_database())")
         (used,) = cursor.fetchone() or (0,)
-    yield _line(
+    yield judged(
         "disk",
         used + needed <= size,
         f"{_size(used)} used of {_size(size)}, {requests} requests need {_size(needed)}",
@@ -122,13 +122,9 @@ def disk_lines(requests: int) -> Iterator[CheckLine]:
     )
 
 
-def web_lines(requests: int) -> Iterator[CheckLine]:
+def web_lines() -> Iterator[CheckLine]:
     """Judge whether a web process and a site run."""
     yield from role_lines(running_processes(), {"web": "see web in the Procfile", "site": "see site in the Procfile"})
-
-
-def _line(name: str, is_good: bool, found: str, remedy: str) -> CheckLine:
-    return CheckLine(name, Verdict.GO, found) if is_good else CheckLine(name, Verdict.NO_GO, found, remedy)
 
 
 def _size(number: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from kafka_bridge.operating.preflight import CheckLine, Verdict, registered_lines, run_check
+from kafka_bridge.operating.preflight import CheckLine, Verdict, run_check
+from kafka_bridge.operating.preflight_checks import messaging_lines
 
 from .. import selectors
 from ..admission.gate.load import load
@@ -39,15 +40,15 @@ def preflight(coupon_type: str, requests: int | None = None) -> list[CheckLine]:
     expected = coupon.total_quantity * CROWD_FACTOR if requests is None else requests
     lines += run_check("money", partial(event.money_lines, coupon))
     for name, check in (
-        ("settings", capacity.settings_lines),
-        ("Redis", capacity.redis_lines),
+        ("settings", partial(capacity.settings_lines, expected)),
+        ("Redis", partial(capacity.redis_lines, expected)),
         ("connections", capacity.connection_lines),
-        ("disk", capacity.disk_lines),
+        ("disk", partial(capacity.disk_lines, expected)),
         ("processes", capacity.web_lines),
     ):
-        lines += run_check(name, partial(check, expected))
+        lines += run_check(name, check)
     lines += run_check("gate", partial(event.gate_lines, coupon))
-    return lines + registered_lines(expected)
+    return lines + messaging_lines()
 
 
 def gate_warm(coupon_type: str) -> None:

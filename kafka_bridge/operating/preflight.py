@@ -1,10 +1,9 @@
-"""Checks before an event, go or no-go: the lines that a check returns, and the checks that are registered."""
+"""Checks before an event, go or no-go: the lines that a check returns, and what an outage makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from functools import partial
 from typing import NamedTuple
 
 from django.db import connection
@@ -32,21 +31,9 @@ class CheckLine(NamedTuple):
     remedy: str = ""
 
 
-# Gets the number of requests that the event is expected to bring.
-Check = Callable[[int], Iterable[CheckLine]]
-
-_checks: dict[str, Check] = {}
-
-
-def register_check(name: str, check: Check) -> None:
-    """Register a check that concerns every event. Raises ValueError if another has the name."""
-    if _checks.setdefault(name, check) is not check:
-        raise ValueError(f"check {name!r} is registered twice")
-
-
-def registered_lines(requests: int) -> list[CheckLine]:
-    """Run the registered checks in the order of their registration."""
-    return [line for name, check in _checks.items() for line in run_check(name, partial(check, requests))]
+def judged(name: str, is_good: bool, found: str, remedy: str) -> CheckLine:
+    """Return a line that says go without a remedy, or no-go with it."""
+    return CheckLine(name, Verdict.GO, found) if is_good else CheckLine(name, Verdict.NO_GO, found, remedy)
 
 
 def run_check(name: str, check: Callable[[], Iterable[CheckLine]]) -> list[CheckLine]:

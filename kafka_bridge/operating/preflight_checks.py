@@ -11,48 +11,48 @@ from django.conf import settings
 from common.postgres.clock import database_time
 
 from ..lag import lag_by_partition
-from ..models import OutboxHold
+from ..outbox.held_rows import held_by_topic
 from ..outbox.state import outbox_state
 from ..registry import groups
 from .alert_test import last_delivery
 from .dead_letter_counts import open_dead_letters
 from .group_pauses import pauses
-from .preflight import CheckLine, Verdict, register_check
+from .kpis import MOST_LAG_MS
+from .operator_holds import describe, holds
+from .preflight import CheckLine, Verdict, judged, run_check
 from .processes import ProcessState, RunningProcess, running_processes
 
 KAFKA_SECONDS = 3.0
 MOST_OUTBOX_SECONDS = 10.0
 MOST_CLOCK_SECONDS = 5.0
-# Of the alert rule `lag`, if that is off.
-_MOST_LAG_MS = 1000
 _TEST_ALERT_AGE = timedelta(hours=24)
 _MOST_NAMED = 5
 
 
-def register() -> None:
-    """Register the checks; called once, when the app is ready."""
-    for name, check in (
-        ("topics", topic_lines),
-        ("outbox", outbox_lines),
-        ("holds", hold_lines),
-        ("pauses", pause_lines),
-        ("lag", lag_lines),
-        ("dead letters", dead_letter_lines),
-        ("processes", process_lines),
-        ("clocks", clock_lines),
-        ("test alert", alert_test_lines),
-    ):
-        register_check(name, check)
+def messaging_lines() -> list[CheckLine]:
+    """Run the checks, none of which depends on the size of the event."""
+    checks = {
+        "topics": topic_lines,
+        "outbox": outbox_lines,
+        "holds": hold_lines,
+        "pauses": pause_lines,
+        "lag": lag_lines,
+        "dead letters": dead_letter_lines,
+        "processes": process_lines,
+        "clocks": clock_lines,
+        "test alert": alert_test_lines,
+    }
+    return [line for name, check in checks.items() for line in run_check(name, check)]
 
 
-def topic_lines(requests: int) -> Iterator[CheckLine]:
+def topic_lines() -> Iterator[CheckLine]:
     """Judge the number of brokers, and every topic against its route: partitions, replicas, retention, min ISR."""
     # Imported here: the Kafka client costs memory, and most processes run no check.
     from .topic_inspection import inspect_topics
 
     found = inspect_topics(settings.KAFKA_ROUTES, seconds=KAFKA_SECONDS)
     expected = settings.KAFKA_BROKERS_EXPECTED
-    yield _line(
+    yield judged(
         "brokers",
         found.brokers >= expected,
         f"{found.brokers} of {expected} are there",
@@ -67,11 +67,11 @@ def topic_lines(requests: int) -> Iterator[CheckLine]:
         yield CheckLine("topics", Verdict.GO, "all exist as their routes say, and can be written")
 
 
-def outbox_lines(requests: int) -> Iterator[CheckLine]:
-    """Judge the age of what waits for a relay, and whether the expected requests fit under the limits."""
+def outbox_lines() -> Iterator[CheckLine]:
+    """Judge the age of what waits for a relay."""
     state = outbox_state()
     oldest = state.oldest_seconds or 0.0
-    yield _line(
+    yield judged(
         "outbox",
         oldest <= MOST_OUTBOX_SECONDS,
         f"{'at least ' if state.is_more else ''}{state.waiting} rows wait, the oldest for {oldest:.0f} s",
@@ -79,25 +79,25 @@ def outbox_lines(requests: int) -> Iterator[CheckLine]:
     )
 
 
-def hold_lines(requests: int) -> Iterator[CheckLine]:
+def hold_lines() -> Iterator[CheckLine]:
     """Judge holds of operators, and rows that are held for another reason."""
-    holds = list(OutboxHold.objects.order_by("created_at")[:_MOST_NAMED])
-    for hold in holds:
-        what = f"topic {hold.topic}" if hold.key is None else f"key {bytes(hold.key)!r} of topic {hold.topic}"
-        yield CheckLine("holds", Verdict.NO_GO, f"an operator holds {what}: {hold.reason}", "release the hold")
-    state = outbox_state()
-    for held in state.held:
+    in_force = list(holds()[:_MOST_NAMED])
+    for hold in in_force:
+        found = f"an operator holds {describe(hold.topic, hold.key)}: {hold.reason}"
+        yield CheckLine("holds", Verdict.NO_GO, found, "release the hold")
+    rows = held_by_topic()
+    for held in rows:
         yield CheckLine(
             "holds",
             Verdict.NO_GO,
             f"{held.number} rows of topic {held.topic} are held ({held.reason}): {held.last_error or 'no error'}",
             "correct what the error names; the relay tries once a second",
         )
-    if not holds and not state.held:
+    if not in_force and not rows:
         yield CheckLine("holds", Verdict.GO, "nothing is held")
 
 
-def pause_lines(requests: int) -> Iterator[CheckLine]:
+def pause_lines() -> Iterator[CheckLine]:
     """Judge what operators have paused."""
     paused = pauses()
     for pause in paused:
@@ -107,14 +107,14 @@ def pause_lines(requests: int) -> Iterator[CheckLine]:
         yield CheckLine("pauses", Verdict.GO, "nothing is paused")
 
 
-def lag_lines(requests: int) -> Iterator[CheckLine]:
+def lag_lines() -> Iterator[CheckLine]:
     """Judge the lag of the partition that is furthest behind."""
     worst = max(lag_by_partition(), key=lambda lag: lag.milliseconds, default=None)
-    limit = settings.ALERT_LAG_MS or _MOST_LAG_MS
+    limit = settings.ALERT_LAG_MS or MOST_LAG_MS
     if worst is None:
         yield CheckLine("lag", Verdict.NO_GO, "no partition is reported", "start the consumers: see the Procfile")
         return
-    yield _line(
+    yield judged(
         "lag",
         worst.milliseconds <= limit,
         f"{worst.messages} messages, {worst.milliseconds} ms: {worst.place.group} on {worst.place.topic}"
@@ -123,7 +123,7 @@ def lag_lines(requests: int) -> Iterator[CheckLine]:
     )
 
 
-def dead_letter_lines(requests: int) -> Iterator[CheckLine]:
+def dead_letter_lines() -> Iterator[CheckLine]:
     """Judge open dead letters: what failed before may fail in the event."""
     letters = open_dead_letters()
     for kind in letters.counts[:_MOST_NAMED]:
@@ -131,13 +131,13 @@ def dead_letter_lines(requests: int) -> Iterator[CheckLine]:
             "dead letters",
             Verdict.NO_GO,
             f"{kind.number} open of group {kind.consumer_group} with {kind.error_class}",
-            "mend the cause, then replay or discard them",
+            "remove the cause, then replay or discard them",
         )
     if not letters.counts:
         yield CheckLine("dead letters", Verdict.GO, "none is open")
 
 
-def process_lines(requests: int) -> Iterator[CheckLine]:
+def process_lines() -> Iterator[CheckLine]:
     """Judge the processes: relay, housekeeper and every group are there, none is silent or hangs, all of a version."""
     running = running_processes()
     yield from role_lines(running, {"relay": "python manage.py relay_outbox", "housekeeper": "see the Procfile"})
@@ -154,7 +154,7 @@ def process_lines(requests: int) -> Iterator[CheckLine]:
             remedy = "start it again; if it is gone for good: python manage.py forget_processes"
             yield CheckLine("processes", Verdict.NO_GO, f"{process} is {process.state}", remedy)
     versions = sorted({process.version for process in alive})
-    yield _line(
+    yield judged(
         "versions",
         len(versions) <= 1,
         f"{len(alive)} processes, versions {', '.join(versions) or 'none'}",
@@ -167,17 +167,17 @@ def role_lines(running: Iterable[RunningProcess], remedies: dict[str, str]) -> I
     alive = {process.role for process in running if process.state is ProcessState.ALIVE}
     for role, remedy in remedies.items():
         found = f"a process {role} runs" if role in alive else f"no process {role} runs"
-        yield _line("processes", role in alive, found, f"start it: {remedy}")
+        yield judged("processes", role in alive, found, f"start it: {remedy}")
 
 
-def clock_lines(requests: int) -> Iterator[CheckLine]:
+def clock_lines() -> Iterator[CheckLine]:
     """Judge the clock of this host against the database's; the clocks of brokers are not readable."""
     before = time.time()
     database = database_time().timestamp()
     after = time.time()
     # The answer was made between the two.
     apart = max(before - database, database - after, 0.0)
-    yield _line(
+    yield judged(
         "clocks",
         apart <= MOST_CLOCK_SECONDS,
         f"this host and PostgreSQL are at most {apart:.1f} s apart",
@@ -185,7 +185,7 @@ def clock_lines(requests: int) -> Iterator[CheckLine]:
     )
 
 
-def alert_test_lines(requests: int) -> Iterator[CheckLine]:
+def alert_test_lines() -> Iterator[CheckLine]:
     """Judge whether the webhook has accepted a test alert in the last 24 hours."""
     remedy = "send one: preflight TYPE --test-alert, or the button on the page"
     if not settings.ALERT_WEBHOOK_URL:
@@ -194,8 +194,4 @@ def alert_test_lines(requests: int) -> Iterator[CheckLine]:
     last = last_delivery()
     is_recent = last is not None and database_time() - last <= _TEST_ALERT_AGE
     found = "none was delivered" if last is None else f"the last was delivered at {last:%Y-%m-%d %H:%M} UTC"
-    yield _line("test alert", is_recent, found, remedy)
-
-
-def _line(name: str, is_good: bool, found: str, remedy: str) -> CheckLine:
-    return CheckLine(name, Verdict.GO, found) if is_good else CheckLine(name, Verdict.NO_GO, found, remedy)
+    yield judged("test alert", is_recent, found, remedy)
