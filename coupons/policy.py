@@ -178,7 +178,7 @@ def discount(kind: str, value: int, cap: int | None, amount: int) -> int:
 
 
 def is_rehearsal(coupon_type: str, user_id: int | None) -> bool:
-    """Whether a request is one of a rehearsal: nobody outside is told of it, and no figure counts it."""
+    """Whether a request is one of a rehearsal: its user is not notified, and no figure counts it."""
     return user_id is not None and user_id >= FIRST_REHEARSAL_USER and coupon_type.startswith(REHEARSAL_PREFIX)
 
 

@@ -24,13 +24,12 @@ from common.processes.outages import is_transient
 from .consuming.dead_letters import FOREIGN, RELAY
 from .message_admin import MessageAdmin, block, headers_text, key_text, payload_start, readable
 from .models import MOST_REPLAYS, DeadLetter
+from .operating.audit import LONGEST_REASON
 from .operating.dead_letter_counts import OpenDeadLetters, open_dead_letters
-from .redriving.discarding import MOST_AT_ONCE, discard_letters, release_letters
-from .routes import Route
+from .redriving.discarding import DISCARD_PERMISSION, MOST_AT_ONCE, discard_letters, release_letters
+from .redriving.redrives import REDRIVE_PERMISSION
+from .routes import topics_of
 
-DISCARD_PERMISSION = "kafka_bridge.discard_dead_letters"
-REDRIVE_PERMISSION = "kafka_bridge.redrive_dead_letters"
-_LONGEST_REASON = 500
 # Ids that the address of a page can carry.
 _MOST_IN_ADDRESS = 200
 
@@ -77,8 +76,7 @@ class TopicFilter(_ColumnFilter):
     title, parameter_name, field = "topic", "topic", "topic"
 
     def values(self, request: HttpRequest) -> Collection[str]:
-        routes: dict[str, Route] = settings.KAFKA_ROUTES
-        return sorted({name for route in routes.values() for name in (route.topic, route.dead_letter_topic)})
+        return sorted(topics_of(settings.KAFKA_ROUTES))
 
 
 class ErrorFilter(_ColumnFilter):
@@ -206,7 +204,7 @@ class DeadLetterAdmin(MessageAdmin):
             messages.error(request, f"At most {MOST_AT_ONCE} dead letters at once: narrow the list.")
             return back
         reason = request.POST.get("reason", "").strip()
-        if not reason or len(reason) > _LONGEST_REASON or "\0" in reason:
+        if not reason or len(reason) > LONGEST_REASON or "\0" in reason:
             context = {
                 **self.admin_site.each_context(request),
                 "title": f"{action.capitalize()} dead letters",
@@ -214,7 +212,7 @@ class DeadLetterAdmin(MessageAdmin):
                 "action": action,
                 "letter_ids": letter_ids,
                 "checkbox_name": ACTION_CHECKBOX_NAME,
-                "longest_reason": _LONGEST_REASON,
+                "longest_reason": LONGEST_REASON,
                 "is_wrong": "reason" in request.POST,
             }
             return TemplateResponse(request, "kafka_bridge/dead_letter_reason.html", context)

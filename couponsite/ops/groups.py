@@ -85,4 +85,4 @@ def _apply(request: HttpRequest, target: PauseTarget, action: str, reason: str, 
             messages.warning(request, f"{target} was not paused any more.")
     else:
         instruct(target, _INSTRUCTIONS[action], actor=actor, reason=reason, offset=offset)
-        messages.success(request, f"Its consumer is told; look here again in two seconds what became of {target}.")
+        messages.success(request, f"Its consumer obeys within two seconds: look here again what became of {target}.")

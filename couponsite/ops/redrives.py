@@ -17,12 +17,14 @@ from common.admin_base import number_in
 from common.postgres.clock import database_time
 from kafka_bridge.consuming.dead_letters import FOREIGN, RELAY
 from kafka_bridge.models import Redrive
+from kafka_bridge.operating.audit import LONGEST_REASON
 from kafka_bridge.redriving.letter_filter import LetterFilter
 from kafka_bridge.redriving.redrives import (
     DEFAULT_RATE,
     ENDED,
     MOST_RATE,
     PREVIEW_VALID,
+    REDRIVE_PERMISSION,
     TYPED_ABOVE,
     RedriveRefused,
     redrive_cancel,
@@ -39,7 +41,6 @@ from .access import staff_page
 from .layout import render_page
 
 VIEW_PERMISSION = "kafka_bridge.view_redrive"
-REDRIVE_PERMISSION = "kafka_bridge.redrive_dead_letters"
 
 _MOST_SHOWN = 50
 _MOST_SELECTED = 1000
@@ -68,7 +69,7 @@ class RedriveForm(forms.Form):
     """A new redrive: of the ids given, or of the open letters that match the filter."""
 
     name = forms.CharField(max_length=100)
-    reason = forms.CharField(max_length=500)
+    reason = forms.CharField(max_length=LONGEST_REASON)
     rate = forms.IntegerField(label="Letters a second at most", min_value=1, max_value=MOST_RATE, initial=DEFAULT_RATE)
     ids = forms.CharField(required=False, widget=forms.HiddenInput)
     group = forms.ChoiceField(label="Consumer group", required=False)
@@ -103,7 +104,7 @@ class RedriveForm(forms.Form):
 class ActionForm(forms.Form):
     """What an action on a redrive needs: a reason, and what only some actions read."""
 
-    reason = forms.CharField(max_length=500)
+    reason = forms.CharField(max_length=LONGEST_REASON)
     rate = forms.IntegerField(required=False, min_value=1, max_value=MOST_RATE)
     count = forms.IntegerField(required=False, min_value=0)
     accepts_delay = forms.BooleanField(required=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .alerts import AlarmLease, Alert, AlertNotification, AlertSilence
 from .consuming import MOST_REPLAYS, DeadLetter, ProcessedEvent
-from .operators import GroupPause, OperatorAction, PartitionInstruction
+from .operators import GroupPause, OperatorAction, PartitionInstruction, target_name
 from .outbox import SHARDS, HeldMessage, OutboxHold, OutboxMessage, RelayLease, RelayMember
 from .processes import BrokerState, HousekeepingRun, ProcessHeartbeat, Sample, SweptPartition
 from .redrives import Redrive, RedriveItem
@@ -33,4 +33,5 @@ __all__ = [
     "RelayMember",
     "Sample",
     "SweptPartition",
+    "target_name",
 ]

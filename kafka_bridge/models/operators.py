@@ -1,4 +1,4 @@
-"""What operators did, paused and ordered."""
+"""What operators did, paused and instructed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 
 class OperatorAction(models.Model):
-    """What an operator did, or what somebody did with an operator's command: the audit trail.
+    """What an operator did, on the pages or with a command: the audit trail.
 
     Append-only: the database refuses updates and deletes. Written by ``operating.audit`` in the transaction of the
     change. Rows are kept.
@@ -35,6 +35,11 @@ class OperatorAction(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.subject} by {self.actor}"
+
+
+def target_name(group: str, topic: str | None, partition: int | None) -> str:
+    """Return the name of what is paused or instructed: ``group``, or ``group: topic[0]``."""
+    return group if topic is None else f"{group}: {topic}[{partition}]"
 
 
 class GroupPause(models.Model):
@@ -65,11 +70,11 @@ class GroupPause(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.consumer_group if self.topic is None else f"{self.consumer_group}: {self.topic}[{self.partition}]"
+        return target_name(self.consumer_group, self.topic, self.partition)
 
 
 class PartitionInstruction(models.Model):
-    """What an operator told the consumer of a retrying partition to do, and what became of it: the last one only.
+    """An operator's instruction for the consumer of a retrying partition, and what became of it: the last one only.
 
     The consumer that holds the partition obeys within two seconds, and fills in ``answer``.
     """
@@ -97,4 +102,4 @@ class PartitionInstruction(models.Model):
     answer = models.TextField(db_default="")
 
     def __str__(self) -> str:
-        return f"{self.action} {self.consumer_group}: {self.topic}[{self.partition}]"
+        return f"{self.action} {target_name(self.consumer_group, self.topic, self.partition)}"

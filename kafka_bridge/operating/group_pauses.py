@@ -12,7 +12,7 @@ from common.postgres.clock import isoformat_z
 
 from ..errors import UnknownTarget
 from ..lag import PartitionLag, lag_by_partition
-from ..models import GroupPause
+from ..models import GroupPause, target_name
 from ..registry import ConsumerGroup, groups, prefixed
 from ..routes import Route
 from .audit import record_action
@@ -41,7 +41,7 @@ class PauseTarget(NamedTuple):
     partition: int | None = None
 
     def __str__(self) -> str:
-        return self.name if self.topic is None else f"{self.name}: {self.topic}[{self.partition}]"
+        return target_name(*self)
 
 
 def register_worker(name: str, worker: PausableWorker) -> None:

@@ -1,4 +1,4 @@
-"""What operators have paused, and told partitions to do, as the processes concerned know it."""
+"""What operators have paused, and their instructions, as the processes concerned know them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from ..models import GroupPause, PartitionInstruction
+from ..models import GroupPause, PartitionInstruction, target_name
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ class PauseWatch:
                     instructions[group, topic, partition] = found
         before, self._paused = self._paused or frozenset(), frozenset(paused)
         self._instructions = instructions
-        for target in sorted(map(_text, self._paused - before)):
+        for target in sorted(target_name(*target) for target in self._paused - before):
             logger.warning("%s is paused by an operator", target)
-        for target in sorted(map(_text, before - self._paused)):
+        for target in sorted(target_name(*target) for target in before - self._paused):
             logger.info("%s is resumed", target)
 
     def is_paused(self, name: str, topic: str | None = None, partition: int | None = None) -> bool:
@@ -101,8 +101,3 @@ class PauseWatch:
     def forget(self, instruction: Instruction) -> None:
         """Forget an instruction that is answered."""
         self._instructions = {key: one for key, one in self._instructions.items() if one.id != instruction.id}
-
-
-def _text(target: _Target) -> str:
-    group, topic, partition = target
-    return group if topic is None else f"{group}: {topic}[{partition}]"

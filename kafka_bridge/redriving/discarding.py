@@ -16,6 +16,7 @@ from ..operating.audit import record_action
 from ..registry import groups
 from .stored_messages import letter_message
 
+DISCARD_PERMISSION = "kafka_bridge.discard_dead_letters"
 # Each letter is an entry of the audit trail and has its row locked: more at once would be a long transaction.
 MOST_AT_ONCE = 500
 

@@ -16,6 +16,7 @@ from ..models import Redrive
 from ..operating.audit import record_action
 from .letter_filter import LetterFilter, TooManyLetters, error_classes, freeze_matching, freeze_selected
 
+REDRIVE_PERMISSION = "kafka_bridge.redrive_dead_letters"
 MOST_RATE = 1000
 DEFAULT_RATE = 50
 # An older preview is made again before the start.

@@ -39,7 +39,7 @@ class Command(WorkerCommand):
         parser.add_argument(
             "--rehearse",
             action="store_true",
-            help="run a small sale on a hidden copy of the coupon through the running processes; nobody is notified",
+            help="run a small sale on a hidden copy of the coupon through the running processes; no user is notified",
         )
         parser.add_argument("--warm", action="store_true", help="first load the gate of the coupon")
         parser.add_argument(
