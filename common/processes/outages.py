@@ -25,10 +25,11 @@ class OutcomeUnknown(psycopg2.OperationalError):  # type: ignore[misc]
 
 # 55P03 lock_not_available, 57014 query_canceled (by statement_timeout).
 _LIMIT_SQLSTATES = frozenset({"55P03", "57014"})
+# 40001 serialization_failure, 40P01 deadlock_detected: raised as OperationalError, listed to be explicit.
+_CONTENTION_SQLSTATES = frozenset({"40001", "40P01"}) | _LIMIT_SQLSTATES
 # 25006 read_only_sql_transaction: a primary that became a standby; raised as InternalError.
 # 25P03 idle_in_transaction_session_timeout.
-# 40001 serialization_failure, 40P01 deadlock_detected: raised as OperationalError, listed to be explicit.
-_TRANSIENT_SQLSTATES = frozenset({"25006", "25P03", "40001", "40P01"}) | _LIMIT_SQLSTATES
+_TRANSIENT_SQLSTATES = frozenset({"25006", "25P03"}) | _CONTENTION_SQLSTATES
 # Classes 08 connection exception, 53 insufficient resources, 57 operator intervention, 58 system error.
 _TRANSIENT_SQLSTATE_CLASSES = frozenset({"08", "53", "57", "58"})
 _TRANSIENT = (
@@ -64,6 +65,9 @@ def _is_transient_link(error: BaseException) -> bool:
     # Django's wrapper has no SQLSTATE: if the driver's error behind it has one, that link decides.
     if isinstance(error, DatabaseError) and getattr(error.__cause__, "pgcode", None):
         return False
+    # psycopg2 raises its base class, without a SQLSTATE, for some sessions that a crash of the server ended.
+    if type(error) is psycopg2.DatabaseError:
+        return True
     if isinstance(error, redis.exceptions.ResponseError) and _TRANSIENT_OF_REDIS.search(str(error)):
         return True
     return isinstance(error, _TRANSIENT)
@@ -81,6 +85,14 @@ def is_rolled_back(error: BaseException) -> bool:
 def is_over_limit(error: BaseException) -> bool:
     """Whether a statement or a lock wait exceeded its timeout in PostgreSQL."""
     return any(getattr(link, "pgcode", None) in _LIMIT_SQLSTATES for link in _chain(error))
+
+
+def is_contention(error: BaseException) -> bool:
+    """Whether a transaction gave way to other sessions: past a limit, in a deadlock, or as not serializable.
+
+    PostgreSQL is there: the same transaction can be repeated in the same session.
+    """
+    return any(getattr(link, "pgcode", None) in _CONTENTION_SQLSTATES for link in _chain(error))
 
 
 def is_outcome_unknown(error: BaseException) -> bool:
