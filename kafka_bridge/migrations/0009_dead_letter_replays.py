@@ -1,10 +1,8 @@
-from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    # The table may be large: consumers go on writing it meanwhile.
-    atomic = False
+    # Its indexes are built in 0013, which cannot be one transaction.
 
     dependencies = [("kafka_bridge", "0008_group_pauses")]
 
@@ -52,36 +50,4 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(model_name="deadletter", name="lease_owner", field=models.UUIDField(null=True)),
         migrations.AddField(model_name="deadletter", name="leased_until", field=models.DateTimeField(null=True)),
-        AddIndexConcurrently(
-            model_name="deadletter",
-            index=models.Index(fields=["consumer_group", "error_class", "id"], name="dead_letter_by_group_error"),
-        ),
-        AddIndexConcurrently(
-            model_name="deadletter",
-            index=models.Index(fields=["consumer_group", "id"], name="dead_letter_by_group"),
-        ),
-        AddIndexConcurrently(
-            model_name="deadletter",
-            index=models.Index(fields=["error_class", "id"], name="dead_letter_by_error"),
-        ),
-        AddIndexConcurrently(
-            model_name="deadletter",
-            index=models.Index(fields=["topic", "id"], name="dead_letter_by_topic"),
-        ),
-        AddIndexConcurrently(
-            model_name="deadletter",
-            index=models.Index(
-                condition=models.Q(("closed_at", None), _negated=True),
-                fields=["outcome", "id"],
-                name="dead_letter_by_outcome",
-            ),
-        ),
-        AddIndexConcurrently(
-            model_name="deadletter",
-            index=models.Index(
-                condition=models.Q(("closed_at", None), ("replays__gte", 3)),
-                fields=["id"],
-                name="dead_letter_quarantined",
-            ),
-        ),
     ]
