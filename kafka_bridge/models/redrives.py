@@ -56,7 +56,11 @@ class Redrive(models.Model):
         indexes = [
             # For the processes that look for work.
             models.Index(fields=["id"], name="redrive_with_work", condition=Q(state="running") | Q(wants_preview=True)),
+            # For the housekeeper: redrives to be pruned, and those that were never started.
             models.Index(fields=["ended_at"], name="redrive_ended", condition=~Q(ended_at=None)),
+            models.Index(
+                fields=["created_at"], name="redrive_not_started", condition=Q(started_at=None, ended_at=None)
+            ),
         ]
 
     def __str__(self) -> str:
@@ -84,8 +88,8 @@ class RedriveItem(models.Model):
             models.UniqueConstraint(fields=["redrive", "letter_id"], name="redrive_letter_once"),
         ]
         indexes = [
-            # For the executor.
-            models.Index(fields=["redrive", "id"], name="redrive_item_left", condition=Q(done_at=None)),
+            # For the executor, which takes those that are due longest.
+            models.Index(fields=["redrive", "due_at", "id"], name="redrive_item_due", condition=Q(done_at=None)),
             # For the examples of the page.
             models.Index(fields=["redrive", "result", "id"], name="redrive_item_by_result"),
         ]

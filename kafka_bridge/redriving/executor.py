@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -20,9 +21,10 @@ from django.db import DataError, connection
 
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.log_limit import LogLimit
-from common.processes.outages import is_database_outage, is_over_limit, is_transient
+from common.processes.outages import is_contention, is_database_outage, is_transient
 from common.throttling import CallPostponed
 
+from ..errors import ReplayPostponed
 from ..models import Redrive, RedriveItem
 from .preview import Preview, PreviewBusy, preview_letters, redrive_letters
 from .replay import Replayed, ReplayInterrupted, ReplayResult, replay_letter
@@ -43,6 +45,8 @@ _ITEMS = 50
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 10.0
 _RETRY_SECONDS = 1.0
+# Of a letter that can be replayed only later, doubled with each further time.
+LONGEST_POSTPONED_SECONDS = 300.0
 END_SECONDS = 5.0
 
 _REDRIVES = Redrive._meta.db_table
@@ -59,7 +63,8 @@ _LEASE = f"""
 _RELEASE = f"UPDATE {_REDRIVES} SET lease_owner = NULL, leased_until = NULL WHERE lease_owner = %(owner)s"
 _DUE = f"""
     SELECT id, letter_id FROM {_ITEM_TABLE}
-    WHERE redrive_id = %s AND done_at IS NULL AND due_at <= statement_timestamp() ORDER BY id LIMIT {_ITEMS}
+    WHERE redrive_id = %s AND done_at IS NULL AND due_at <= statement_timestamp()
+    ORDER BY due_at, id LIMIT {_ITEMS}
 """
 _FINISH = f"""
     WITH finished AS (
@@ -71,10 +76,12 @@ _FINISH = f"""
     FROM finished WHERE redrive.id = finished.redrive_id
 """
 _DELAY = f"""
-    UPDATE {_ITEM_TABLE} SET due_at = statement_timestamp() + %s * interval '1 second', detail = %s
-    WHERE id = %s AND done_at IS NULL
+    WITH delayed AS (
+        UPDATE {_ITEM_TABLE} SET due_at = statement_timestamp() + %(seconds)s * interval '1 second', detail = %(detail)s
+        WHERE id = %(item)s AND done_at IS NULL RETURNING redrive_id
+    )
+    UPDATE {_REDRIVES} AS redrive SET waits_for = %(waits_for)s FROM delayed WHERE redrive.id = delayed.redrive_id
 """
-_WAIT = f"UPDATE {_REDRIVES} SET waits_for = %s WHERE id = %s"
 _END = f"""
     UPDATE {_REDRIVES} AS redrive
     SET state = 'done', ended_at = statement_timestamp(), lease_owner = NULL, leased_until = NULL, waits_for = ''
@@ -109,6 +116,8 @@ class _Progress:
     next_at: float = 0.0
     leased_at: float = float("-inf")
     failures: int = 0
+    # By item: how often its letter was postponed.
+    postponed: Counter[int] = field(default_factory=Counter)
 
 
 class RedriveExecutor:
@@ -118,18 +127,23 @@ class RedriveExecutor:
         self._only = only
         self._owner = uuid4()
         self._progress: dict[int, _Progress] = {}
+        # The redrive whose preview was made last.
+        self._previewed = 0
 
     def step(self, stop: StopFlag) -> bool:
-        """Make the previews that are wanted, and replay letters of each running redrive for half a second.
+        """Make one of the previews that are wanted, and replay letters of each running redrive for half a second.
 
         Returns whether there is more to do at once. Raises what the database raises.
         """
         failure: Exception | None = None
-        for redrive_id, accepts_delay in self._rows(_WANTED):
-            if stop:
-                return False
+        wanted = self._rows(_WANTED)
+        is_previewed = False
+        if wanted:
+            # The next after the last one: a preview that cannot be made now delays no other.
+            redrive_id, accepts_delay = min(wanted, key=lambda row: (row[0] <= self._previewed, row[0]))
+            self._previewed = redrive_id
             try:
-                self._make_preview(redrive_id, accepts_delay)
+                is_previewed = self._make_preview(redrive_id, accepts_delay)
             except Exception as error:
                 # Running redrives go on meanwhile.
                 failure = error
@@ -138,7 +152,7 @@ class RedriveExecutor:
         busy = [self._run(redrive, stop) for redrive in running]
         if failure is not None:
             raise failure
-        return any(busy)
+        return any(busy) or (is_previewed and len(wanted) > 1)
 
     def release_if_possible(self) -> None:
         """Let another process go on at once; if the database does not answer, once the lease has expired."""
@@ -153,12 +167,13 @@ class RedriveExecutor:
             cursor.execute(sql)
             return [row for row in cursor.fetchall() if self._only in (None, row[0])]
 
-    def _make_preview(self, redrive_id: int, accepts_delay: bool) -> None:
+    def _make_preview(self, redrive_id: int, accepts_delay: bool) -> bool:
+        """Return False while another process makes a preview."""
         try:
             total, letter_ids = redrive_letters(redrive_id)
             preview = preview_letters(letter_ids, total=total, accepts_delay=accepts_delay)
         except PreviewBusy:
-            return
+            return False
         except Exception as error:
             if is_transient(error):
                 raise
@@ -171,6 +186,7 @@ class RedriveExecutor:
             logger.exception("redrive %d: the preview cannot be stored", redrive_id)
             note = f"the preview cannot be stored: {first_line(error)}"
             _store_preview(redrive_id, Preview(preview.total, 0, {}, {}, {}, [note], preview.seconds))
+        return True
 
     def _run(self, redrive: _Running, stop: StopFlag) -> bool:
         """Replay letters for half a second; returns whether the next one is due."""
@@ -232,11 +248,11 @@ class RedriveExecutor:
         except ReplayInterrupted:
             return False
         except CallPostponed as error:
-            # The provider's wish for this letter: the others go on.
-            self._delay(item_id, error.seconds, first_line(error))
+            # Of this letter only: the others go on.
+            self._postpone(item_id, letter_id, error, progress)
             return True
         except Exception as error:
-            if is_database_outage(error) and not is_over_limit(error):
+            if is_database_outage(error) and not is_contention(error):
                 raise
             if is_transient(error):
                 self._back_off(redrive, item_id, error, progress)
@@ -247,21 +263,32 @@ class RedriveExecutor:
         if not is_recorded:
             _finish(item_id, replayed)
         progress.failures = 0
+        progress.postponed.pop(item_id, None)
         return True
+
+    def _postpone(self, item_id: int, letter_id: int, error: CallPostponed, progress: _Progress) -> None:
+        seconds = error.seconds
+        # A provider says itself when it takes the call.
+        if isinstance(error, ReplayPostponed):
+            seconds = min(seconds * 2 ** progress.postponed[item_id], max(seconds, LONGEST_POSTPONED_SECONDS))
+            progress.postponed[item_id] = min(progress.postponed[item_id] + 1, 10)
+        detail = first_line(error)
+        _delay(item_id, seconds, detail, f"letter {letter_id}: {detail}")
 
     def _back_off(self, redrive: _Running, item_id: int, error: Exception, progress: _Progress) -> None:
         """Wait for a service. Another letter is tried next: a lock may be of this one only."""
         seconds = min(_FIRST_BACKOFF_SECONDS * 2**progress.failures, _LONGEST_BACKOFF_SECONDS)
         progress.failures = min(progress.failures + 1, 10)
         progress.next_at = time.monotonic() + seconds
-        self._delay(item_id, _RETRY_SECONDS, first_line(error))
-        with connection.cursor() as cursor:
-            cursor.execute(_WAIT, [first_line(error), redrive.id])
-        logger.warning("redrive %d waits %.1f s: %s", redrive.id, seconds, first_line(error))
+        detail = first_line(error)
+        _delay(item_id, _RETRY_SECONDS, detail, detail)
+        logger.warning("redrive %d waits %.1f s: %s", redrive.id, seconds, detail)
 
-    def _delay(self, item_id: int, seconds: float, detail: str) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(_DELAY, [seconds, detail, item_id])
+
+def _delay(item_id: int, seconds: float, detail: str, waits_for: str) -> None:
+    values: dict[str, Any] = {"item": item_id, "seconds": seconds, "detail": detail, "waits_for": waits_for}
+    with connection.cursor() as cursor:
+        cursor.execute(_DELAY, values)
 
 
 def _finish(item_id: int, replayed: Replayed) -> None:

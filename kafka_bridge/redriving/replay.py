@@ -61,6 +61,10 @@ _RELEASE = """
 """
 
 
+# The kind of the effect of a group with a call.
+SENT = "sent"
+
+
 class ReplayResult(StrEnum):
     """What became of a dead letter."""
 
@@ -219,7 +223,7 @@ def _apply(letter: DeadLetter) -> Replayed:
     if group.inbox and not inbox.claim(group.name, [message.inbox_id]):
         return Replayed(letter.id, ReplayResult.DONE_ALREADY, f"{group.name} has handled the event")
     group.handle([value[0]])
-    detail = "handled: " + (f"event {message.inbox_id}" if group.call is None else group.describe_call(value[0]))
+    detail = f"handled: event {message.inbox_id}" if group.call is None else f"{SENT}: {group.describe_call(value[0])}"
     return Replayed(letter.id, ReplayResult.APPLIED, detail)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from html import escape
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from kafka_bridge.redriving.stored_messages import letter_message
 from tests.admin.pages import html_of, messages_of, rows_of
 from tests.effects.cast import completed
 from tests.redriving.cast import letter_of
+from tests.redriving.letters import insert_letters
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -87,7 +90,7 @@ def test_a_letter_is_discarded_for_a_reason(superuser: Client) -> None:
     assert states() == ["open", "open"]
     answer = act(superuser, "discard", letter, reason="a test order")
     assert (answer.status_code, answer.url) == (303, LIST)
-    assert messages_of(superuser.get(LIST)) == ["1 of 1 dead letters discarded; the others were not open."]
+    assert messages_of(superuser.get(LIST)) == ["1 of 1 dead letters discarded."]
     assert states() == ["discarded", "open"]
     action = OperatorAction.objects.get()
     assert (action.actor, action.action, action.subject, action.reason) == (
@@ -99,6 +102,49 @@ def test_a_letter_is_discarded_for_a_reason(superuser: Client) -> None:
     act(superuser, "discard", letter, reason="again")
     assert OperatorAction.objects.count() == 1
     assert other.pk
+
+
+def test_an_action_says_beforehand_what_it_will_do_and_leads_back_to_the_same_list(superuser: Client) -> None:
+    letters = [letter_of("monitoring", completed(number)) for number in (1, 2)]
+    chosen = {"action": "discard", "_selected_action": [letter.pk for letter in letters]}
+    filtered = f"{LIST}?state=open&group=monitoring"
+    page = html_of(superuser.post(filtered, chosen))
+    assert "Discard 2 dead letters?" in page
+    assert "2 of monitoring: " in page
+    assert f'action="{escape(filtered)}"' in page
+    DeadLetter.objects.filter(pk=letters[0].pk).update(leased_until=Now() + timedelta(minutes=1))
+    assert superuser.post(filtered, chosen | {"reason": "a test"})["Location"] == filtered
+    assert messages_of(superuser.get(LIST)) == [
+        "1 of 2 dead letters discarded. Of the others the state did not allow it."
+    ]
+
+
+def test_all_that_match_are_selected_as_far_as_an_action_takes_them(superuser: Client) -> None:
+    insert_letters(501)
+    page = html_of(superuser.get(LIST))
+    # They are not counted: a number would not be that of the letters that match.
+    assert "Select all that match" in page
+    assert "10000" not in page
+    chosen = {"action": "discard", "_selected_action": [1], "select_across": "1"}
+    page = html_of(superuser.post(LIST, chosen))
+    assert "Discard 500 dead letters?" in page
+    assert "More match: these are the newest of them." in page
+
+
+def test_too_many_letters_for_a_selection_lead_to_a_filter_for_a_redrive(superuser: Client) -> None:
+    insert_letters(500)
+    chosen = {"action": "redrive", "_selected_action": [1], "select_across": "1"}
+    answer = superuser.post(f"{LIST}?group=monitoring&error=E1&state=open", chosen)
+    assert answer["Location"] == "/ops/redrives?group=monitoring&error=E1#new"
+
+
+def test_the_counts_and_a_letters_page_lead_to_what_can_be_done(superuser: Client, viewer: Client) -> None:
+    letter = letter_of("monitoring", completed(1), KeyError())
+    assert 'href="/ops/redrives?group=monitoring&amp;error=KeyError#new"' in html_of(superuser.get(LIST))
+    assert "Redrive them" not in html_of(viewer.get(LIST))
+    assert f'href="{LIST}?q={letter.pk}">Select it in the list' in page_of(superuser, letter)
+    DeadLetter.objects.update(closed_at=Now(), outcome="discarded")
+    assert "none: it is closed" in page_of(superuser, letter)
 
 
 def test_a_letter_is_released_from_quarantine_for_a_reason(superuser: Client) -> None:
@@ -119,6 +165,14 @@ def test_without_the_permission_there_is_no_action(as_whom: str, action: str, re
     assert "Discard: close" not in html_of(client.get(LIST))
     assert act(client, action, letter, reason="none of theirs").status_code == 403
     assert (states(), OperatorAction.objects.count()) == (["quarantined"], 0)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1e9", "-1", "9223372036854775808", "1\0"])
+def test_a_selected_id_that_is_none_is_a_bad_request(superuser: Client, text: str) -> None:
+    letter = letter_of("monitoring", completed(1))
+    data = {"action": "discard", "_selected_action": [letter.pk, text], "reason": "none"}
+    assert superuser.post(LIST, data).status_code == 400
+    assert states() == ["open"]
 
 
 def test_a_letter_cannot_be_edited_or_deleted(superuser: Client) -> None:

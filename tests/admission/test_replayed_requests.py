@@ -14,6 +14,7 @@ from django.test import Client
 from common.processes.lifecycle import StopFlag
 from coupons.consumer_groups import ISSUE
 from coupons.coupon_cache import coupon_cache
+from coupons.issuance import replay_request
 from coupons.issuance.replay_request import replay_id
 from coupons.messages import ISSUE_SUCCEEDED
 from coupons.models import Coupon, IssueRequest, Reservation, UserCoupon
@@ -147,45 +148,85 @@ def test_a_unit_that_the_gate_has_promised_is_not_issued_to_a_replay(user_id: in
     assert_invariants()
 
 
-def test_two_letters_of_one_request_open_one_request(make_coupon: MakeCoupon) -> None:
-    coupon = make_coupon()
+def test_a_replay_that_is_postponed_waits_for_no_lock_of_its_coupon(make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon(admission="gate", total_quantity=1)
     _, letter = failed(coupon, 1)
-    DeadLetter.objects.filter(pk=letter.pk).update(offset=letter.offset + 1_000_000)
-    twin = DeadLetter.objects.create(
+    accept(coupon, 2)
+    with lock("SELECT FROM coupons_coupon WHERE id = %s FOR NO KEY UPDATE", coupon.pk), pytest.raises(ReplayPostponed):
+        replayed(letter)
+
+
+def twin_of(letter: DeadLetter) -> DeadLetter:
+    """Another dead letter of the same request."""
+    return DeadLetter.objects.create(
         **{name: getattr(letter, name) for name in ("consumer_group", "topic", "partition", "offset", "event_type")},
         message_timestamp=1, payload=letter.payload, headers=letter.headers, error_class="E", error_message="",
     )  # fmt: skip
-    assert [replayed(letter)[0], replayed(twin)[0]] == [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
+
+
+def test_two_letters_of_one_request_open_one_request(make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon()
+    _, letter = failed(coupon, 1)
+    assert [replayed(letter)[0], replayed(twin_of(letter))[0]] == [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
     assert (IssueRequest.objects.count(), UserCoupon.objects.count()) == (2, 1)
 
 
-def replay_at_once(letter: DeadLetter, coupon: Coupon) -> list[ReplayResult]:
+def replay_at_once(first: DeadLetter, second: DeadLetter, coupon: Coupon) -> list[ReplayResult]:
     """Two replays that begin while the coupon is locked."""
     with lock("SELECT FROM coupons_coupon WHERE id = %s FOR UPDATE", coupon.pk) as holder:
-        first = in_another_session(lambda: replayed(letter)[0])
+        results = [in_another_session(lambda: replayed(first)[0])]
         wait_until_blocked()
-        second = in_another_session(lambda: replayed(letter)[0])
+        results.append(in_another_session(lambda: replayed(second)[0]))
         wait_until_blocked(2)
         holder.commit()
-        return sorted([first.result(10), second.result(10)])
+        return sorted(result.result(10) for result in results)
+
+
+def without_the_lock_of_the_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_lock", lambda letter_id: DeadLetter.objects.get(pk=letter_id))
+
+
+def without_the_lock_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_request, "_locked", lambda request_id: IssueRequest.objects.get(request_id=request_id))
 
 
 def test_two_replays_at_once_have_one_effect(make_coupon: MakeCoupon) -> None:
     coupon = make_coupon()
     _, letter = failed(coupon, 1)
-    assert replay_at_once(letter, coupon) == [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
+    assert replay_at_once(letter, letter, coupon) == [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
     letter.refresh_from_db()
     assert (letter.state, letter.replays, stock(coupon)) == ("replayed", 1, (0, 1))
     assert_invariants()
 
 
-def test_without_the_lock_of_the_letter_the_second_replay_would_fail(
+def test_without_any_lock_the_second_replay_would_fail(
     make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "_lock", lambda letter_id: DeadLetter.objects.get(pk=letter_id))
+    without_the_lock_of_the_letter(monkeypatch)
+    without_the_lock_of_the_request(monkeypatch)
     coupon = make_coupon()
     _, letter = failed(coupon, 1)
-    assert replay_at_once(letter, coupon) != [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
+    assert replay_at_once(letter, letter, coupon) != [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
+
+
+def test_two_letters_of_one_request_at_once_have_one_effect_and_neither_fails(make_coupon: MakeCoupon) -> None:
+    coupon = make_coupon()
+    first, letter = failed(coupon, 1)
+    twin = twin_of(letter)
+    assert replay_at_once(letter, twin, coupon) == [ReplayResult.APPLIED, ReplayResult.DONE_ALREADY]
+    twin.refresh_from_db()
+    assert (twin.state, twin.last_error) == ("replayed", "")
+    assert new_request(first).status == "SUCCESS"
+    assert_invariants()
+
+
+def test_without_the_lock_of_the_request_the_second_letter_would_count_a_failed_replay(
+    make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_the_lock_of_the_request(monkeypatch)
+    coupon = make_coupon()
+    _, letter = failed(coupon, 1)
+    assert replay_at_once(letter, twin_of(letter), coupon) == [ReplayResult.APPLIED, ReplayResult.FAILED]
 
 
 def test_a_request_that_the_broker_refused_is_opened_again(make_coupon: MakeCoupon) -> None:

@@ -40,7 +40,10 @@ def state(letter: DeadLetter) -> tuple[str, int]:
     return letter.state, letter.replays
 
 
-@pytest.mark.parametrize("is_pruned", [False, True], ids=["its row is there", "its row was pruned"])
+ROWS = pytest.mark.parametrize("is_pruned", [False, True], ids=["its row is there", "its row was pruned"])
+
+
+@ROWS
 def test_it_is_published_under_its_id_once_the_broker_takes_it(is_pruned: bool) -> None:
     event_id, letter = refused()
     if is_pruned:
@@ -54,8 +57,11 @@ def test_it_is_published_under_its_id_once_the_broker_takes_it(is_pruned: bool) 
     assert state(letter) == ("replayed", 1)
 
 
-def test_it_is_open_again_when_the_broker_refuses_it_again() -> None:
+@ROWS
+def test_it_is_open_again_when_the_broker_refuses_it_again(is_pruned: bool) -> None:
     _, letter = refused()
+    if is_pruned:
+        OutboxMessage.objects.all().delete()
     assert replayed(letter) == ReplayResult.APPLIED
     relay_everything()
     assert (state(letter), DeadLetter.objects.count()) == (("open", 1), 1)

@@ -15,6 +15,7 @@ from coupons.models import Coupon, IssueRequest, UserCoupon
 from devstack import wait_until
 from kafka_bridge.models import DeadLetter, Redrive, RedriveItem
 from kafka_bridge.redriving import preview
+from kafka_bridge.redriving.letter_filter import LetterFilter
 from kafka_bridge.redriving.redrives import redrive_start
 from tests.effects.cast import many_completed
 from tests.redriving.letters import counts_of_preview, create, dead_letters, step
@@ -25,9 +26,10 @@ from tests.support.service import Service, environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# More than the hundred from which on their number is typed.
-LETTERS = 120
-MOMENT_SECONDS = 120.0
+# As many as a preview looks at, and more than the hundred from which on their number is typed.
+CALLS = 500
+REQUESTS = 120
+MOMENT_SECONDS = 300.0
 
 
 @pytest.fixture
@@ -44,63 +46,73 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preview, "PREVIEW_SECONDS", 60.0)
 
 
-def open_letters() -> int:
-    return DeadLetter.objects.filter(closed_at=None).count()
+def open_letters(group: str) -> int:
+    return DeadLetter.objects.filter(closed_at=None, consumer_group=group).count()
 
 
-def _at_most(left: int) -> bool:
-    return open_letters() <= left
+def _at_most(group: str, left: int) -> bool:
+    return open_letters(group) <= left
 
 
-def execute_and_kill_twice(service: Service) -> list[Redrive]:
-    """Two operators redrive all letters at once, while the executing process is killed twice."""
-    redrives = [create(), create()]
-    step()
-    assert [counts_of_preview(redrive) for redrive in redrives] == [{"applied": LETTERS}] * 2
+def redrives_of(group: str, letters: int, *, rate: int) -> list[Redrive]:
+    """Two operators create a redrive of all letters of a group, and see that all of them would be applied."""
+    redrives = [create(LetterFilter(group=group), rate=rate) for _ in range(2)]
+    for _ in redrives:
+        step()
+    assert [counts_of_preview(redrive) for redrive in redrives] == [{"applied": letters}] * 2
+    return redrives
+
+
+def execute_and_kill_twice(service: Service, redrives: list[Redrive]) -> None:
+    """Execute the redrives at once; the process is killed in a replay of each group, with letters of both left."""
     for redrive in redrives:
-        redrive_start(redrive.pk, actor="olga", typed_count=LETTERS)
+        redrive_start(redrive.pk, actor="olga", typed_count=redrive.total)
     housekeeper = service.start("housekeeper")
-    for left in (90, 45):
-        wait_until(partial(_at_most, left), MOMENT_SECONDS, f"more than {left} are open", 0.01)
+    for group, left in (("notification", CALLS - 20), ("issue", REQUESTS - 20)):
+        wait_until(partial(_at_most, group, left), MOMENT_SECONDS, f"more than {left} of {group} are open", 0.01)
         housekeeper.kill()
+        assert open_letters("notification") > 0
+        assert open_letters("issue") > 0
         # Their leases expire.
         Redrive.objects.update(leased_until=Now())
         DeadLetter.objects.filter(closed_at=None).update(leased_until=Now())
         housekeeper.start()
     wait_until(lambda: not Redrive.objects.exclude(state="done").exists(), MOMENT_SECONDS, "they do not end", 0.05)
     assert housekeeper.stop(15) == 0
-    return list(Redrive.objects.order_by("id"))
+    for redrive in redrives:
+        redrive.refresh_from_db()
 
 
-def assert_each_was_applied_once(redrives: list[Redrive]) -> None:
-    results = Counter(RedriveItem.objects.values_list("letter_id", "result"))
-    applied = {letter for letter, result in results if result == "applied"}
-    assert len(applied) == sum(number for (_, result), number in results.items() if result == "applied") == LETTERS
-    assert [sum(redrive.counts.values()) for redrive in redrives] == [LETTERS] * 2
+def assert_each_was_applied_once(redrives: list[Redrive], letters: int) -> None:
+    results = RedriveItem.objects.filter(redrive__in=redrives, result="applied").values_list("letter_id", flat=True)
+    assert len(results) == len(set(results)) == letters
+    assert [sum(redrive.counts.values()) for redrive in redrives] == [letters] * 2
     # Each preview said that all would be applied: together they were.
     totals = sum((Counter(redrive.counts) for redrive in redrives), Counter())
-    assert totals == {"applied": LETTERS, "done_already": LETTERS}
+    assert totals == {"applied": letters, "done_already": letters}
 
 
-def test_refused_calls_are_made_once_each_although_the_process_is_killed_twice(
+def test_two_redrives_at_once_have_each_effect_once_although_the_process_is_killed_twice(
     service: Service, alimtalk: Provider
 ) -> None:
-    messages = many_completed(range(1, LETTERS + 1))
+    """Of calls that the provider refused, and of requests of a mended fault with their coupon paused."""
+    messages = many_completed(range(1, CALLS + 1))
     dead_letters("notification", messages)
-    assert_each_was_applied_once(execute_and_kill_twice(service))
-    assert open_letters() == 0
+    coupon: Coupon = CouponFactory.create(total_quantity=REQUESTS, paused=True)
+    dead_letters("issue", requests(coupon, list(range(1, REQUESTS + 1))), ended=True)
+    calls = redrives_of("notification", CALLS, rate=1000)
+    # Not so fast that all of them are issued before the process is killed.
+    issues = redrives_of("issue", REQUESTS, rate=100)
+    execute_and_kill_twice(service, [*calls, *issues])
+    assert_each_was_applied_once(calls, CALLS)
+    assert_each_was_applied_once(issues, REQUESTS)
+    assert not DeadLetter.objects.filter(closed_at=None).exists()
     # The provider counts a repeated call under its key once.
     assert set(alimtalk.effects) == {str(message.event_id) for message in messages}
-    assert len(alimtalk.calls) <= LETTERS + 4
-
-
-def test_requests_of_a_mended_fault_are_issued_once_each_with_the_coupon_paused(service: Service) -> None:
-    coupon: Coupon = CouponFactory.create(total_quantity=LETTERS, paused=True)
-    dead_letters("issue", requests(coupon, list(range(1, LETTERS + 1))), ended=True)
-    redrives = execute_and_kill_twice(service)
-    assert_each_was_applied_once(redrives)
-    assert {str(redrive.preview and redrive.preview["kinds"]) for redrive in redrives} == {str({"SUCCESS": LETTERS})}
-    assert UserCoupon.objects.filter(coupon=coupon).count() == LETTERS
-    assert IssueRequest.objects.filter(status="SUCCESS").count() == LETTERS
-    assert IssueRequest.objects.filter(status="FAILED", reason="ERROR").count() == LETTERS
+    assert len(alimtalk.calls) <= CALLS + 4
+    assert [redrive.preview and redrive.preview["kinds"] for redrive in calls] == [{"sent": CALLS}] * 2
+    assert [redrive.preview and redrive.preview["kinds"] for redrive in issues] == [{"SUCCESS": REQUESTS}] * 2
+    assert UserCoupon.objects.filter(coupon=coupon).count() == REQUESTS
+    assert IssueRequest.objects.filter(status="SUCCESS").count() == REQUESTS
+    assert IssueRequest.objects.filter(status="FAILED", reason="ERROR").count() == REQUESTS
     assert {name: lines for name, lines in violations() if lines} == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,14 +29,19 @@ class Fault:
             raise self.error
 
 
-def faulty(name: str, fault: Fault, monkeypatch: Any) -> None:
-    """Give the registered group a handler that fails after its work while ``fault`` has an error."""
+def faulty(name: str, fault: Callable[[Any], None], monkeypatch: Any) -> None:
+    """Give the registered group a handler that does ``fault`` after its work."""
     group: ConsumerGroup = registry.groups()[name]
 
     def handle(values: Any) -> None:
         group.handle(values)
         fault(values)
 
-    changed = registry.groups() | {name: replace(group, handle=handle)}
-    for module in ("kafka_bridge.redriving.replay", "kafka_bridge.redriving.discarding"):
-        monkeypatch.setattr(f"{module}.groups", lambda: changed)
+    changed(replace(group, handle=handle), monkeypatch)
+
+
+def changed(group: ConsumerGroup, monkeypatch: Any) -> None:
+    """Have dead letters replayed by ``group`` in place of the registered one of its name."""
+    known = registry.groups() | {group.name: group}
+    for module in ("replay", "discarding", "preview"):
+        monkeypatch.setattr(f"kafka_bridge.redriving.{module}.groups", lambda: known)

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from django.conf import settings as project
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 from django_redis import get_redis_connection
 from prometheus_client import REGISTRY
 from pytest_django import Settings
 
+from common.processes.outages import is_transient
 from coupons.models import Coupon, IssueRequest
 from devstack import wait_until
 from kafka_bridge.client import LATEST, make_admin
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.redriving import preview
 from kafka_bridge.redriving.preview import Preview, PreviewBusy, preview_letters
-from kafka_bridge.registry import ReceivedMessage, groups
+from kafka_bridge.registry import ReceivedMessage, ReplayedMessage, groups
 from tests.effects.cast import completed, headers, many_completed, result
+from tests.redriving.cast import changed, faulty
 from tests.redriving.letters import counts_of_preview, create, dead_letters, execute, insert_letters, step
 from tests.support.messages import message, request_body, requests
 from tests.support.provider import Provider
-from tests.support.threads import lock
+from tests.support.threads import in_another_session, lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -127,6 +133,7 @@ def test_a_preview_of_every_group_leaves_everything_as_it_was(
     after = tables(), redis_contents(), on_kafka(), metric_values()
     for was, now in zip(before, after, strict=True):
         assert now == was
+    assert "a preview makes no call: whether the receiver accepts it is not known" in found.notes
     # And each group's handler ran: there is something that could have been left.
     assert found.counts["applied"] >= 12
     assert found.counts["failed"] >= 5
@@ -178,6 +185,89 @@ def test_a_preview_ends_after_two_seconds_with_the_letters_it_has(make_coupon: M
     assert found.counts == {"not_previewed": 20}
 
 
+class Hands:
+    """A clock that stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_when_the_time_ends_the_letters_that_had_a_turn_are_spread_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    hands, handled = Hands(), list[int]()
+    monkeypatch.setattr(preview, "time", hands)
+    messages = many_completed(range(1, 101))
+    ids = dead_letters("monitoring", messages)
+
+    def take_long(values: Any) -> None:
+        handled.append(values[0].offset)
+        hands.now += 0.05
+
+    changed(replace(groups()["monitoring"], decode=lambda message: message, handle=take_long), monkeypatch)
+    found = preview_letters(ids, total=300)
+    assert 36 <= len(handled) <= 42
+    ends = messages[0].offset - 1, messages[-1].offset + 1
+    assert max(later - earlier for earlier, later in pairwise([ends[0], *handled, ends[1]])) <= 4
+    assert sum(found.counts.values()) == 100
+    (note,) = found.notes
+    assert re.fullmatch(r"2 s were enough for (\d+) of 300 letters, evenly spread", note)
+
+
+def test_the_statements_of_one_letter_have_two_seconds_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "PREVIEW_SECONDS", 0.5)
+    ids = dead_letters("monitoring", many_completed([1]))
+
+    def take_long(values: Any) -> None:
+        for _ in range(10):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_sleep(0.4)")
+
+    faulty("monitoring", take_long, monkeypatch)
+    began_at = time.monotonic()
+    assert preview_letters(ids, total=1).counts == {"not_previewed": 1}
+    assert time.monotonic() - began_at < 3
+
+
+def test_a_process_that_hangs_in_a_preview_holds_its_locks_no_longer_than_a_preview_lasts(
+    make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "PREVIEW_SECONDS", 0.5)
+    coupon = make_coupon()
+    ids = dead_letters("issue", requests(coupon, [1]))
+    goes_on = threading.Event()
+
+    def hang(replayed: ReplayedMessage) -> str:
+        Coupon.objects.select_for_update().get(pk=coupon.pk)
+        goes_on.wait(10)
+        return f"{Coupon.objects.count()} coupons"
+
+    changed(replace(groups()["issue"], replay=hang), monkeypatch)
+    previewed = in_another_session(lambda: preview_letters(ids, total=1, accepts_delay=True))
+    wait_until(lambda: is_locked(coupon), 10, "the preview does not lock the coupon", 0.01)
+    wait_until(lambda: not is_locked(coupon), 5, "the coupon stays locked", 0.05)
+    goes_on.set()
+    with pytest.raises((OperationalError, InterfaceError)) as raised:
+        previewed.result(10)
+    assert is_transient(raised.value)
+
+
+def is_locked(coupon: Coupon) -> bool:
+    with transaction.atomic():
+        return not Coupon.objects.select_for_update(skip_locked=True).filter(pk=coupon.pk).exists()
+
+
+def test_where_running_sales_cannot_be_seen_in_time_no_letter_is_previewed(make_coupon: MakeCoupon) -> None:
+    ids = dead_letters("issue", requests(make_coupon(), [1, 2]))
+    with lock("LOCK TABLE kafka_bridge_outboxmessage IN ACCESS EXCLUSIVE MODE"):
+        found = preview_letters(ids, total=2)
+    assert found.counts == {"not_previewed": 2}
+    assert found.seconds < 1.5
+    assert "no time to see what it would disturb" in found.notes[0]
+    assert preview_letters(ids, total=2).counts == {"applied": 2}
+
+
 def decide_a_request(coupon: Coupon) -> None:
     """Decide a request a moment ago."""
     dead_letters("issue", requests(coupon, [99]))
@@ -216,8 +306,9 @@ def other_preview() -> Iterator[None]:
 @pytest.mark.usefixtures("other_preview")
 def test_one_preview_is_made_at_a_time() -> None:
     dead_letters("monitoring", many_completed([1]))
-    redrive = create()
-    step()
+    redrive, _ = create(), create()
+    # It does not try again at once.
+    assert not step()
     redrive.refresh_from_db()
     assert redrive.preview is None
     with pytest.raises(PreviewBusy):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
+from common.postgres.clock import database_time, isoformat_z
 from common.processes.lifecycle import StopFlag
 from devstack import wait_until
+from kafka_bridge.errors import ReplayPostponed
 from kafka_bridge.models import DeadLetter, OperatorAction, Redrive, RedriveItem
 from kafka_bridge.redriving import letter_filter
 from kafka_bridge.redriving.executor import RedriveExecutor, RedriveThread
@@ -25,8 +29,10 @@ from kafka_bridge.redriving.redrives import (
     redrive_set_rate,
     redrive_start,
 )
+from kafka_bridge.registry import ReplayedMessage, groups
 from orders.models import OrderMinute
 from tests.effects.cast import completed, many_completed
+from tests.redriving.cast import changed, faulty
 from tests.redriving.letters import (
     Refused,
     counts_of_preview,
@@ -39,6 +45,7 @@ from tests.redriving.letters import (
     to_the_end,
 )
 from tests.support.messages import message
+from tests.support.plans import queries_of, reads_of
 from tests.support.provider import Call, Provider
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -100,7 +107,7 @@ def test_a_filter_takes_the_open_letters_that_match_all_of_it() -> None:
         "topic": "order-completed",
         "group": "monitoring",
         "error": "Refused",
-        "since": f"{since:%Y-%m-%dT%H:%M:%S.%f}".rstrip("0").rstrip(".") + "Z",
+        "since": isoformat_z(since),
     }
 
 
@@ -231,8 +238,11 @@ def test_of_two_processes_one_has_the_redrive_and_the_other_takes_over_when_its_
 def test_two_redrives_of_the_same_letters_at_once_have_each_effect_once() -> None:
     dead_letters("monitoring", many_completed(range(1, 31)))
     redrives = [create(), create()]
+    executor = RedriveExecutor()
+    while step(executor):
+        pass
     for redrive in redrives:
-        start(redrive)
+        redrive_start(redrive.pk, actor="olga")
     threads = [
         threading.Thread(target=_execute_only, args=(redrive.pk,), name=f"redrive {redrive.pk}") for redrive in redrives
     ]
@@ -283,6 +293,88 @@ def test_a_call_that_the_provider_postpones_delays_its_own_letter_only(alimtalk:
     redrive = execute(create())
     assert redrive.counts == {"applied": 5}
     assert len(alimtalk.effects) == 5
+
+
+def test_previews_are_made_one_after_the_other_while_running_redrives_go_on() -> None:
+    dead_letters("monitoring", many_completed([1, 2, 3]))
+    running = start(create(rate=1))
+    wanted = [create().pk for _ in range(3)]
+    executor, previewed = RedriveExecutor(), []
+    for _ in wanted:
+        step(executor)
+        previewed.append(Redrive.objects.filter(pk__in=wanted, wants_preview=False).count())
+        running.refresh_from_db()
+        assert running.counts["applied"] >= 1
+    assert previewed == [1, 2, 3]
+
+
+@pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
+def test_a_replay_that_gives_way_to_another_session_is_repeated(sqlstate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL aborts one transaction of a deadlock: neither an outage nor a failed replay."""
+    (letter,) = dead_letters("monitoring", many_completed([1]))
+    is_busy = True
+
+    def conflict(values: Any) -> None:
+        if is_busy:
+            with connection.cursor() as cursor:
+                cursor.execute(f"DO $$ BEGIN RAISE 'it gave way' USING ERRCODE = '{sqlstate}'; END $$")
+
+    faulty("monitoring", conflict, monkeypatch)
+    redrive = create()
+    executor = RedriveExecutor()
+    step(executor)
+    assert counts_of_preview(redrive) == {"not_previewed": 1}
+    redrive_start(redrive.pk, actor="olga")
+    step(executor)
+    redrive.refresh_from_db()
+    assert "it gave way" in redrive.waits_for
+    assert (redrive.counts, DeadLetter.objects.get(pk=letter).replays) == ({}, 0)
+    is_busy = False
+    assert to_the_end(redrive, executor).counts == {"applied": 1}
+
+
+def test_a_letter_that_can_be_replayed_only_later_is_tried_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (letter,) = dead_letters("monitoring", many_completed([1]))
+    is_early = True
+
+    def replay(replayed: ReplayedMessage) -> str:
+        if is_early:
+            raise ReplayPostponed("no unit is free", 5.0)
+        return "handled: at last"
+
+    changed(dataclasses.replace(groups()["monitoring"], replay=replay), monkeypatch)
+    redrive, executor = start(create()), RedriveExecutor()
+    pauses = []
+    for _ in range(9):
+        RedriveItem.objects.update(due_at=Now())
+        step(executor)
+        assert not step(executor)
+        pauses.append((RedriveItem.objects.get().due_at - database_time()).total_seconds())
+    assert pauses == pytest.approx([5, 10, 20, 40, 80, 160, 300, 300, 300], abs=3)
+    redrive.refresh_from_db()
+    assert redrive.waits_for == f"letter {letter}: no unit is free"
+    assert (redrive.counts, DeadLetter.objects.get().replays) == ({}, 0)
+    is_early = False
+    RedriveItem.objects.update(due_at=Now())
+    to_the_end(redrive, executor)
+    assert (redrive.counts, redrive.waits_for) == ({"applied": 1}, "")
+
+
+def test_letters_that_wait_are_not_read_to_find_those_that_are_due() -> None:
+    insert_letters(3000)
+    redrive = start(create())
+    last = RedriveItem.objects.latest("id").pk
+    RedriveItem.objects.exclude(pk=last).update(due_at=Now() + timedelta(hours=1))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE kafka_bridge_redriveitem")
+    statements = [text for text in queries_of(step) if "due_at <=" in text]
+    assert RedriveItem.objects.get(pk=last).result == "failed"
+    (read,) = reads_of(statements, {"kafka_bridge_redriveitem"})
+    assert read.node.startswith("Index")
+    assert read.rows <= 1
+    assert redrive.total == 3000
 
 
 def test_the_thread_of_the_housekeeper_obeys_a_pause_within_two_seconds_and_ends_with_it() -> None:

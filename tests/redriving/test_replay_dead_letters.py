@@ -33,6 +33,7 @@ def test_it_replays_the_letters_that_match_and_shows_preview_and_results() -> No
     redrive = Redrive.objects.get()
     assert (redrive.state, redrive.reason, redrive.rate) == ("done", "mended", 100)
     assert redrive.actor.endswith("at the shell")
+    assert set(OperatorAction.objects.values_list("reason", flat=True)) == {"mended"}
 
 
 def test_a_dry_run_prints_the_preview_and_replays_nothing() -> None:
@@ -57,3 +58,17 @@ def test_without_a_letter_there_is_nothing_to_do() -> None:
     assert "no open dead letter matches" in replay("--topic", "order-completed")
     assert not Redrive.objects.exists()
     assert not OperatorAction.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "known"), [("--group", "notificatoin", "notification"), ("--topic", "orders", "order-completed")]
+)
+def test_a_misspelt_name_is_no_success(option: str, name: str, known: str) -> None:
+    with pytest.raises(CommandError, match=f"there is no {option[2:]} '{name}'; known: .*{known}"):
+        replay(option, name)
+
+
+def test_letters_of_a_group_that_is_not_known_any_more_are_found_by_its_name() -> None:
+    dead_letters("gone", many_completed([1]))
+    with pytest.raises(CommandError, match="1 letters are not replayed"):
+        replay("--group", "gone")

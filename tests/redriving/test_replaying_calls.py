@@ -149,5 +149,5 @@ def test_a_preview_calls_nothing_and_says_what_would_be_sent(letter: DeadLetter,
         result, detail = replay_in_transaction(letter)[1:]
         transaction.set_rollback(True)
     assert result == ReplayResult.APPLIED
-    assert detail == f"handled: ORDER_COMPLETED to user 7001 by AlimTalk, key {letter.event_id}"
+    assert detail == f"sent: ORDER_COMPLETED to user 7001 by AlimTalk, key {letter.event_id}"
     assert (alimtalk.calls, handled(letter)) == ([], False)

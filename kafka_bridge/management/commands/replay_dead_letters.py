@@ -6,11 +6,13 @@ from contextlib import suppress
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.core.management.base import CommandError
 
 from common.processes.lifecycle import StopFlag, check_database, drop_connection, first_line
 from common.processes.outages import is_transient
 
+from ...consuming.dead_letters import FOREIGN, RELAY
 from ...models import Redrive
 from ...operating.audit import LONGEST_REASON
 from ...operating.worker_command import WorkerCommand, idempotent, shell_user, whole
@@ -29,7 +31,8 @@ from ...redriving.redrives import (
     redrive_start,
 )
 from ...redriving.replay import ReplayResult
-from ...registry import unprefixed
+from ...registry import groups, unprefixed
+from ...routes import topics_of
 
 _PROGRESS_SECONDS = 5.0
 _GOOD = frozenset({ReplayResult.APPLIED, ReplayResult.DONE_ALREADY})
@@ -84,6 +87,8 @@ class Command(WorkerCommand):
                 rate=options["rate"],
             )
         except NoLetters as error:
+            if why := _misspelt(letters):
+                raise CommandError(f"{error}: {why}") from error
             self.stdout.write(str(error))
             return None
         except RedriveRefused as error:
@@ -103,7 +108,9 @@ class Command(WorkerCommand):
                         if is_dry:
                             redrive_cancel(redrive.pk, actor=shell_user(), reason="a dry run")
                             return
-                        redrive = redrive_start(redrive.pk, actor=shell_user(), typed_count=redrive.total)
+                        redrive = redrive_start(
+                            redrive.pk, actor=shell_user(), reason=redrive.reason, typed_count=redrive.total
+                        )
                 except Exception as error:
                     if not is_transient(error):
                         raise
@@ -146,6 +153,20 @@ class Command(WorkerCommand):
         self.stdout.write(
             f"stopped with {left} letters left: {redrive} is {redrive.state}, see /ops/redrives/{redrive.pk}"
         )
+
+
+def _misspelt(letters: LetterFilter) -> str:
+    """Return which name of the filter is not known and what is, empty if all are.
+
+    A name that is not known any more may still have letters: it is looked at only where none was found.
+    """
+    for what, name, known in (
+        ("group", letters.group, {*groups(), RELAY, FOREIGN}),
+        ("topic", letters.topic, topics_of(settings.KAFKA_ROUTES)),
+    ):
+        if name and name not in known:
+            return f"there is no {what} {name[:300]!r}; known: {', '.join(sorted(known))}"
+    return ""
 
 
 def _progress(redrive: Redrive) -> str:
