@@ -256,7 +256,7 @@ class UserCouponAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows: QuerySet[Any] = super().get_queryset(request).annotate(server_time=Now())
-        return rows
+        return rows.filter(user_id__lt=policy.FIRST_REHEARSAL_USER)
 
 
 @admin.register(IssueRequest)
@@ -293,6 +293,10 @@ class IssueRequestAdmin(ReadOnlyAdmin):
     def find(self, rows: QuerySet[Any], text: str) -> QuerySet[Any] | None:
         request_id = uuid_in(text)
         return None if request_id is None else rows.filter(pk=request_id)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request)
+        return rows.filter(Q(user_id=None) | Q(user_id__lt=policy.FIRST_REHEARSAL_USER))
 
 
 @admin.register(Notification)

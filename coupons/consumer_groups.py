@@ -7,14 +7,20 @@ from uuid import UUID
 
 from kafka_bridge.operating.group_pauses import PausableWorker, register_worker
 from kafka_bridge.operating.samples import register_counters
-from kafka_bridge.registry import ConsumerGroup, on_broker_rejection, register_group, register_retention_guard
+from kafka_bridge.registry import (
+    ConsumerGroup,
+    on_broker_rejection,
+    register_group,
+    register_retention_guard,
+    register_transport,
+)
 
 from . import metrics
 from .issuance.fail_dead_lettered import fail_dead_lettered_requests
 from .issuance.issue import issue_many
 from .issuance.notify_results import describe_notice, notify_results, read_notice, record_result
 from .issuance.replay_request import replay_request
-from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, read_issue_task
+from .messages import ISSUE_FAILED, ISSUE_REQUESTED, ISSUE_SUCCEEDED, is_counted, read_issue_task
 from .models import IssueRequest
 from .redis_queue import TRANSPORT
 from .running_sales import sales_disturbed
@@ -25,6 +31,7 @@ ISSUE = ConsumerGroup(
     decode=read_issue_task,
     handle=issue_many,
     on_dead_letters=fail_dead_lettered_requests,
+    is_counted=is_counted,
     preview_disturbs=sales_disturbed,
     replay=replay_request,
 )
@@ -34,6 +41,7 @@ RESULTS = ConsumerGroup(
     decode=read_notice,
     call=notify_results,
     handle=record_result,
+    is_counted=is_counted,
     describe_call=describe_notice,
     inbox=True,
     # After a crash, up to this many notices are sent again.
@@ -44,6 +52,7 @@ RESULTS = ConsumerGroup(
 def register() -> None:
     """Register groups, guards and counters with the bridge; called once, when the app is ready."""
     register_counters(metrics.sampled_counters)
+    register_transport(TRANSPORT)
     register_worker(TRANSPORT, PausableWorker("the workers of the Redis queue", "worker"))
     register_group(ISSUE)
     register_group(RESULTS)

@@ -18,7 +18,7 @@ from django.db.models.functions import Now
 from common.api.errors import Unavailable
 
 from .models import Coupon
-from .policy import Window
+from .policy import Window, is_rehearsal
 from .rollout import rollout_permille
 
 _MAX_AGE = 0.8
@@ -59,6 +59,12 @@ class CachedCoupon:
     # Users per thousand whose requests use the Redis queue.
     rollout_permille: int
     loaded_at: float
+    # It is the hidden copy of a rehearsal.
+    rehearsal: bool = False
+
+    def is_for(self, user_id: int) -> bool:
+        """Whether the coupon exists for a user: the copy of a rehearsal does only for the users reserved for it."""
+        return not self.rehearsal or is_rehearsal(self.coupon_type, user_id)
 
     def age(self) -> float:
         """Return the seconds since it was read."""
@@ -99,35 +105,36 @@ class CouponCache:
         entry = self._entries.get(id_or_type)
         return entry if entry is not None and entry.age() < _MAX_AGE else None
 
+    def is_rehearsal(self, id_or_type: int | str) -> bool:
+        """Whether a coupon that was read just now is the copy of a rehearsal, which no figure counts."""
+        entry = self._entries.get(id_or_type)
+        return entry is not None and entry.rehearsal
+
     def clear(self) -> None:
         """Remove all entries; the next ``get`` reads the database."""
         with self._lock:
             self._entries.clear()
 
-    def load(self, ids_or_types: Sequence[int | str], *, rehearsals: bool = False) -> list[CachedCoupon | None]:
-        """Read coupons by id or type in one query and cache them; None for those that do not exist, in order.
-
-        The coupons of rehearsals exist only with ``rehearsals``: the accept API does not know them.
-        """
+    def load(self, ids_or_types: Sequence[int | str]) -> list[CachedCoupon | None]:
+        """Read coupons by id or type in one query and cache them; None for those that do not exist, in order."""
         queried_at = time.monotonic()
         rows = list(
             Coupon.objects.filter(
                 Q(id__in=[key for key in ids_or_types if isinstance(key, int)])
-                | Q(coupon_type__in=[key for key in ids_or_types if isinstance(key, str)]),
-                rehearsal=rehearsals,
+                | Q(coupon_type__in=[key for key in ids_or_types if isinstance(key, str)])
             )
             .annotate(database_time=Now(), rollout_permille=rollout_permille())
             .values_list(
                 "id", "coupon_type", "admission", "opens_at", "closes_at", "paused", "total_quantity",
-                F("rollout_permille"), F("database_time"),
+                "rehearsal", F("rollout_permille"), F("database_time"),
             )
         )  # fmt: skip
         answered_at = time.monotonic()
         loaded: dict[int | str, CachedCoupon] = {}
-        for coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, permille, moment in rows:
+        for coupon_id, coupon_type, admission, opens_at, closes_at, paused, total, rehearsal, permille, moment in rows:
             self.clock.set(moment, answered_at)
             window = Window(opens_at, closes_at, paused)
-            entry = CachedCoupon(coupon_id, coupon_type, admission, window, total, permille, queried_at)
+            entry = CachedCoupon(coupon_id, coupon_type, admission, window, total, permille, queried_at, rehearsal)
             loaded[coupon_id] = loaded[coupon_type] = entry
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()

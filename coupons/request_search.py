@@ -13,6 +13,7 @@ from common.processes.lifecycle import first_line
 from .admission.gate.store import existing
 from .issuance import status_cache
 from .models import Coupon, IssueRequest, Reservation, UserCoupon
+from .policy import is_rehearsal
 
 # The coupons whose reservations and gates are searched, the newest.
 MOST_COUPONS = 200
@@ -44,9 +45,12 @@ class UserRequests:
 
 
 def user_requests(user_id: int, *, coupon_type: str = "") -> UserRequests:
-    """Find the requests of a user, of one coupon if ``coupon_type`` is given. Must not be called in a transaction."""
-    searched = Coupon.objects.order_by("-id")
-    held = UserCoupon.objects.filter(user_id=user_id).select_related("coupon").order_by("-id")
+    """Find the requests of a user, of one coupon if ``coupon_type`` is given, without those of rehearsals.
+
+    Must not be called in a transaction.
+    """
+    searched = Coupon.objects.filter(rehearsal=False).order_by("-id")
+    held = UserCoupon.objects.filter(user_id=user_id, coupon__rehearsal=False).select_related("coupon").order_by("-id")
     if coupon_type:
         searched = searched.filter(coupon_type=coupon_type)
         held = held.filter(coupon__coupon_type=coupon_type)
@@ -66,7 +70,9 @@ def user_requests(user_id: int, *, coupon_type: str = "") -> UserRequests:
         recent=[
             row
             for request_id in recent_ids
-            if (row := recent.get(request_id)) is not None and (not coupon_type or row.coupon_type == coupon_type)
+            if (row := recent.get(request_id)) is not None
+            and (not coupon_type or row.coupon_type == coupon_type)
+            and not is_rehearsal(row.coupon_type, row.user_id)
         ],
         in_gates=in_gates,
         redis_error=redis_error,

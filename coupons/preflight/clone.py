@@ -30,8 +30,8 @@ _COPIED = (
 )  # fmt: skip
 
 
-def clone_create(coupon: Coupon, *, units: int, actor: str) -> Coupon:
-    """Create an open hidden copy of ``coupon`` with ``units`` units, and record the rehearsal.
+def clone_create(coupon: Coupon, *, units: int, actor: str, reason: str) -> Coupon:
+    """Create an open hidden copy of ``coupon`` with ``units`` units, and record the rehearsal and its ``reason``.
 
     If the route's key is the coupon type, its requests take the partition of the coupon's requests.
     """
@@ -47,8 +47,9 @@ def clone_create(coupon: Coupon, *, units: int, actor: str) -> Coupon:
             closes_at=Now() + _OPEN_FOR,
         )
         record_action(
-            actor=actor, action="coupon.rehearse", subject=coupon.coupon_type, after={"clone": clone.coupon_type}
-        )
+            actor=actor, action="coupon.rehearse", subject=f"coupon {coupon.coupon_type}", reason=reason,
+            after={"clone": clone.coupon_type},
+        )  # fmt: skip
     return clone
 
 

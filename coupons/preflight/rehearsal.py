@@ -12,7 +12,6 @@ from uuid import UUID
 
 from django.db import connection
 
-from common.api.errors import DomainError
 from common.postgres import arrays
 from common.processes.lifecycle import StopFlag
 from kafka_bridge.models import OutboxMessage, ProcessedEvent
@@ -20,18 +19,16 @@ from kafka_bridge.operating.preflight import CheckLine, Verdict
 from kafka_bridge.outbox.published import is_published_sql
 
 from .. import policy, selectors
-from ..admission import ADMISSIONS
 from ..admission.gate.store import GateStore
 from ..admission.reservations import GATE
 from ..consumer_groups import RESULTS
-from ..coupon_cache import coupon_cache
 from ..errors import AlreadyIssued, SoldOut
-from ..issuance.accept import incoming_request
-from ..issuance.accept_group import IncomingRequest, accept_group
+from ..housekeeping import rehearsal_gates_delete
 from ..issuance.finish import find_decided
 from ..messages import ISSUE_FAILED, ISSUE_SUCCEEDED
 from ..models import Coupon
 from .clone import clone_close, clone_create
+from .senders import CodeSender, Sender, SentRequest
 
 UNITS = 10
 USERS = 15
@@ -46,18 +43,28 @@ _PUBLISHED = f"""
 """
 
 
-def rehearse(coupon_type: str, *, actor: str, stop: StopFlag, step_seconds: float = STEP_SECONDS) -> list[CheckLine]:
+def rehearse(
+    coupon_type: str,
+    *,
+    actor: str,
+    stop: StopFlag,
+    sender: Sender | None = None,
+    reason: str = "",
+    step_seconds: float = STEP_SECONDS,
+) -> list[CheckLine]:
     """Run the small sale and return a line per step; the first that fails or is late ends it.
 
-    The copy is closed in any case. Raises database errors and RedisError.
+    ``sender`` None sends the requests to the code of ``web`` in this process. What killed rehearsals left is deleted
+    first. The copy is closed in any case. Raises database errors and RedisError.
     """
     coupon = selectors.coupons().filter(coupon_type=coupon_type).first()
     if coupon is None:
         return [CheckLine("rehearsal", Verdict.NO_GO, f"there is no coupon {coupon_type}", "create it first")]
-    clone = clone_create(coupon, units=UNITS, actor=actor)
+    rehearsal_gates_delete(stop)
+    clone = clone_create(coupon, units=UNITS, actor=actor, reason=reason)
     lines = [CheckLine("copy", Verdict.GO, f"{clone.coupon_type} with {UNITS} units")]
     try:
-        for line in _Sale(clone, stop, step_seconds).steps():
+        for line in _Sale(clone, sender or CodeSender(), stop, step_seconds).steps():
             lines.append(line)
             if line.verdict is not Verdict.GO:
                 break
@@ -68,16 +75,17 @@ def rehearse(coupon_type: str, *, actor: str, stop: StopFlag, step_seconds: floa
 
 
 class _Sale:
-    def __init__(self, clone: Coupon, stop: StopFlag, step_seconds: float) -> None:
+    def __init__(self, clone: Coupon, sender: Sender, stop: StopFlag, step_seconds: float) -> None:
         self._clone = clone
+        self._sender = sender
         self._stop = stop
         self._step_seconds = step_seconds
         self._started_at = time.monotonic()
-        self._accepted: list[IncomingRequest] = []
+        self._accepted: list[SentRequest] = []
 
     def steps(self) -> Iterator[CheckLine]:
         yield self._accept()
-        ids = [request.request_id for request in self._accepted]
+        ids = self._ids()
         yield self._wait(
             "published",
             lambda: (_number_published(ids), len(ids)),
@@ -88,7 +96,7 @@ class _Sale:
             lambda: (len(find_decided(ids)), len(ids)),
             "the issuer does not decide them: python manage.py consume_coupons --group issue",
         )
-        yield self._statuses(ids)
+        yield self._statuses()
         yield self._wait(
             "results",
             lambda: (self._number_notified(), len(ids)),
@@ -104,54 +112,54 @@ class _Sale:
 
     def _accept(self) -> CheckLine:
         """Send a request for each user, and the first one's again."""
-        (cached,) = coupon_cache.load([self._clone.id], rehearsals=True)
-        if cached is None:
-            return CheckLine("accepted", Verdict.NO_GO, "the copy cannot be read", "run the rehearsal again")
         first = policy.FIRST_REHEARSAL_USER
-        sent: list[IncomingRequest] = []
-        try:
-            for users in (range(first, first + USERS), (first,)):
-                group = [
-                    incoming_request(cached, user_id=user, caller_id=user, idempotency_key=None, traceparent="")
-                    for user in users
-                ]
-                sent += accept_group(ADMISSIONS[cached.admission], group)
-        except DomainError as error:
-            return CheckLine("accepted", Verdict.NO_GO, f"refused: {error.detail}", "run the rehearsal again")
-        for fault in (request.fault or request.refusal for request in sent):
-            # A refusal of an admission is a class or an object.
-            if fault is not None and getattr(fault, "code", "") not in (SoldOut.code, AlreadyIssued.code):
-                return CheckLine("accepted", Verdict.NO_GO, f"refused: {fault}", "see the lines of gate and Redis")
-        self._accepted = [request for request in sent if request.inserted]
+        sent = [
+            request
+            for users in (range(first, first + USERS), (first,))
+            for request in self._sender.send(self._clone, users)
+        ]
+        found = f"{self._passed():.2f} s, {self._sender.way}"
+        for request in sent:
+            if request.request_id is None and request.code not in (SoldOut.code, AlreadyIssued.code):
+                remedy = "see the lines of processes, gate and Redis"
+                return CheckLine("accepted", Verdict.NO_GO, f"{found}: refused: {request.why}", remedy)
+        self._accepted = [request for request in sent if request.request_id is not None]
+        if len(self._accepted) < UNITS:
+            remedy = "run reconcile --repair: the admission does not give the units of a new coupon"
+            found = f"{found}: {len(self._accepted)} of {UNITS} units were given"
+            return CheckLine("accepted", Verdict.NO_GO, found, remedy)
         refused = len(sent) - len(self._accepted)
         return CheckLine(
             "accepted",
             Verdict.GO,
-            f"{self._passed():.2f} s: {len(self._accepted)} of {len(sent)} requests, {refused} refused at once",
+            f"{found}: {len(self._accepted)} of {len(sent)} requests, {refused} refused at once",
         )
 
-    def _statuses(self, ids: Sequence[UUID]) -> CheckLine:
-        statuses = selectors.request_statuses(ids)
-        issued = {status.user_id for status in statuses if status is not None and status.status == policy.SUCCESS}
+    def _ids(self) -> list[UUID]:
+        return [request.request_id for request in self._accepted if request.request_id is not None]
+
+    def _statuses(self) -> CheckLine:
+        statuses = self._sender.statuses(self._accepted)
+        issued = {
+            request.user_id
+            for request, status in zip(self._accepted, statuses, strict=True)
+            if status == policy.SUCCESS
+        }
         found = f"{self._passed():.2f} s: {len(issued)} users of {USERS} have one of {UNITS} units"
-        if len(issued) == UNITS and all(status is not None and status.status != policy.PENDING for status in statuses):
+        if len(issued) == UNITS and set(statuses) <= {policy.SUCCESS, policy.FAILED}:
             return CheckLine("status", Verdict.GO, found)
         return CheckLine("status", Verdict.NO_GO, found, "run check_invariants: what was decided is wrong")
 
     def _number_notified(self) -> int:
         """Count the results that the group ``results`` has handled, by the trace that a result has of its request."""
+        # The results' rows come after those of their requests.
+        requests = OutboxMessage.objects.filter(event_id__in=self._ids()).values_list("id", "traceparent")
+        row_ids, traces = zip(*requests, strict=True)
         results = OutboxMessage.objects.filter(
-            id__gt=self._first_row(),
-            event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED],
-            traceparent__in=[request.traceparent for request in self._accepted],
+            id__gt=min(row_ids), event_type__in=[ISSUE_SUCCEEDED, ISSUE_FAILED], traceparent__in=traces
         ).values_list("event_id", flat=True)
         handled = ProcessedEvent.objects.filter(consumer_group=RESULTS.name, event_id__in=list(results))
         return handled.count()
-
-    def _first_row(self) -> int:
-        """Return the least id of the requests' rows: the results come after it."""
-        rows = OutboxMessage.objects.filter(event_id__in=[request.request_id for request in self._accepted])
-        return min(rows.values_list("id", flat=True), default=0)
 
     def _wait(self, name: str, progress: Callable[[], tuple[int, int]], remedy: str) -> CheckLine:
         """Wait until ``progress`` (done, wanted) is complete, for the time of a step at most."""

@@ -1,4 +1,4 @@
-"""The key figures of messaging, over the last five minutes, with their targets (seed 001)."""
+"""The key figures of messaging, over the last five minutes, with their targets."""
 
 from __future__ import annotations
 

@@ -368,7 +368,7 @@ def test_a_test_alert_counts_once_the_webhook_has_accepted_it(ready: Coupon, set
     webhook = Provider()
     settings.ALERT_WEBHOOK_URL = webhook.url
     try:
-        alert_test_send(actor="olga")
+        alert_test_send(actor="olga", reason="before the sale")
         assert send_next()
         assert "test alert" in no_go(preflight(TYPE)), "nothing has accepted it"
         webhook.up()

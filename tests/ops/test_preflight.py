@@ -13,6 +13,7 @@ from coupons.models import Coupon
 from devstack.ports import free_port
 from kafka_bridge.models import Alert, AlertNotification, OperatorAction
 from kafka_bridge.operating import preflight_checks
+from tests.admin.pages import messages_of
 
 MakeCoupon = Callable[..., Coupon]
 
@@ -34,6 +35,13 @@ def test_the_page_shows_the_lines_and_is_linked_from_the_dashboard(viewer: Clien
     assert "no-go" in page
     assert "5000000 rows may wait, 6000000 requests are expected" in page
     assert "Kafka does not list its topics" in page
+
+
+def test_what_is_to_be_mended_comes_first_and_is_counted(viewer: Client, coupon: Coupon) -> None:
+    response = viewer.get("/ops/preflight/SUMMER")
+    verdicts = [str(line.verdict) for line in response.context["lines"]]
+    assert verdicts == sorted(verdicts, key=["no-go", "warn", "unknown", "go"].index)
+    assert f"{verdicts.count('no-go')} no-go, " in response.content.decode()
 
 
 def test_an_unknown_coupon_and_one_of_a_rehearsal_have_no_page(viewer: Client, make_coupon: MakeCoupon) -> None:
@@ -64,8 +72,12 @@ def test_an_operator_sends_a_test_alert_and_a_viewer_does_not(operator: Client, 
 
     assert "Send a test alert" in operator.get("/ops/preflight/SUMMER").content.decode()
     assert operator.get(address).status_code == 405
-    sent = operator.post(address)
+    for reason in (" ", "x" * 501, "\0"):
+        operator.post(address, {"reason": reason})
+        assert messages_of(operator.get("/ops/preflight/SUMMER"))[-1].startswith("Reason:")
+    assert not Alert.objects.exists()
+    sent = operator.post(address, {"reason": "before the sale"})
     assert (sent.status_code, sent.headers["Location"]) == (303, "/ops/preflight/SUMMER")
     assert list(AlertNotification.objects.order_by("id").values_list("phase", flat=True)) == ["start", "end"]
     recorded = OperatorAction.objects.get()
-    assert (recorded.action, recorded.actor) == ("test_alert.send", "olga")
+    assert (recorded.action, recorded.actor, recorded.reason) == ("test_alert.send", "olga", "before the sale")
