@@ -11,11 +11,12 @@ from django.views.decorators.http import require_POST, require_safe
 from kafka_bridge.models import AlertSilence
 from kafka_bridge.operating.alert_lists import ended_alerts, open_alerts
 from kafka_bridge.operating.alerts import alert_rules
+from kafka_bridge.operating.audit import LONGEST_REASON
 from kafka_bridge.operating.silences import end_silence, silence_rule, silences
 
 from .access import staff_page
 from .documents import runbook_names, with_runbooks
-from .layout import render_page
+from .layout import render_page, report_errors
 from .redis_state import redis_glance
 
 SILENCE_PERMISSION = "kafka_bridge.silence_alerts"
@@ -50,6 +51,13 @@ class SilenceForm(forms.Form):
         return rule
 
 
+class UnsilenceForm(forms.Form):
+    """Whose silence to end, and why."""
+
+    rule = forms.CharField(max_length=AlertSilence._meta.get_field("rule").max_length)
+    reason = forms.CharField(max_length=LONGEST_REASON)
+
+
 @require_safe
 @staff_page("kafka_bridge.view_alert")
 def alerts(request: HttpRequest) -> HttpResponse:
@@ -74,10 +82,13 @@ def silence(request: HttpRequest) -> HttpResponse:
 @require_POST
 @staff_page("kafka_bridge.view_alert", SILENCE_PERMISSION)
 def unsilence(request: HttpRequest) -> HttpResponse:
-    """End the silence of a rule."""
-    rule = request.POST.get("rule", "")
-    if "\0" not in rule and end_silence(rule=rule, actor=request.user.get_username()):
-        messages.success(request, f"{rule} is no longer silenced.")
+    """End the silence of a rule; without a reason, show the page again (400)."""
+    form = UnsilenceForm(request.POST)
+    if not form.is_valid():
+        report_errors(request, form)
+        return _page(request, SilenceForm(label_suffix=""), status=400)
+    if end_silence(**form.cleaned_data, actor=request.user.get_username()):
+        messages.success(request, f"{form.cleaned_data['rule']} is no longer silenced.")
     else:
         messages.warning(request, "That rule was not silenced any more.")
     return _back()
@@ -101,6 +112,7 @@ def _page(request: HttpRequest, form: SilenceForm, *, rule: str = "", status: in
         "redis": redis_glance(),
         "silences": silences(),
         "form": form,
+        "longest_reason": LONGEST_REASON,
         "rules": sorted({*_rule_names(), *(alert.rule for alert in opened)}),
         "may_silence": request.user.has_perm(SILENCE_PERMISSION),
     }

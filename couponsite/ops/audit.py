@@ -51,9 +51,17 @@ def audit(request: HttpRequest) -> HttpResponse:
 
 
 def changes(action: OperatorAction) -> list[Change]:
-    """Return what an action changed, in the order of the names: PostgreSQL keeps none of its own."""
+    """Return what an action changed, in the order of the names: PostgreSQL keeps none of its own.
+
+    A value that something new does not have (null) is no change.
+    """
     before, after = _values(action.before), _values(action.after)
-    return [Change(name, _text(before, name), _text(after, name)) for name in sorted({*before, *after})]
+    names = sorted({*before, *after})
+    return [
+        Change(name, _text(before, name), _text(after, name))
+        for name in names
+        if name in before or after[name] is not None
+    ]
 
 
 def _values(recorded: Any) -> dict[str, Any]:

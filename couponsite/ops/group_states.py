@@ -14,6 +14,7 @@ from kafka_bridge.operating.group_pauses import PausableWorker, PauseTarget, par
 from kafka_bridge.operating.partition_instructions import last_instructions
 from kafka_bridge.operating.processes import ProcessState, RunningProcess, running_processes
 from kafka_bridge.registry import ConsumerGroup, groups
+from kafka_bridge.subscriptions import sharing
 
 _LOOKS = {"ok": "is-ok", "paused": "is-warning", "retrying": "is-warning", "poison-limit": "is-critical"}
 # Of a partition that is tried again an operator may say what to do.
@@ -82,13 +83,17 @@ class PartitionState:
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """A consumer group or a worker. ``detail``: the group's id, or what the worker is; ``pause``: of it as a whole."""
+    """A consumer group or a worker. ``detail``: the group's id, or what the worker is; ``pause``: of it as a whole.
+
+    ``sharers``: the groups that have its id, and so are paused with it.
+    """
 
     name: str
     detail: str
     pause: GroupPause | None
     processes: Sequence[RunningProcess]
     partitions: Sequence[PartitionState]
+    sharers: Sequence[str] = ()
 
     @property
     def needs_attention(self) -> bool:
@@ -119,13 +124,14 @@ def _group(group: ConsumerGroup, read: _Read) -> GroupState:
         for partition in process.partitions
         if partition.group == group.name
     }
-    whole = read.pauses.get(PauseTarget(group.name))
+    names = sharing(group.name)
+    whole = _pause(read, names)
     partitions = []
     for topic, number in partitions_of(group, read.lags).items():
         for partition in range(number):
             target = PauseTarget(group.name, topic, partition)
             holder, report = held.get((topic, partition), (None, None))
-            pause = read.pauses.get(target)
+            pause = _pause(read, names, topic, partition)
             partitions.append(
                 PartitionState(
                     target=target,
@@ -138,7 +144,16 @@ def _group(group: ConsumerGroup, read: _Read) -> GroupState:
                 )
             )
     running = [process for process in read.processes if group.name in process.groups]
-    return GroupState(group.name, group.group_id, whole, running, partitions)
+    sharers = [name for name in names if name != group.name]
+    return GroupState(group.name, group.group_id, whole, running, partitions, sharers)
+
+
+def _pause(
+    read: _Read, names: Sequence[str], topic: str | None = None, partition: int | None = None
+) -> GroupPause | None:
+    """Return the pause of the first of ``names``, which share an id, that has one."""
+    found = (read.pauses.get(PauseTarget(name, topic, partition)) for name in names)
+    return next((pause for pause in found if pause is not None), None)
 
 
 def _worker(name: str, worker: PausableWorker, read: _Read) -> GroupState:

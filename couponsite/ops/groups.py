@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django import forms
+from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -10,7 +11,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from kafka_bridge.errors import UnknownTarget
 from kafka_bridge.models import GroupPause, PartitionInstruction
-from kafka_bridge.operating.group_pauses import PauseTarget, find_target, pause, resume
+from kafka_bridge.operating.group_pauses import PauseTarget, describe_stopped, find_target, pause, resume
 from kafka_bridge.operating.partition_instructions import instruct
 
 from .access import staff_page
@@ -47,7 +48,11 @@ class ControlForm(forms.Form):
 @staff_page("kafka_bridge.view_grouppause")
 def groups(request: HttpRequest) -> HttpResponse:
     """List groups and workers, those that need attention first, with their partitions."""
-    context = {"groups": group_states(), "may_pause": request.user.has_perm(PAUSE_PERMISSION)}
+    context = {
+        "groups": group_states(),
+        "may_pause": request.user.has_perm(PAUSE_PERMISSION),
+        "outbox_limit": settings.OUTBOX_MAX_AGE_SECONDS,
+    }
     return render_page(request, "ops/groups.html", context)
 
 
@@ -55,7 +60,11 @@ def groups(request: HttpRequest) -> HttpResponse:
 @staff_page("kafka_bridge.view_grouppause", PAUSE_PERMISSION)
 def control(request: HttpRequest) -> HttpResponse:
     """Pause, resume or instruct; the page says what was done, or why nothing was."""
-    form = ControlForm(request.POST)
+    data = request.POST.copy()
+    # In the address of the one button that needs it: the other buttons of its form must not send an offset.
+    if "offset" in request.GET:
+        data["offset"] = request.GET["offset"]
+    form = ControlForm(data)
     if form.is_valid():
         values = form.cleaned_data
         try:
@@ -75,14 +84,16 @@ def _apply(request: HttpRequest, target: PauseTarget, action: str, reason: str, 
     if action == _PAUSE:
         found, is_new = pause(target, actor=actor, reason=reason)
         if is_new:
-            messages.success(request, f"{target} is paused; every process obeys within two seconds.")
+            messages.success(request, f"{describe_stopped(target)} is paused; every process obeys within two seconds.")
         else:
             messages.warning(request, f"{target} was paused already, by {found.actor}.")
     elif action == _RESUME:
         if resume(target, actor=actor, reason=reason):
-            messages.success(request, f"{target} is resumed.")
+            messages.success(request, f"{describe_stopped(target)} is resumed.")
         else:
             messages.warning(request, f"{target} was not paused any more.")
     else:
         instruct(target, _INSTRUCTIONS[action], actor=actor, reason=reason, offset=offset)
-        messages.success(request, f"Its consumer obeys within two seconds: look here again what became of {target}.")
+        messages.success(
+            request, f"The consumer of {target} obeys within two seconds: reload this page to read its answer."
+        )

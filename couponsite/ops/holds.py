@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.views.decorators.http import require_POST, require_safe
 
 from common.bigint import MAX_BIGINT
-from kafka_bridge.models import OutboxHold
+from kafka_bridge.models import HeldMessage, OutboxHold
 from kafka_bridge.operating.operator_holds import (
     PERMISSION,
     UnknownTopic,
@@ -26,10 +27,11 @@ from kafka_bridge.operating.operator_holds import holds as holds_in_force
 from kafka_bridge.outbox.held_rows import held_by_key, held_by_topic
 
 from .access import staff_page
-from .layout import render_page
+from .layout import render_page, report_errors
 
 VIEW_PERMISSION = "kafka_bridge.view_outboxhold"
 _MOST_HOLDS = 200
+_FOR_THE_KEY = HeldMessage.Reason.KEY
 _LONGEST_TOPIC = OutboxHold._meta.get_field("topic").max_length
 _LONGEST_REASON = OutboxHold._meta.get_field("reason").max_length
 _LONGEST_KEY = 1000
@@ -146,8 +148,7 @@ def _back() -> HttpResponse:
 
 
 def _refused(request: HttpRequest, form: forms.Form) -> HttpResponse:
-    for name, errors in form.errors.items():
-        messages.error(request, f"{name.capitalize()}: {' '.join(str(error) for error in errors)}")
+    report_errors(request, form)
     return _page(request, HoldForm(label_suffix=""), status=400)
 
 
@@ -163,7 +164,9 @@ def _page(request: HttpRequest, form: HoldForm, *, status: int = 200) -> HttpRes
             (rows, key_text(rows.key), rows.topic in held_topics or (rows.topic, rows.key) in held_keys)
             for rows in by_key
         ],
-        "retriable": sorted({rows.topic for rows in by_topic} - held_topics),
+        # Rows that wait for their key alone go on with it: a try would find nothing to do.
+        "retriable": sorted({rows.topic for rows in by_topic if rows.reason != _FOR_THE_KEY} - held_topics),
+        "keys": sorted({(route.topic, route.key) for route in settings.KAFKA_ROUTES.values()}),
         "form": form,
         "topics": sorted({*topic_names(), *(rows.topic for rows in by_topic)}),
         "may_hold": request.user.has_perm(PERMISSION),

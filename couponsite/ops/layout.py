@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from django import forms
 from django.conf import settings
+from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
@@ -54,6 +56,12 @@ def render_page(
         "may_see_groups": request.user.has_perm("kafka_bridge.view_grouppause"),
     }
     return render(request, template, {**shared, **(context or {})}, status=status)
+
+
+def report_errors(request: HttpRequest, form: forms.Form) -> None:
+    """Add a message for each field of ``form`` that is not valid: for forms that the page does not show again."""
+    for name, errors in form.errors.items():
+        messages.error(request, f"{name.capitalize()}: {' '.join(str(error) for error in errors)}")
 
 
 def _navigation(request: HttpRequest) -> list[NavigationEntry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from django import forms
 from django.conf import settings
@@ -14,18 +14,15 @@ from django.urls import reverse
 from django.views.decorators.http import require_POST, require_safe
 
 from common.admin_base import number_in
-from common.postgres.clock import database_time
 from kafka_bridge.consuming.dead_letters import FOREIGN, RELAY
 from kafka_bridge.models import Redrive
 from kafka_bridge.operating.audit import LONGEST_REASON
+from kafka_bridge.operating.dead_letter_counts import open_dead_letters
 from kafka_bridge.redriving.letter_filter import LetterFilter
 from kafka_bridge.redriving.redrives import (
     DEFAULT_RATE,
-    ENDED,
     MOST_RATE,
-    PREVIEW_VALID,
     REDRIVE_PERMISSION,
-    TYPED_ABOVE,
     RedriveRefused,
     redrive_cancel,
     redrive_create,
@@ -36,33 +33,35 @@ from kafka_bridge.redriving.redrives import (
     redrive_start,
 )
 from kafka_bridge.registry import unprefixed
+from kafka_bridge.routes import topics_of
 
 from .access import staff_page
 from .layout import render_page
+from .redrive_state import progress_of, redrive_state
 
 VIEW_PERMISSION = "kafka_bridge.view_redrive"
 
 _MOST_SHOWN = 50
 _MOST_SELECTED = 1000
-_MOST_EXAMPLES = 5
 
-_State = Redrive.State
-_LOOKS = {
-    _State.PREPARING: "is-quiet",
-    _State.PREVIEWED: "is-warning",
-    _State.RUNNING: "is-ok",
-    _State.PAUSED: "is-warning",
-    _State.DONE: "is-quiet",
-    _State.CANCELLED: "is-quiet",
+
+_DONE = {
+    "start": "Started: at most {rate} letters a second are replayed.",
+    "preview": "A new preview is being made.",
+    "rate": "From now on at most {rate} letters a second are replayed.",
+    "pause": "Paused: within two seconds nothing more is replayed.",
+    "resume": "Resumed: at most {rate} letters a second are replayed.",
+    "cancel": "Cancelled: letters that were not replayed stay open.",
 }
-_WORDS = {
-    "applied": "applied",
-    "done_already": "done already",
-    "failed": "still fail",
-    "quarantined": "quarantined",
-    "unreplayable": "cannot be replayed",
-    "not_previewed": "not previewed",
-}
+
+
+def _suggested(list_id: str) -> forms.TextInput:
+    return forms.TextInput(attrs={"list": list_id, "autocomplete": "off", "placeholder": "all"})
+
+
+def _moment() -> forms.DateTimeInput:
+    # Of the browser's own kind: a text field would not say how a time is written.
+    return forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}, format="%Y-%m-%dT%H:%M:%S")
 
 
 class RedriveForm(forms.Form):
@@ -73,10 +72,10 @@ class RedriveForm(forms.Form):
     rate = forms.IntegerField(label="Letters a second at most", min_value=1, max_value=MOST_RATE, initial=DEFAULT_RATE)
     ids = forms.CharField(required=False, widget=forms.HiddenInput)
     group = forms.ChoiceField(label="Consumer group", required=False)
-    topic = forms.CharField(max_length=249, required=False)
-    error = forms.CharField(label="Error class", max_length=200, required=False)
-    since = forms.DateTimeField(label="Created from (UTC)", required=False)
-    until = forms.DateTimeField(label="Created before (UTC)", required=False)
+    topic = forms.CharField(max_length=249, required=False, widget=_suggested("topics"))
+    error = forms.CharField(label="Error class", max_length=200, required=False, widget=_suggested("errors"))
+    since = forms.DateTimeField(label="Created from (UTC)", required=False, widget=_moment())
+    until = forms.DateTimeField(label="Created before (UTC)", required=False, widget=_moment())
 
     def __init__(self, data: Any = None, **options: Any) -> None:
         super().__init__(data, label_suffix="", **options)
@@ -108,14 +107,6 @@ class ActionForm(forms.Form):
     rate = forms.IntegerField(required=False, min_value=1, max_value=MOST_RATE)
     count = forms.IntegerField(required=False, min_value=0)
     accepts_delay = forms.BooleanField(required=False)
-
-
-class _Line(NamedTuple):
-    """Letters with one result: how many, and examples as (letter, detail)."""
-
-    words: str
-    number: int
-    examples: list[tuple[int, str]]
 
 
 @require_safe
@@ -194,6 +185,8 @@ def redrive_action(request: HttpRequest, redrive_id: int, action: str) -> HttpRe
             messages.warning(
                 request, "The preview was older than a minute: it is made again, and if it says the same, this starts."
             )
+        else:
+            messages.success(request, _DONE[action].format(rate=changed.rate))
     return _to_redrive(redrive_id)
 
 
@@ -207,11 +200,15 @@ def _to_redrive(redrive_id: int) -> HttpResponse:
 
 
 def _list_page(request: HttpRequest, form: RedriveForm, *, status: int = 200) -> HttpResponse:
+    selected = [text for text in str(form["ids"].value() or "").split(",") if text.strip()]
+    may_redrive = request.user.has_perm(REDRIVE_PERMISSION)
     context = {
-        "redrives": [(item, _LOOKS[_State(item.state)], sum(item.counts.values())) for item in _newest()],
+        "redrives": [progress_of(item) for item in _newest()],
         "form": form,
-        "selected": [text for text in str(form["ids"].value() or "").split(",") if text.strip()],
-        "may_redrive": request.user.has_perm(REDRIVE_PERMISSION),
+        "selected": selected,
+        "open_letters": None if selected or not may_redrive else open_dead_letters(),
+        "topics": sorted(topics_of(settings.KAFKA_ROUTES)),
+        "may_redrive": may_redrive,
     }
     return render_page(request, "ops/redrives.html", context, status=status)
 
@@ -224,42 +221,4 @@ def _state(request: HttpRequest, redrive_id: int) -> dict[str, Any]:
     found = Redrive.objects.filter(pk=redrive_id).first()
     if found is None:
         raise Http404
-    now = database_time()
-    age = None if found.previewed_at is None else now - found.previewed_at
-    return {
-        "redrive": found,
-        "look": _LOOKS[_State(found.state)],
-        "done": sum(found.counts.values()),
-        "results": [
-            _Line(_WORDS.get(result, result), number, _examples(found, result))
-            for result, number in sorted(found.counts.items())
-        ],
-        "waiting": list(
-            found.items.filter(done_at=None)
-            .exclude(detail="")
-            .order_by("id")
-            .values_list("letter_id", "detail")[:_MOST_EXAMPLES]
-        ),
-        "preview": found.preview and _preview_lines(found.preview),
-        "preview_age": age,
-        "is_old": age is not None and age > PREVIEW_VALID,
-        "needs_count": found.total > TYPED_ABOVE,
-        "has_ended": found.state in ENDED,
-        "may_redrive": request.user.has_perm(REDRIVE_PERMISSION),
-        "most_rate": MOST_RATE,
-        "read_at": now,
-    }
-
-
-def _examples(found: Redrive, result: str) -> list[tuple[int, str]]:
-    rows = found.items.filter(result=result).order_by("id").values_list("letter_id", "detail")
-    return list(rows[:_MOST_EXAMPLES])
-
-
-def _preview_lines(preview: dict[str, Any]) -> list[_Line]:
-    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(preview["kinds"].items()))
-    words = {**_WORDS, "applied": f"would be applied: {kinds}", "done_already": "are done already"}
-    return [
-        _Line(words.get(result, result), number, [(item[0], item[1]) for item in preview["examples"][result]])
-        for result, number in sorted(preview["counts"].items())
-    ]
+    return redrive_state(found) | {"may_redrive": request.user.has_perm(REDRIVE_PERMISSION)}

@@ -64,6 +64,8 @@ def _of_delivery(cause: DeliveryCause, problem: Problem) -> Remedy:
             return _page("Wait: its relay sends it within seconds, after the earlier rows of its key.", "holds")
         case DeliveryCause.SENT_AGAIN:
             return Remedy("Wait: its relay sends it within seconds.")
+        case DeliveryCause.TOPIC_FORMER:
+            return _send_where_it_belongs(problem)
         case DeliveryCause.GROUP_DOWN | DeliveryCause.PARTITION_FREE:
             return Remedy(
                 "Start a consumer; it has its partitions within seconds.",
@@ -88,6 +90,19 @@ def _send_again(problem: Problem) -> Remedy:
     return Remedy(
         "Publish the topic again from this row on, under the same ids: what is handled already is passed over.",
         f"python manage.py republish_topic {message.topic} --after {message.row_id - 1} --reason lost",
+    )
+
+
+def _send_where_it_belongs(problem: Problem) -> Remedy:
+    message = problem.message
+    if message is None or problem.group == ISSUE.name:
+        return Remedy(
+            "Have it published where its type goes now, under the same id.", "python manage.py reconcile --repair"
+        )
+    return Remedy(
+        f"Set KAFKA_FORMER_TOPICS, with {message.topic} for its type. Then publish the events of that topic where their"
+        " types go now, under the same ids: what is handled already is passed over.",
+        f"python manage.py republish_topic {message.topic} --after {message.row_id - 1} --reason switched",
     )
 
 

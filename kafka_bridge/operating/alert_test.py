@@ -18,12 +18,12 @@ SENT, DELIVERED = "test_alert.send", "test_alert.deliver"
 _POLL_SECONDS = 0.2
 
 
-def alert_test_send(*, actor: str) -> int:
+def alert_test_send(*, actor: str, reason: str) -> int:
     """Open and end a test alert, which the process that judges alerts notifies; returns the id of its record."""
     with transaction.atomic():
         open_alert(TEST_ALERT, f"a test by {actor}: nothing is wrong")
         end_rules([TEST_ALERT.name])
-        return record_action(actor=actor, action=SENT, subject=TEST_ALERT.name).pk
+        return record_action(actor=actor, action=SENT, subject=TEST_ALERT.name, reason=reason).pk
 
 
 def record_delivery(rule: str) -> None:

@@ -48,7 +48,7 @@ def silence_rule(*, rule: str, seconds: int, reason: str, actor: str) -> datetim
     return until
 
 
-def end_silence(*, rule: str, actor: str) -> bool:
+def end_silence(*, rule: str, actor: str, reason: str) -> bool:
     """End the silence of ``rule`` now; returns whether one was in force.
 
     Its row stays until it is pruned: an alert that began and ended within the silence is not notified afterwards.
@@ -58,7 +58,7 @@ def end_silence(*, rule: str, actor: str) -> bool:
         if before is None:
             return False
         AlertSilence.objects.filter(rule=rule).update(until=Now())
-        record_action(actor=actor, action="alert.unsilence", subject=f"rule {rule}", before=before)
+        record_action(actor=actor, action="alert.unsilence", subject=f"rule {rule}", reason=reason, before=before)
     return True
 
 

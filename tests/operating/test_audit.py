@@ -134,11 +134,11 @@ def test_the_rollout_is_recorded_by_command_and_admin(superuser: Client, gate_co
 def test_silences_are_recorded_and_one_that_is_over_is_not_ended() -> None:
     until = isoformat_z(silence_rule(rule="lag", seconds=60, reason="works", actor="olga"))
     silence = {"until": until, "reason": "works", "actor": "olga"}
-    assert end_silence(rule="lag", actor="victor")
-    assert not end_silence(rule="lag", actor="victor")
+    assert end_silence(rule="lag", actor="victor", reason="done")
+    assert not end_silence(rule="lag", actor="victor", reason="done")
     assert recorded() == [
         ("olga", "alert.silence", "rule lag", "works", None, silence),
-        ("victor", "alert.unsilence", "rule lag", "", silence, None),
+        ("victor", "alert.unsilence", "rule lag", "done", silence, None),
     ]
 
 
@@ -182,7 +182,7 @@ def everything(*models: type[Model]) -> list[list[Any]]:
         ),
         lambda coupon: rollout_set(RolloutChange(flag="issue-worker", percent=1, actor="olga")),
         lambda coupon: silence_rule(rule="other", seconds=60, reason="works", actor="olga"),
-        lambda coupon: end_silence(rule="lag", actor="olga"),
+        lambda coupon: end_silence(rule="lag", actor="olga", reason="done"),
         lambda coupon: silent_processes_forget(actor="olga"),
         lambda coupon: hold_messages(topic="order-completed", key=None, actor="olga", reason="wrong price"),
         lambda coupon: hold_release(hold_id=OutboxHold.objects.get().pk, actor="olga", reason="corrected"),

@@ -264,7 +264,7 @@ def test_an_alert_within_a_silence_that_no_sender_saw_is_never_told(webhook: Pro
     silence("flood")
     open_alert(FLOOD, "the water rises")
     end_rules([FLOOD.name])
-    assert end_silence(rule="flood", actor="olga")
+    assert end_silence(rule="flood", actor="olga", reason="over")
     send_all()
     assert not webhook.calls
 

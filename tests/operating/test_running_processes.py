@@ -53,7 +53,7 @@ def held(lag_ms: int | None, *, partition: int = 0) -> HeldPartition:
 
 def consumer_heartbeat(role: str, *partitions: HeldPartition) -> Heartbeat:
     heartbeat = Heartbeat(role)
-    heartbeat.watch_consumer(lambda now: ConsumerReport("issue", time.monotonic() - 1, partitions))
+    heartbeat.watch_consumer(lambda now: ConsumerReport(["issue"], time.monotonic() - 1, partitions))
     return heartbeat
 
 

@@ -93,9 +93,10 @@ def test_a_silence_is_replaced_by_the_next_and_can_be_ended(operator: Client, ru
     row = AlertSilence.objects.get()
     assert row.reason == "longer"
     assert row.until > database_time() + timedelta(hours=23)
-    assert operator.post("/ops/alerts/unsilence", {"rule": rule.name}).status_code == 303
+    end = {"rule": rule.name, "reason": "mended"}
+    assert operator.post("/ops/alerts/unsilence", end).status_code == 303
     assert not silences().exists()
-    operator.post("/ops/alerts/unsilence", {"rule": rule.name})
+    operator.post("/ops/alerts/unsilence", end)
     assert "not silenced any more" in messages_of(operator.get(PATH))[-1]
 
 
@@ -114,6 +115,15 @@ def test_a_silence_that_makes_no_sense_is_refused_with_the_form(operator: Client
     assert not AlertSilence.objects.exists()
 
 
+@pytest.mark.parametrize("wrong", [{"reason": " "}, {"reason": "x" * 501}, {"reason": "\0"}, {"rule": "a\0"}])
+def test_a_silence_is_not_ended_without_a_reason(operator: Client, wrong: dict[str, str]) -> None:
+    silence(operator)
+    response = operator.post("/ops/alerts/unsilence", {"rule": "gate-admitted-refused", "reason": "mended"} | wrong)
+    assert response.status_code == 400
+    assert messages_of(response)[-1].startswith(("Reason:", "Rule:"))
+    assert silences().exists()
+
+
 def test_one_subject_of_a_rule_and_any_open_alert_can_be_silenced(operator: Client) -> None:
     assert silence(operator, rule="gate-admitted-refused-gate").status_code == 303
     Alert.objects.create(rule="of an older version", severity="warning", summary="", runbook="")
@@ -125,7 +135,7 @@ def test_a_silence_that_is_over_is_not_shown(viewer: Client) -> None:
     silence_rule(rule="lag", seconds=-1, reason="was", actor="olga")
     assert not silences().exists()
     assert "No rule is silenced." in html_of(viewer.get(PATH))
-    assert not end_silence(rule="lag", actor="olga")
+    assert not end_silence(rule="lag", actor="olga", reason="mended")
 
 
 def test_a_viewer_sees_silences_and_no_form_and_is_refused(viewer: Client, alert: Alert) -> None:

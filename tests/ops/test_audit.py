@@ -57,6 +57,14 @@ def test_an_action_is_shown_as_text_with_what_it_changed(viewer: Client) -> None
     assert "&lt;b&gt;여름&lt;/b&gt;" in page
 
 
+def test_of_what_is_new_only_the_values_that_it_has_are_shown(viewer: Client) -> None:
+    record(after={"name": "SUMMER", "discount_cap": None})
+    response = viewer.get(PATH)
+    ((_, changes),) = response.context["actions"]
+    assert [tuple(change) for change in changes] == [("name", None, "SUMMER")]
+    assert "nothing" not in html_of(response)
+
+
 def test_actions_come_newest_first_a_page_at_a_time(viewer: Client) -> None:
     for number in range(audit_search.PAGE_ROWS * 2 + 7):
         record(reason=str(number))

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.db.models.functions import Now
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from uuid_utils.compat import uuid7
@@ -17,8 +17,11 @@ from uuid_utils.compat import uuid7
 from coupons.issuance.accept import request_accept
 from demo.processes import WebProcess, wait_until_ready
 from devstack.ports import free_port
-from kafka_bridge.models import Alert, AlertSilence, HeldMessage, OutboxHold
+from kafka_bridge.models import Alert, AlertSilence, DeadLetter, HeldMessage, OutboxHold, Redrive
 from kafka_bridge.operating.silences import silence_rule, silences
+from kafka_bridge.redriving.letter_filter import LetterFilter
+from kafka_bridge.redriving.redrives import redrive_create
+from kafka_bridge.registry import prefixed
 from tests.ops.conftest import make_operator, make_viewer, signed_in
 from tests.ops.test_dashboard import make_dead_letter, make_heartbeat
 from tests.support.factories import CouponFactory
@@ -171,6 +174,91 @@ def test_no_table_is_cut_off_at_a_desk_or_in_a_hand(page: Page) -> None:
             assert page.evaluate(CUT_OFF) == [], f"{path} at {width} pixels"
 
 
+def make_mender() -> User:
+    """A viewer with every permission of the mending side."""
+    user = make_operator()
+    user.user_permissions.add(*Permission.objects.filter(codename__in=("pause_groups", "redrive_dead_letters")))
+    return user
+
+
+def make_previewed_redrive(reason: str) -> Redrive:
+    letter = DeadLetter.objects.values_list("pk", flat=True)[0]
+    redrive = redrive_create(name="June", reason=reason, actor="olga", letters=LetterFilter(), rate=50)
+    example = [letter, f"handled: COUPON_ISSUED to user 5001 by AlimTalk, key {uuid7()}"]
+    Redrive.objects.update(
+        state="previewed",
+        previewed_at=Now(),
+        preview={
+            "counts": {"applied": 1, "not_previewed": 1}, "kinds": {"handled": 1}, "notes": [],
+            "examples": {"applied": [example], "not_previewed": [[letter, "the 2 s of a preview were over"]]},
+        },
+    )  # fmt: skip
+    return redrive
+
+
+def test_nothing_of_the_mending_side_is_cut_off_at_a_desk_or_in_a_hand(context: BrowserContext, site: str) -> None:
+    fill()
+    reason = "the provider has refused the template since the deployment of this morning"
+    topic = prefixed("coupon-issue-request")
+    limit = {"group": "issue", "topic": topic, "partition": 1, "lag": 441, "lagMs": 79_000}
+    waiting = {"state": "poison-limit", "stateSeconds": 2.0, "waitsAt": 1259, "error": "1001 bad messages, " * 5}
+    # Seen in an hour: on a slow machine it would be silent, and hold nothing, before the last page is looked at.
+    make_heartbeat("consumer", seen=-3600, turned=-3600, partitions=[limit | waiting], version="2")
+    redrive = make_previewed_redrive(reason)
+    coupon = CouponFactory.create(coupon_type="SUMMER_SALE_OF_THE_YEAR")
+    sign_in(context, make_mender(), site)
+    page = context.new_page()
+    paths = ["/ops/groups", "/ops/holds", "/ops/redrives", f"/ops/redrives/{redrive.pk}", "/ops/audit"]
+    for path in (*paths, f"/ops/preflight/{coupon.coupon_type}"):
+        for width in (1280, 360):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.goto(path)
+            assert page.evaluate(CUT_OFF) == [], f"{path} at {width} pixels"
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto("/ops/groups")
+    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=f"{topic}[1]", exact=True))
+    # What an incident needs is in view without a click.
+    for name in ("Try again now", "Go on: as many dead letters again", "Dead-letter offset 1259"):
+        box = row.get_by_role("button", name=name).bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 1280
+
+
+def test_what_is_typed_into_a_redrives_page_stays_while_its_buttons_follow_the_state(
+    context: BrowserContext, site: str
+) -> None:
+    make_dead_letter(1)
+    redrive = make_previewed_redrive("mended")
+    sign_in(context, make_mender(), site)
+    page = context.new_page()
+    page.goto(f"/ops/redrives/{redrive.pk}")
+    page.get_by_label("Reason").fill("it is over")
+    expect(page.get_by_role("button", name="Start")).to_be_visible()
+    Redrive.objects.update(state="paused")
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    expect(page.get_by_role("button", name="Start")).to_have_count(0)
+    expect(page.get_by_label("Reason")).to_have_value("it is over")
+    expect(page.get_by_label("Reason")).to_be_focused()
+    page.get_by_role("button", name="Cancel for good").click()
+    expect(page.get_by_role("status")).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+
+def test_the_list_of_dead_letters_fits_a_desk(context: BrowserContext, site: str) -> None:
+    make_dead_letter(1, payload=b'{"requestId":"b4971c34-dde3-86a6-8000-000000001414","userId":5140,"couponId":6}')
+    sign_in(context, make_mender(), site)
+    page = context.new_page()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto("/admin/kafka_bridge/deadletter/")
+    row = page.get_by_role("row").filter(has=page.locator("input.action-select"))
+    box = row.bounding_box()
+    assert box is not None
+    assert box["height"] < 150
+    last = row.locator("td").last.bounding_box()
+    assert last is not None
+    assert last["x"] + last["width"] <= 1280
+
+
 def test_in_a_hand_an_alert_is_a_card_and_still_a_row_of_a_table(page: Page) -> None:
     make_alert("held-order-completed", "A row of order-completed is held.")
     page.set_viewport_size({"width": 360, "height": 700})
@@ -309,11 +397,13 @@ def test_without_javascript_the_pages_show_the_same_and_forms_work(chromium: Bro
     page.get_by_role("link", name="Silence errors-issue").click()
     expect(page.get_by_label("Rule", exact=True)).to_have_value("errors-issue")
     page.get_by_label("For").select_option("4 hours")
-    page.get_by_label("Reason").fill("known since noon")
+    page.get_by_label("Reason", exact=True).fill("known since noon")
     page.get_by_role("button", name="Silence", exact=True).click()
     expect(page.get_by_role("status")).to_contain_text("errors-issue is silenced until")
     assert AlertSilence.objects.get(rule="errors-issue").reason == "known since noon"
+    page.get_by_label("Reason to end the silence of errors-issue").fill("mended")
     page.get_by_role("button", name="End the silence of errors-issue").click()
+    expect(page.get_by_role("status")).to_contain_text("no longer silenced")
     assert not silences().filter(rule="errors-issue").exists()
     context.close()
 

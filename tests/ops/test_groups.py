@@ -10,6 +10,7 @@ import pytest
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.utils import timezone
+from pytest_django import Settings
 
 from kafka_bridge.lag import HeldPartition
 from kafka_bridge.models import GroupPause, OperatorAction, PartitionInstruction, ProcessHeartbeat, SweptPartition
@@ -122,9 +123,28 @@ def test_an_operator_pauses_and_resumes_a_group_and_a_partition(pauser: Client) 
     assert control(pauser, name="relay", action="pause") == ["relay is paused; every process obeys within two seconds."]
 
 
+def test_groups_that_share_an_id_say_so_and_are_paused_together(pauser: Client, settings: Settings) -> None:
+    sharing = ("notification", "data-platform", "monitoring")
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, **dict.fromkeys(sharing, "order-consumer-group")}
+    # Made before they shared the id: their consumer stands still all the same.
+    GroupPause.objects.create(consumer_group="monitoring", **OLGA)
+    states = {state.name: state for state in pauser.get(PATH).context["groups"]}
+    assert all(state.pause for name, state in states.items() if name in sharing)
+    assert states["ranking"].pause is None
+    (said,) = control(pauser, name="notification", action="resume")
+    assert said == "notification (with data-platform, monitoring: they share an id) is resumed."
+    assert not GroupPause.objects.exists()
+    page = html_of(pauser.get(PATH))
+    assert "order-consumer-group, shared with data-platform, monitoring: a pause stops all of them" in page
+
+
 def test_an_operator_instructs_a_partition_and_sees_the_answer(pauser: Client) -> None:
     issuer(state="retrying", waits_at=17, error="locked")
-    control(pauser, action="dead_letter", topic=TOPIC, partition=0, offset=17)
+    form = {"name": "issue", "topic": TOPIC, "partition": 0, "reason": "wrong terms"}
+    page = html_of(pauser.get(PATH))
+    # One reason for all buttons of a partition: the address of this one has the offset.
+    assert f'value="dead_letter" formaction="{PATH}/control?offset=17"' in page
+    pauser.post(f"{PATH}/control?offset=17", form | {"action": "dead_letter"})
     row = last_instructions()[PauseTarget("issue", TOPIC, 0)]
     assert (row.action, row.offset, row.actor, row.reason) == ("dead_letter", 17, "olga", "wrong terms")
     assert "not obeyed yet" in html_of(pauser.get(PATH))

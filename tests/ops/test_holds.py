@@ -135,6 +135,21 @@ def test_the_page_shows_what_waits_since_when_the_attempts_and_the_last_error(op
 
 
 @pytest.mark.django_db(transaction=True)
+def test_rows_that_wait_for_their_key_alone_are_not_offered_for_a_retry(operator: Client) -> None:
+    keep_back(7, 8)
+    hold(operator, key="7")
+    page = html_of(operator.get(PATH))
+    assert "for their key, see below" in page
+    assert "<option>order-completed</option>" not in page
+
+
+def test_the_page_says_what_the_key_of_a_topic_is(operator: Client) -> None:
+    page = html_of(operator.get(PATH))
+    assert "coupon-issue-request: couponType" in page
+    assert "order-completed: orderId" in page
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_retry_is_for_topics_with_held_rows_and_has_a_reason(operator: Client) -> None:
     given = {"topic": TOPIC, "reason": "the topic is there again"}
     operator.post(f"{PATH}/retry", given)

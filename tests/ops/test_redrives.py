@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -9,12 +13,17 @@ from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
+from kafka_bridge.errors import ReplayPostponed
 from kafka_bridge.models import DeadLetter, OperatorAction, Redrive, RedriveItem
+from kafka_bridge.redriving.redrives import redrive_pause
+from kafka_bridge.registry import ReplayedMessage, groups
 from tests.admin.pages import html_of, messages_of
 from tests.effects.cast import many_completed
 from tests.ops.conftest import make_viewer, signed_in
-from tests.redriving.letters import create, dead_letters, step, to_the_end
+from tests.redriving.cast import changed
+from tests.redriving.letters import create, dead_letters, insert_letters, start, step, to_the_end
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,6 +38,10 @@ def operator(db: None) -> Client:
 
 def post(client: Client, path: str, **values: Any) -> Any:
     return client.post(f"/ops/redrives/{path}", values)
+
+
+def messages_after(client: Client, redrive: Redrive, action: str) -> list[str]:
+    return messages_of(client.get(post(client, f"{redrive.pk}/{action}", reason="now")["Location"]))
 
 
 def new(client: Client, **values: Any) -> Any:
@@ -130,9 +143,88 @@ def test_the_page_refreshes_its_panels_with_few_queries(operator: Client) -> Non
     assert operator.get("/ops/redrives/999999").status_code == 404
 
 
+def test_the_page_says_what_a_running_redrive_waits_for_and_when_a_letter_is_tried_again(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replay(replayed: ReplayedMessage) -> str:
+        raise ReplayPostponed("no unit is free", 60.0)
+
+    changed(replace(groups()["monitoring"], replay=replay), monkeypatch)
+    (letter,) = dead_letters("monitoring", many_completed([1]))
+    redrive = start(create())
+    step()
+    page = html_of(operator.get(f"/ops/redrives/{redrive.pk}"))
+    assert f"It waits and goes on by itself: letter {letter}: no unit is free" in page
+    (item,) = RedriveItem.objects.all()
+    assert f"letter {letter} at" in page
+    assert f"{item.due_at:%Y-%m-%d %H:%M:%S}" in page
+    redrive_pause(redrive.pk, actor="olga")
+    assert "goes on by itself" not in html_of(operator.get(f"/ops/redrives/{redrive.pk}"))
+
+
 def test_letters_selected_in_the_admin_lead_to_a_new_redrive_of_them(operator: Client, viewer: Client) -> None:
     ids = dead_letters("monitoring", many_completed([1, 2]))
     chosen = {"action": "redrive", "_selected_action": ids}
     response = operator.post("/admin/kafka_bridge/deadletter/", chosen)
     assert (response.status_code, response["Location"]) == (303, f"/ops/redrives?ids={ids[0]},{ids[1]}")
     assert viewer.post("/admin/kafka_bridge/deadletter/", chosen).status_code == 403
+
+
+def test_the_page_offers_what_the_state_allows_and_says_what_is_next(operator: Client) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+
+    def offered() -> set[str]:
+        page = html_of(operator.get(f"/ops/redrives/{redrive.pk}"))
+        return set(re.findall(rf'formaction="/ops/redrives/{redrive.pk}/(\w+)"', page))
+
+    assert offered() == {"preview", "rate", "cancel"}
+    step()
+    assert offered() == {"start", "preview", "rate", "cancel"}
+    assert messages_after(operator, redrive, "start") == ["Started: at most 1000 letters a second are replayed."]
+    assert offered() == {"pause", "rate", "cancel"}
+    assert messages_after(operator, redrive, "pause") == ["Paused: within two seconds nothing more is replayed."]
+    assert offered() == {"resume", "preview", "rate", "cancel"}
+    assert messages_after(operator, redrive, "cancel") == ["Cancelled: letters that were not replayed stay open."]
+    assert offered() == set()
+    assert "1 letters were not replayed and stay open" in html_of(operator.get(f"/ops/redrives/{redrive.pk}"))
+
+
+def test_an_end_with_letters_that_fail_again_is_not_shown_as_a_success(operator: Client) -> None:
+    insert_letters(2)
+    redrive = create()
+    step()
+    messages_after(operator, redrive, "start")
+    to_the_end(redrive)
+    page = html_of(operator.get(f"/ops/redrives/{redrive.pk}"))
+    assert '<span class="state is-critical">done, 2 still fail</span>' in page
+    assert "2 letters failed again and stay open" in page
+    assert '<td role="cell" data-label="Still fail" class="n">2</td>' in html_of(operator.get("/ops/redrives"))
+
+
+def test_a_redrive_that_no_process_works_on_says_so(operator: Client) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    address = f"/ops/redrives/{redrive.pk}"
+    assert "No process works on it" not in html_of(operator.get(address))
+    Redrive.objects.update(created_at=timezone.now() - timedelta(minutes=1))
+    assert "No process works on it" in html_of(operator.get(address))
+    step()
+    assert "No process works on it" not in html_of(operator.get(address))
+
+
+def test_a_preview_of_calls_says_that_it_does_not_know_their_answers(operator: Client) -> None:
+    dead_letters("notification", many_completed([1]))
+    redrive = create()
+    step()
+    assert "whether the receiver accepts it is not known" in html_of(operator.get(f"/ops/redrives/{redrive.pk}"))
+
+
+def test_the_errors_of_the_open_letters_fill_the_form_of_a_new_redrive(operator: Client) -> None:
+    dead_letters("monitoring", many_completed([1, 2]))
+    page = html_of(operator.get("/ops/redrives"))
+    (address,) = re.findall(r'href="(\?group=monitoring[^"]*)">', page)
+    filled = html_of(operator.get(f"/ops/redrives{unescape(address)}"))
+    assert '<option value="monitoring" selected>' in filled
+    error = DeadLetter.objects.values_list("error_class", flat=True)[0]
+    assert f'name="error" value="{error}"' in filled

@@ -11,7 +11,7 @@ from common.processes.lifecycle import StopFlag, check_database
 
 from ...errors import UnknownTarget
 from ...operating.audit import LONGEST_REASON
-from ...operating.group_pauses import find_target, pause, pauses_of, resume
+from ...operating.group_pauses import describe_stopped, find_target, pause, pauses_of, resume
 from ...operating.worker_command import WorkerCommand, idempotent, shell_user
 
 _PARTITION = re.compile(r"(?P<topic>[A-Za-z0-9._-]{1,249}):(?P<number>[0-9]{1,9})")
@@ -28,7 +28,8 @@ class Command(WorkerCommand):
     help = (
         "Pauses or resumes a consumer group (by its name or id), one partition of it, the relay, or the worker of the"
         " Redis queue. Every process obeys within two seconds, also after a restart. What is in effect already is no"
-        " error and changes nothing. A group and its partitions are paused and resumed each for themselves."
+        " error and changes nothing. A group and its partitions are paused and resumed each for themselves; groups that"
+        " share an id are paused and resumed together."
     )
 
     needs = (check_database,)
@@ -54,9 +55,11 @@ class Command(WorkerCommand):
             if options["action"] == "pause":
                 found, is_new = pause(target, actor=shell_user(), reason=reason)
                 state = "is paused" if is_new else "was paused already"
-                self.stdout.write(f"{target} {state}, since {isoformat_z(found.created_at)} by {found.actor}")
+                self.stdout.write(
+                    f"{describe_stopped(target)} {state}, since {isoformat_z(found.created_at)} by {found.actor}"
+                )
                 return
             was_paused = resume(target, actor=shell_user(), reason=reason)
-            self.stdout.write(f"{target} {'is resumed' if was_paused else 'was not paused'}")
+            self.stdout.write(f"{describe_stopped(target)} {'is resumed' if was_paused else 'was not paused'}")
             for left in pauses_of(target.name):
                 self.stdout.write(f"still paused: {left}, since {isoformat_z(left.created_at)} by {left.actor}")

@@ -21,9 +21,12 @@ class Command(WorkerCommand):
         super().add_arguments(parser)
         parser.add_argument("--role", default="", metavar="R", help="only processes of this role")
         parser.add_argument("--host", default="", metavar="H", help="only processes of this host")
+        parser.add_argument("--reason", default="", metavar="R", help="kept in the audit trail")
 
     def work(self, stop: StopFlag, **options: Any) -> None:
-        forgotten = silent_processes_forget(actor=shell_user(), role=options["role"], host=options["host"])
+        forgotten = silent_processes_forget(
+            actor=shell_user(), reason=options["reason"], role=options["role"], host=options["host"]
+        )
         for process in forgotten:
             self.stdout.write(f"forgotten: {process}")
         if not forgotten:
