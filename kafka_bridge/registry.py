@@ -129,11 +129,13 @@ class ConsumerGroup:
     whose ``on_dead_letters`` ended something that must be opened again, see ``Replay``. ``describe_call`` says in one
     line what ``call`` would send for a decoded message, for the preview of a replay.
 
-    ``log_only`` (seed 004): failures are logged and count as handled, without retries of the partition or dead letters;
+    ``log_only``: failures are logged and count as handled, without retries of the partition or dead letters;
     only while the database is down the partition retries, since without it nothing can be recorded.
 
+    ``is_counted`` says whether the key figures count a message; it gets every message and must not fail.
+
     ``preview_disturbs`` says of each decoded message why a preview, which holds the locks of ``handle`` for up to two
-    seconds, would disturb running work; empty: it would not.
+    seconds, would disturb running work; empty: it would not. None: it never would.
     """
 
     name: str
@@ -146,8 +148,9 @@ class ConsumerGroup:
     largest_batch: int | None = None
     read_topics: Callable[[], Collection[str]] | None = None
     log_only: bool = False
-    preview_disturbs: Callable[[Sequence[Any]], Sequence[str]] = field(default=lambda values: [""] * len(values))
+    preview_disturbs: Callable[[Sequence[Any]], Sequence[str]] | None = None
     replay: Replay | None = None
+    is_counted: Callable[[ReceivedMessage], bool] | None = None
     describe_call: Callable[[Any], str] = field(default=lambda value: "the call of the event")
 
     def __post_init__(self) -> None:
@@ -177,6 +180,7 @@ _groups: dict[str, ConsumerGroup] = {}
 _rejection_callbacks: dict[str, Callable[[Sequence[Rejected]], None]] = {}
 _rejected_replays: dict[str, Replay] = {}
 _retention_guards: dict[str, Callable[[Collection[UUID]], set[UUID]]] = {}
+_transports: set[str] = set()
 
 
 def register_group(group: ConsumerGroup) -> None:
@@ -227,6 +231,21 @@ def retained_ids(event_type: str, event_ids: Collection[UUID]) -> set[UUID]:
     return undecided(event_ids) if undecided and event_ids else set()
 
 
+def guarded_event_types() -> set[str]:
+    """Return the event types with a registered retention guard."""
+    return set(_retention_guards)
+
+
+def register_transport(name: str) -> None:
+    """Register what rows of another transport than Kafka have in their topic column, see ``outbox.transports``."""
+    _transports.add(name)
+
+
+def transports() -> set[str]:
+    """Return the names of the registered transports."""
+    return set(_transports)
+
+
 def prefixed(name: str) -> str:
     """Return a topic's name at the broker, with the prefix."""
     return f"{settings.KAFKA_TOPIC_PREFIX}{name}"
@@ -241,6 +260,25 @@ def event_types_of(topic: str) -> set[str]:
     """Return the event types that the routes send to ``topic`` (without the prefix)."""
     routes: dict[str, Route] = settings.KAFKA_ROUTES
     return {event_type for event_type, route in routes.items() if route.topic == topic}
+
+
+def former_event_types_of(topic: str) -> set[str]:
+    """Return the event types that earlier routes sent to ``topic`` (without the prefix)."""
+    former: dict[str, tuple[str, ...]] = settings.KAFKA_FORMER_TOPICS
+    return {event_type for event_type, topics in former.items() if topic in topics}
+
+
+def former_topic_names() -> set[str]:
+    """Return the topics of earlier routes, without the prefix."""
+    former: dict[str, tuple[str, ...]] = settings.KAFKA_FORMER_TOPICS
+    return {topic for topics in former.values() for topic in topics}
+
+
+def topics_with_history(event_types: Collection[str]) -> set[str]:
+    """Return all topics that have events of these types, without the prefix: those of present and earlier routes."""
+    former: dict[str, tuple[str, ...]] = settings.KAFKA_FORMER_TOPICS
+    present = {settings.KAFKA_ROUTES[event_type].topic for event_type in event_types}
+    return present.union(*(former.get(event_type, ()) for event_type in event_types))
 
 
 def decode_body(message: ReceivedMessage, decoder: msgspec.json.Decoder[Body], what: str) -> Body:
@@ -291,12 +329,13 @@ def _time_fields(body: type[msgspec.Struct]) -> tuple[str, ...]:
 def is_of_types(message: ReceivedMessage, event_types: Collection[str]) -> bool:
     """Whether the message is of one of ``event_types``; one without ``ce_type`` counts as such.
 
-    Raises PoisonMessage for a type that no route of the topic has, and for ``unreadable`` messages of ``event_types``.
+    Raises PoisonMessage for a type that no route of the topic has or had, and for ``unreadable`` messages of
+    ``event_types``.
     """
     header = message.header("ce_type")
     event_type = None if header is None else header.decode()
     if event_type is not None and event_type not in event_types:
-        if event_type in event_types_of(message.topic):
+        if event_type in event_types_of(message.topic) | former_event_types_of(message.topic):
             return False
         raise PoisonMessage(f"unknown event type or version {event_type[:100]!r}")
     if message.unreadable:

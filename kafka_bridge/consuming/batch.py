@@ -44,15 +44,14 @@ class BatchInterrupted(Exception):
 class BatchPostponed(Exception):
     """A provider postponed messages of a batch; all others are settled.
 
-    ``messages`` are the postponed ones, in order; they are to be handled again after ``seconds``.
+    ``messages`` are the postponed ones, in order; they are to be handled again after ``seconds``, those of ``error``.
     """
 
-    def __init__(self, postponed: Sequence[tuple[ReceivedMessage, CallPostponed]]) -> None:
-        error = min((error for _, error in postponed), key=lambda error: error.seconds)
+    def __init__(self, messages: Sequence[ReceivedMessage], error: CallPostponed) -> None:
         super().__init__(str(error))
         self.error = error
         self.seconds = error.seconds
-        self.messages = [message for message, _ in postponed]
+        self.messages = list(messages)
 
 
 class BatchHandler:
@@ -80,12 +79,20 @@ class BatchHandler:
             postponed = self._make_calls(self._group.call, self._not_yet_handled(decoded), stop)
             decoded = []
         self._settle(decoded, unreadable, stop)
-        handled, seconds = len(batch) - len(postponed), time.monotonic() - started_at
-        metrics.CONSUMED.labels(self._group.name).inc(handled)
-        metrics.BATCH_SECONDS.labels(self._group.name).observe(seconds)
-        metrics.MESSAGE_SECONDS.labels(self._group.name).inc(handled * seconds)
+        counted = self._number_counted(batch)
+        if counted or not batch:
+            handled = counted - self._number_counted([message for message, _ in postponed])
+            seconds = time.monotonic() - started_at
+            metrics.CONSUMED.labels(self._group.name).inc(handled)
+            metrics.BATCH_SECONDS.labels(self._group.name).observe(seconds)
+            metrics.MESSAGE_SECONDS.labels(self._group.name).inc(handled * seconds)
         if postponed:
-            raise BatchPostponed(postponed)
+            soonest = min((error for _, error in postponed), key=lambda error: error.seconds)
+            raise BatchPostponed([message for message, _ in postponed], soonest)
+
+    def _number_counted(self, messages: Sequence[ReceivedMessage]) -> int:
+        is_counted = self._group.is_counted
+        return len(messages) if is_counted is None else sum(map(is_counted, messages))
 
     def allow_dead_letters(self) -> None:
         """Allow as many failures in a row again as the limits say."""
@@ -205,7 +212,11 @@ class BatchHandler:
                 raise
             first = decoded[0][0]
             logger.warning("%s: batch from %s failed, bisecting it: %s", self._group.name, first, first_line(error))
-            self._bisect(decoded, stop)
+            if unreadable:
+                # The error may be that of their dead letters.
+                self._handle_part(decoded, stop)
+            else:
+                self._isolate(decoded, error, stop)
             with self._transaction():
                 self._write_dead_letters(unreadable)
 
@@ -244,10 +255,8 @@ class BatchHandler:
         if decoded:
             self._group.handle([value for _, value in decoded])
 
-    def _bisect(self, decoded: Sequence[Decoded], stop: StopFlag) -> None:
-        """Handle in halves, each in its own transaction and in order, until each failing message is isolated."""
-        if not decoded:
-            return
+    def _handle_part(self, decoded: Sequence[Decoded], stop: StopFlag) -> None:
+        """Handle a part of a batch that failed, in its own transaction; if it fails too, isolate its messages."""
         if stop:
             raise BatchInterrupted
         try:
@@ -257,13 +266,20 @@ class BatchHandler:
         except Exception as error:
             if self._is_outage(error):
                 raise
-            if len(decoded) == 1 or is_transient(error):
-                for message, _ in decoded:
-                    self._dead_letter(message, error, self._handler_failures)
-                return
-            middle = len(decoded) // 2
-            self._bisect(decoded[:middle], stop)
-            self._bisect(decoded[middle:], stop)
+            self._isolate(decoded, error, stop)
+
+    def _isolate(self, decoded: Sequence[Decoded], error: Exception, stop: StopFlag) -> None:
+        """Dead-letter the message of a batch that failed with ``error``; of several, handle the halves in order.
+
+        A message alone is not handled again: ``CONSUMER_MAX_ATTEMPTS`` tries are all.
+        """
+        if len(decoded) == 1 or is_transient(error):
+            for message, _ in decoded:
+                self._dead_letter(message, error, self._handler_failures)
+            return
+        middle = len(decoded) // 2
+        self._handle_part(decoded[:middle], stop)
+        self._handle_part(decoded[middle:], stop)
 
     def _dead_letter(self, message: ReceivedMessage, error: Exception, failures: set[tuple[str, int, int]]) -> None:
         """Dead-letter a message and count it in ``failures``; a bad message counts in ``_bad`` instead."""

@@ -15,17 +15,24 @@ from common.processes.lifecycle import StopFlag
 
 from ..operating.pause_watch import PauseWatch
 from ..operating.worker_command import MOST_AT_ONCE, WorkerCommand, whole
-from ..registry import ConsumerGroup, groups
+from ..registry import groups
 from ..routes import MOST_CONSUMERS
+from ..subscriptions import Subscription, subscriptions
 from .consumer import GroupConsumer
 
 logger = logging.getLogger(__name__)
 
 
 class ConsumeCommand(WorkerCommand):
-    """Runs the registered consumer groups, each in its own threads, until a signal stops them or a thread fails."""
+    """Runs the registered consumer groups until a signal stops them or a thread fails.
 
-    help = "Runs consumer groups: all registered groups, or those named by --group."
+    Each subscription has its own threads.
+    """
+
+    help = (
+        "Runs consumer groups: all registered groups, or those named by --group. Groups that share an id in"
+        " KAFKA_GROUPS are one subscription: naming one of them runs all."
+    )
 
     role = "consumer"
 
@@ -36,7 +43,7 @@ class ConsumeCommand(WorkerCommand):
             "--concurrency",
             type=whole(1, MOST_CONSUMERS),
             metavar="N",
-            help="threads per group (default CONSUMER_CONCURRENCY)",
+            help="threads per group, or per id that groups share (default CONSUMER_CONCURRENCY)",
         )
         parser.add_argument(
             "--batch-size", type=whole(1, MOST_AT_ONCE), metavar="N", help="default CONSUMER_BATCH_SIZE"
@@ -49,12 +56,15 @@ class ConsumeCommand(WorkerCommand):
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         ended = SimpleQueue[ConsumerThread]()
-        selected = self._selected_groups(options["group"])
-        pauses = self.watch_pauses([group.name for group in selected])
+        selected = self._selected(options["group"])
+        pauses = self.watch_pauses(
+            [name for subscription in selected for name in subscription.names],
+            first=stop if options["until_idle"] else None,
+        )
         threads = [
-            self._create_thread(group, number, stop, ended, pauses, options)
-            for group in selected
-            for number in range(options["concurrency"] or settings.CONSUMER_CONCURRENCY.get(group.name, 1))
+            self._create_thread(subscription, number, stop, ended, pauses, options)
+            for subscription in selected
+            for number in range(options["concurrency"] or _concurrency(subscription))
         ]
         for thread in threads:
             thread.start()
@@ -67,7 +77,7 @@ class ConsumeCommand(WorkerCommand):
 
     def _create_thread(
         self,
-        group: ConsumerGroup,
+        subscription: Subscription,
         number: int,
         stop: StopFlag,
         ended: SimpleQueue[ConsumerThread],
@@ -75,18 +85,30 @@ class ConsumeCommand(WorkerCommand):
         options: dict[str, Any],
     ) -> ConsumerThread:
         tick = self.heartbeat.loop()
-        consumer = GroupConsumer(group, batch_size=options["batch_size"], tick=tick, pauses=pauses)
+        consumer = GroupConsumer(*subscription.groups, batch_size=options["batch_size"], tick=tick, pauses=pauses)
         self.heartbeat.watch_consumer(consumer.report)
         # A batch that calls a provider takes minutes: it asks the flag meanwhile.
-        name = f"{group.name}-{number}"
+        name = f"{subscription.name}-{number}"
         return ConsumerThread(consumer, name, stop.watched(tick), ended, until_idle=options["until_idle"])
 
-    def _selected_groups(self, names: list[str] | None) -> list[ConsumerGroup]:
+    def _selected(self, names: list[str] | None) -> list[Subscription]:
         known = groups()
         for name in names or ():
             if name not in known:
                 raise CommandError(f"there is no group {name!r}; known: {', '.join(sorted(known))}")
-        return [known[name] for name in dict.fromkeys(names or sorted(known))]
+        selected = subscriptions(names or sorted(known))
+        for subscription in selected:
+            if len(subscription.groups) > 1:
+                logger.info(
+                    "%s run as one subscription: they share the id %s in KAFKA_GROUPS",
+                    ", ".join(subscription.names), subscription.name,
+                )  # fmt: skip
+        return selected
+
+
+def _concurrency(subscription: Subscription) -> int:
+    """Return the threads that CONSUMER_CONCURRENCY wants; of groups that share an id the greatest number counts."""
+    return max(settings.CONSUMER_CONCURRENCY.get(name, 1) for name in subscription.names)
 
 
 class ConsumerThread(threading.Thread):

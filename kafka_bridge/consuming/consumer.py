@@ -7,7 +7,6 @@ client and database connection.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import time
@@ -16,24 +15,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 from django.conf import settings
 
-from common.processes.lifecycle import StopFlag, drop_connection, first_line
+from common.processes.lifecycle import StopFlag, drop_connection
 from common.processes.outages import is_transient
 
-from .. import metrics
-from ..client import PARTITION_EOF, Consumer, KafkaException, Message, TopicPartition, make_consumer
+from ..client import PARTITION_EOF, Consumer, Message, TopicPartition, make_consumer
 from ..errors import PoisonLimitExceeded
 from ..lag import HeldPartition
 from ..operating.heartbeat import ConsumerReport
 from ..operating.pause_watch import PauseWatch
 from ..registry import ConsumerGroup, ReceivedMessage, unprefixed
-from .batch import BatchHandler, BatchInterrupted, BatchPostponed
+from ..subscriptions import Subscription
+from .batch import BatchInterrupted, BatchPostponed
 from .instructions import InstructedPartitions
 from .lock_waits import cause_of
+from .offset_commits import commit_offsets
 from .partition_lag import STALE_SECONDS, PartitionLag
 from .partition_report import report_partition
 from .paused_partitions import PausedPartitions
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
+from .subscription_handler import SubscriptionHandler
 
 logger = logging.getLogger(__name__)
 
@@ -48,36 +49,39 @@ _TICK_SECONDS = 1.0
 
 
 class GroupConsumer:
-    """Runs one consumer of a group. Must not be shared between threads."""
+    """Runs one consumer of a subscription. Must not be shared between threads."""
 
     def __init__(
         self,
-        group: ConsumerGroup,
-        *,
+        *groups: ConsumerGroup,
         batch_size: int | None = None,
         tick: Callable[[], None] = lambda: None,
         pauses: PauseWatch | None = None,
     ) -> None:
-        """``tick`` is called at every pass of the loop, see ``heartbeat``; ``pauses`` None: nothing is ever paused."""
-        self._group = group
-        self._handler = BatchHandler(group)
+        """``groups``: one, or several that share an id. ``tick`` is called at every pass, see ``heartbeat``.
+
+        ``pauses`` None: nothing is ever paused.
+        """
+        self._subscription = subscription = Subscription(groups)
+        self._name = subscription.name
+        self._handler = SubscriptionHandler(subscription)
         self._tick = tick
-        self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, group.largest_batch or sys.maxsize)
-        self._topics = {topic: unprefixed(topic) for topic in group.topics}
+        self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, subscription.largest_batch or sys.maxsize)
+        self._topics = {topic: unprefixed(topic) for topic in subscription.topics}
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
         # The next offset of each partition that is read to its end.
         self._at_end: dict[Partition, int] = {}
         self._joined = False
-        self._retrying = RetryingPartitions(group.name)
-        self._paused = PausedPartitions(group.name, pauses)
-        self._instructed = InstructedPartitions(group, self._handler, self._retrying, self._paused)
+        self._retrying = RetryingPartitions(self._name, subscription.reader_names)
+        self._paused = PausedPartitions(subscription.names, pauses)
+        self._instructed = InstructedPartitions(subscription, self._handler, self._retrying, self._paused)
         # By partition with postponed messages: the offset of the last of these, and the offset after the handled ones.
         self._postponed: dict[Partition, tuple[int, int]] = {}
         # The next offset to be handled, for the lag; and the offsets that the broker has committed.
         self._next_offsets: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
-        self._lag = PartitionLag(group.name)
+        self._lag = PartitionLag(self._name, subscription.reader_names)
         # On the monotonic clock.
         self._polled_at: float | None = None
         # The next offsets of handled batches that are not committed yet.
@@ -91,9 +95,10 @@ class GroupConsumer:
 
         Paused partitions are not waited for: what is left of them stays for the next run.
         """
-        consumer = make_consumer(self._group.group_id, calls_out=self._group.call is not None)
+        groups = self._subscription.groups
+        consumer = make_consumer(self._subscription.group_id, calls_out=[group.call is not None for group in groups])
         consumer.subscribe(
-            self._group.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            self._subscription.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         if not until_idle:
             self._idle_poll_seconds = _IDLE_POLL_SECONDS
@@ -106,7 +111,7 @@ class GroupConsumer:
                 elif until_idle and time.monotonic() - idle_since >= _IDLE_BEFORE_EXIT:
                     self._commit_ends(consumer)
                     if self._paused:
-                        logger.warning("%s: ends without the messages of paused: %s", self._group.name, self._paused)
+                        logger.warning("%s: ends without the messages of paused: %s", self._name, self._paused)
                     break
             self._commit_handled(consumer)
         finally:
@@ -195,7 +200,7 @@ class GroupConsumer:
         error = message.error()
         if topic is None or number is None:
             if error is not None:
-                logger.warning("%s: kafka: %s", self._group.name, error.str())
+                logger.warning("%s: kafka: %s", self._name, error.str())
             return
         partition = (topic, number)
         if error is None:
@@ -209,12 +214,12 @@ class GroupConsumer:
             if partition in self._assigned and (end := message.offset()) is not None:
                 self._at_end[partition] = end
         else:
-            logger.warning("%s: kafka: %s", self._group.name, error.str())
+            logger.warning("%s: kafka: %s", self._name, error.str())
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._joined = True
         self._assigned |= {(item.topic, item.partition) for item in partitions}
-        logger.info("%s: %d partitions assigned", self._group.name, len(self._assigned))
+        logger.info("%s: %d partitions assigned", self._name, len(self._assigned))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Commit what was handled, which ends before any rebalance is served, and drop the buffered messages."""
@@ -238,9 +243,7 @@ class GroupConsumer:
             self._retrying.forget(partition)
             self._paused.forget(partition)
             self._lag.forget(partition)
-            for gauge in (metrics.LAG, metrics.PAUSED):
-                with contextlib.suppress(KeyError):
-                    gauge.remove(self._group.name, item.topic, str(item.partition))
+            self._handler.forget(partition)
 
     def _handle(
         self, consumer: Consumer, partition: Partition, batch: Sequence[ReceivedMessage], stop: StopFlag
@@ -300,15 +303,17 @@ class GroupConsumer:
 
     def _retry_later(self, partition: Partition, batch: Sequence[ReceivedMessage], error: Exception) -> None:
         """Retry this partition later; no message is dropped, and the other partitions continue."""
-        cause = cause_of(error)
+        cause = self._handler.name_cause(cause_of(error))
         is_at_limit = isinstance(error, PoisonLimitExceeded)
         self._retrying.retry_later(partition, str(batch[0]), cause, is_at_limit=is_at_limit)
         if is_transient(error):
-            logger.warning("%s: %s waits: %s", self._group.name, batch[0], cause)
+            logger.warning("%s: %s waits: %s", self._name, batch[0], cause)
         elif is_at_limit:
-            logger.error("%s: %s waits, nothing is dropped: %s", self._group.name, batch[0], error)
+            logger.error(
+                "%s: %s waits, nothing is dropped: %s", self._name, batch[0], self._handler.name_cause(str(error))
+            )
         else:
-            logger.error("%s: %s waits, nothing is dropped", self._group.name, batch[0], exc_info=error)
+            logger.error("%s: %s waits, nothing is dropped", self._name, batch[0], exc_info=error)
 
     def _commit_handled(self, consumer: Consumer) -> None:
         if self._uncommitted:
@@ -317,21 +322,7 @@ class GroupConsumer:
         self._committed_at = time.monotonic()
 
     def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
-        """Commit synchronously. A failure is only logged: handled messages are redelivered, and recognized."""
-        try:
-            committed = consumer.commit(
-                offsets=[TopicPartition(*partition, offset) for partition, offset in next_offsets.items()],
-                asynchronous=False,
-            )
-        except KafkaException as error:
-            positions = ", ".join(f"{topic}[{number}]" for topic, number in next_offsets)
-            logger.warning("%s: offset of %s not committed: %s", self._group.name, positions, first_line(error))
-            return
-        for item in committed or ():
-            if item.error is not None:
-                logger.warning("%s: offset of %s not committed: %s", self._group.name, item, item.error.str())
-            else:
-                self._committed[item.topic, item.partition] = item.offset
+        self._committed.update(commit_offsets(consumer, next_offsets, self._name))
 
     def _commit_ends(self, consumer: Consumer) -> None:
         """Commit the end of partitions, past offsets without a readable message, so that these do not count as lag.
@@ -370,14 +361,18 @@ class GroupConsumer:
         """Return what the heartbeat says of this consumer at ``now``, in seconds since 1970.
 
         It is called in another thread: each read is one operation on a collection, and none uses the client, which may
-        be closed at any time.
+        be closed at any time. Every group of the subscription has what it reads.
         """
-        partitions = [self._report_partition(partition, now) for partition in sorted(self._assigned.copy())]
-        return ConsumerReport(self._group.name, self._polled_at, partitions)
+        partitions = [
+            self._report_partition(group, partition, now)
+            for partition in sorted(self._assigned.copy())
+            for group in self._subscription.reader_names(partition[0])
+        ]
+        return ConsumerReport(self._subscription.names, self._polled_at, partitions)
 
-    def _report_partition(self, partition: Partition, now: float) -> HeldPartition:
+    def _report_partition(self, group: str, partition: Partition, now: float) -> HeldPartition:
         return report_partition(
-            self._group.name,
+            group,
             partition,
             next_offset=self._next_offsets.get(partition),
             end_offset=self._lag.end(partition),

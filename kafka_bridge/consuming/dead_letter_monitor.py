@@ -108,9 +108,9 @@ def origin_of(message: ReceivedMessage) -> Origin | None:
     prefix = prefixed("")
     if not topic.startswith(prefix) or "\0" in topic or abs(partition) > _MAX_PARTITION or abs(offset) > MAX_BIGINT:
         return None
-    names = {prefixed(known_id): name for name, known_id in settings.KAFKA_GROUPS.items()} | {RELAY: RELAY}
-    # The copy may be older than a change of KAFKA_GROUPS.
-    groups = (names[group_id],) if group_id in names else tuple(names.values())
+    ids = {name: prefixed(known_id) for name, known_id in settings.KAFKA_GROUPS.items()} | {RELAY: RELAY}
+    # None has the id if the copy is older than a change of KAFKA_GROUPS; several have it if they share it.
+    groups = tuple(name for name, known_id in ids.items() if known_id == group_id) or tuple(ids)
     return Origin(groups, topic.removeprefix(prefix), partition, offset)
 
 

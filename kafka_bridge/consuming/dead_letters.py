@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -16,6 +16,7 @@ from .. import metrics
 from ..cloudevents import Headers, encode_headers
 from ..outbox.writing import OutboxRow, insert_rows, new_event_id
 from ..registry import ReceivedMessage, Rejected, prefixed
+from ..routes import Route
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def write_dead_letters(
     """
     new = [item for item in rejected if _insert(group_name, item)]
     if publish:
-        insert_rows([_dlt_row(group_id, item) for item in new])
+        insert_rows([row for item in new if (row := _dlt_row(group_id, item)) is not None])
     for item in new:
         # Counted once it is committed: alarms are judged by it.
         transaction.on_commit(metrics.DEAD_LETTERS.labels(group_name).inc, robust=True)
@@ -95,9 +96,14 @@ def _insert(group_name: str, rejected: Rejected) -> bool:
     return False
 
 
-def _dlt_row(group_id: str, rejected: Rejected) -> OutboxRow:
+def _dlt_row(group_id: str, rejected: Rejected) -> OutboxRow | None:
+    """Return the copy for the dead-letter topic; None without such a topic: then the letter is only in PostgreSQL."""
     message = rejected.message
     event_type = event_type_of(message)
+    topic = dead_letter_topic(message.topic, event_type)
+    if topic is None:
+        logger.warning("dead letter %s has no copy: KAFKA_ROUTES has neither its topic nor its type", message)
+        return None
     extra: Headers = (
         ("x-original-topic", prefixed(message.topic).encode()),
         ("x-original-partition", str(message.partition).encode()),
@@ -109,20 +115,24 @@ def _dlt_row(group_id: str, rejected: Rejected) -> OutboxRow:
     return OutboxRow(
         event_id=new_event_id(),
         event_type=event_type,
-        topic=dead_letter_topic(message.topic, event_type),
+        topic=topic,
         key=message.key,
         payload=message.value,
         headers=encode_headers((*message.headers, *extra)),
     )
 
 
-def dead_letter_topic(topic: str, event_type: str) -> str:
-    """Return the dead-letter topic of ``topic``: by the route of the event type, else by any route of that topic."""
-    routes = settings.KAFKA_ROUTES
-    route = routes.get(event_type)
-    if route is None or route.topic != topic:
-        route = next(route for route in routes.values() if route.topic == topic)
-    return str(route.dead_letter_topic)
+def dead_letter_topic(topic: str, event_type: str) -> str | None:
+    """Return the dead-letter topic of ``topic``: by the route of the event type, else by any route of that topic.
+
+    Of a topic that no route names any more, the one that the event type has now; None if the type has no route either.
+    """
+    routes: Mapping[str, Route] = settings.KAFKA_ROUTES
+    own = routes.get(event_type)
+    if own is not None and own.topic == topic:
+        return own.dead_letter_topic
+    of_topic = next((route for route in routes.values() if route.topic == topic), own)
+    return None if of_topic is None else of_topic.dead_letter_topic
 
 
 def error_class(error: BaseException) -> str:

@@ -8,10 +8,12 @@ from common.processes.lifecycle import StopFlag, drop_connection, first_line
 
 from ..models import DeadLetter, PartitionInstruction
 from ..operating.pause_watch import Instruction
-from ..registry import ConsumerGroup, ReceivedMessage
-from .batch import BatchHandler, BatchInterrupted
+from ..registry import ReceivedMessage
+from ..subscriptions import Subscription
+from .batch import BatchInterrupted
 from .paused_partitions import PausedPartitions
 from .retrying_partitions import Partition, RetryingPartitions
+from .subscription_handler import SubscriptionHandler
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +28,13 @@ class InstructedPartitions:
     """Obeys the instructions for the partitions of one consumer, and answers each."""
 
     def __init__(
-        self, group: ConsumerGroup, handler: BatchHandler, retrying: RetryingPartitions, paused: PausedPartitions
+        self,
+        subscription: Subscription,
+        handler: SubscriptionHandler,
+        retrying: RetryingPartitions,
+        paused: PausedPartitions,
     ) -> None:
-        self._group = group
+        self._subscription = subscription
         self._handler = handler
         self._retrying = retrying
         self._paused = paused
@@ -46,9 +52,11 @@ class InstructedPartitions:
         except BatchInterrupted:
             return False
         except _Replaced:
-            logger.info("%s: the instruction %s was replaced", self._group.name, instruction.action)
+            logger.info("%s: the instruction %s was replaced", self._subscription.name, instruction.action)
         except Exception as error:
-            logger.warning("%s: instruction %s failed: %s", self._group.name, instruction.action, first_line(error))
+            logger.warning(
+                "%s: instruction %s failed: %s", self._subscription.name, instruction.action, first_line(error)
+            )
             drop_connection()
             self._answer(instruction, f"failed, nothing was done: {first_line(error)}")
         self._paused.forget_instruction(instruction)
@@ -88,9 +96,9 @@ class InstructedPartitions:
             ):
                 raise _Replaced
 
-        if self._handler.handle_or_dead_letter(first, stop, answer):
+        if not self._handler.handle_or_dead_letter(first, stop, answer):
             is_letter = DeadLetter.objects.filter(
-                consumer_group=self._group.name,
+                consumer_group__in=self._subscription.names,
                 topic=first.topic,
                 partition=first.partition,
                 offset=first.offset,
@@ -104,9 +112,9 @@ class InstructedPartitions:
         try:
             is_new = instruction.answer(text)
         except Exception as error:
-            logger.warning("%s: instruction not answered: %s", self._group.name, first_line(error))
+            logger.warning("%s: instruction not answered: %s", self._subscription.name, first_line(error))
             drop_connection()
             return False
         if is_new:
-            logger.info("%s: instruction %s: %s", self._group.name, instruction.action, text)
+            logger.info("%s: instruction %s: %s", self._subscription.name, instruction.action, text)
         return is_new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from .. import metrics
 from .retrying_partitions import Partition
@@ -17,8 +18,9 @@ class PartitionLag:
     The consumer's thread writes; the heartbeat's thread reads. Each read is one operation on a dict.
     """
 
-    def __init__(self, group_name: str) -> None:
-        self._group_name = group_name
+    def __init__(self, name: str, readers: Callable[[str], Sequence[str]] | None = None) -> None:
+        """``readers`` returns the groups of a topic, None: only ``name``."""
+        self._readers = readers or (lambda topic: [name])
         self._ends: dict[Partition, int] = {}
         # The next offset to be handled, and since when it is known to exist, on the monotonic clock.
         self._unfetched: dict[Partition, tuple[int, float]] = {}
@@ -31,7 +33,8 @@ class PartitionLag:
         elif self._unfetched.get(partition, (-1, 0.0))[0] != next_offset:
             self._unfetched[partition] = next_offset, time.monotonic()
         topic, number = partition
-        metrics.LAG.labels(self._group_name, topic, str(number)).set(max(0, end - next_offset))
+        for group in self._readers(topic):
+            metrics.LAG.labels(group, topic, str(number)).set(max(0, end - next_offset))
 
     def end(self, partition: Partition) -> int | None:
         """Return the end offset of the partition, None if it is not known yet."""
@@ -47,3 +50,4 @@ class PartitionLag:
         """Forget a revoked partition."""
         self._ends.pop(partition, None)
         self._unfetched.pop(partition, None)
+        metrics.remove_partition(metrics.LAG, self._readers(partition[0]), *partition)

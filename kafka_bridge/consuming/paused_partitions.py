@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ..client import Consumer, TopicPartition
 from ..operating.pause_watch import Instruction, PauseWatch
@@ -20,9 +20,9 @@ class PausedPartitions:
     consumer's thread writes; the heartbeat's thread reads.
     """
 
-    def __init__(self, group_name: str, watch: PauseWatch | None) -> None:
-        """``watch`` None: nothing is ever paused."""
-        self._group_name = group_name
+    def __init__(self, group_names: Sequence[str], watch: PauseWatch | None) -> None:
+        """``group_names`` share the partitions: a pause of any stops all. ``watch`` None: nothing is ever paused."""
+        self._group_names = group_names
         self._watch = watch
         # Since when, on the monotonic clock.
         self._since: dict[Partition, float] = {}
@@ -37,8 +37,9 @@ class PausedPartitions:
         return ", ".join(f"{topic}[{number}]" for topic, number in sorted(self._since))
 
     def is_wanted(self, partition: Partition) -> bool:
-        """Whether an operator has paused the partition or its group."""
-        return self._watch is not None and self._watch.is_paused(self._group_name, *partition)
+        """Whether an operator has paused the partition, or a group that shares it."""
+        watch = self._watch
+        return watch is not None and any(watch.is_paused(name, *partition) for name in self._group_names)
 
     def apply(self, consumer: Consumer, assigned: Collection[Partition]) -> None:
         """Have the client pause and resume what has changed."""
@@ -65,7 +66,9 @@ class PausedPartitions:
         """Return the operators' instructions for ``assigned`` partitions."""
         if self._watch is None or not self._watch.has_instructions:
             return []
-        found = ((item, self._watch.instruction(self._group_name, *item)) for item in sorted(assigned))
+        found = (
+            (item, self._watch.instruction(name, *item)) for item in sorted(assigned) for name in self._group_names
+        )
         return [(partition, instruction) for partition, instruction in found if instruction is not None]
 
     def forget_instruction(self, instruction: Instruction) -> None:

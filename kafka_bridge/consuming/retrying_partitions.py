@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 
 from django.conf import settings
 
@@ -27,8 +28,10 @@ _LONGEST_ERROR = 300
 class RetryingPartitions:
     """The partitions whose batch failed, each with the time of its next try."""
 
-    def __init__(self, group_name: str) -> None:
-        self._group_name = group_name
+    def __init__(self, name: str, readers: Callable[[str], Sequence[str]] | None = None) -> None:
+        """``name`` is the subject of the alert; ``readers`` returns the groups of a topic, None: only ``name``."""
+        self._name = name
+        self._readers = readers or (lambda topic: [name])
         # The last pause in seconds; times are on the monotonic clock.
         self._pauses: dict[Partition, float] = {}
         self._retry_at: dict[Partition, float] = {}
@@ -68,9 +71,9 @@ class RetryingPartitions:
         self._retry_at[partition] = time.monotonic() + pause
         self._since.setdefault(partition, time.monotonic())
         self._errors[partition] = (why, is_at_limit)
-        metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(1)
+        self._set_gauge(partition, 1)
         if (seconds := self.waited_seconds(partition)) >= ALERT_AFTER_SECONDS:
-            self._alert(f"{self._group_name} has waited at {position} for {seconds / 60:.0f} minutes: {why}")
+            self._alert(f"{self._name} has waited at {position} for {seconds / 60:.0f} minutes: {why}")
 
     def retry_now(self, partition: Partition) -> None:
         """Make a retrying partition due; if that try fails too, its pauses begin anew."""
@@ -94,7 +97,7 @@ class RetryingPartitions:
         was_retrying, has_alert = partition in self, self.waited_seconds(partition) >= ALERT_AFTER_SECONDS
         if was_retrying:
             self._remove(partition)
-            metrics.PAUSED.labels(self._group_name, partition[0], str(partition[1])).set(0)
+            self._set_gauge(partition, 0)
         if has_alert or partition not in self._recovered:
             self._recovered.add(partition)
             if not self._pauses:
@@ -105,11 +108,17 @@ class RetryingPartitions:
         """Forget a revoked partition; its new owner ends its alert."""
         self._remove(partition)
         self._recovered.discard(partition)
+        metrics.remove_partition(metrics.PAUSED, self._readers(partition[0]), *partition)
 
     def waited_seconds(self, partition: Partition) -> float:
         """Return for how long the partition has been retrying, 0 if it is not."""
         now = time.monotonic()
         return now - self._since.get(partition, now)
+
+    def _set_gauge(self, partition: Partition, value: int) -> None:
+        topic, number = partition
+        for group in self._readers(topic):
+            metrics.PAUSED.labels(group, topic, str(number)).set(value)
 
     def _remove(self, partition: Partition) -> None:
         for state in (self._pauses, self._retry_at, self._since, self._errors):
@@ -119,10 +128,10 @@ class RetryingPartitions:
         """Open the group's alert, or end it (None). If another consumer still retries, its next try opens it again."""
         try:
             if summary is None:
-                clear_alert(WAITING, subject=self._group_name)
+                clear_alert(WAITING, subject=self._name)
             else:
-                open_alert(WAITING, summary, subject=self._group_name)
+                open_alert(WAITING, summary, subject=self._name)
         except Exception as error:
             # No row can be written while the database itself is down.
-            logger.warning("%s: alert %s not written: %s", self._group_name, WAITING.name, first_line(error))
+            logger.warning("%s: alert %s not written: %s", self._name, WAITING.name, first_line(error))
             drop_connection()

@@ -49,7 +49,9 @@ def _ends(consumer: Consumer, topics: Collection[str]) -> dict[Partition, tuple[
     ends = {}
     for name in sorted({prefixed(topic) for topic in topics}):
         if name not in known:
-            raise ServiceUnavailable(f"there is no topic {name}: run create_topics, or correct KAFKA_ROUTES")
+            raise ServiceUnavailable(
+                f"there is no topic {name}: run create_topics, or correct KAFKA_ROUTES or KAFKA_FORMER_TOPICS"
+            )
         for number in known[name].partitions:
             watermarks = consumer.get_watermark_offsets(TopicPartition(name, number), timeout=_REQUEST_SECONDS)
             if watermarks is None:

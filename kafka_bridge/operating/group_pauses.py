@@ -15,6 +15,7 @@ from ..lag import PartitionLag, lag_by_partition
 from ..models import GroupPause, target_name
 from ..registry import ConsumerGroup, groups, prefixed
 from ..routes import Route
+from ..subscriptions import sharing
 from .audit import record_action
 
 # The relay, as pauses name it.
@@ -90,37 +91,70 @@ def partitions_of(group: ConsumerGroup, lags: Sequence[PartitionLag]) -> dict[st
     return numbers
 
 
+def stopped_with(target: PauseTarget) -> list[PauseTarget]:
+    """Return what stands still while ``target`` does, itself first: the same of the groups that share its id.
+
+    They have one consumer: it cannot read on for some of them.
+    """
+    known = groups()
+    others = [name for name in sharing(target.name) if name != target.name]
+    return [
+        target,
+        *(target._replace(name=name) for name in others if target.topic is None or target.topic in known[name].topics),
+    ]
+
+
+def describe_stopped(target: PauseTarget) -> str:
+    """Return the name of ``target``, and the groups that stand still with it."""
+    others = [str(other) for other in stopped_with(target)[1:]]
+    return f"{target} (with {', '.join(others)}: they share an id)" if others else str(target)
+
+
 def pause(target: PauseTarget, *, actor: str, reason: str) -> tuple[GroupPause, bool]:
-    """Pause ``target``; returns its pause and whether it is new. A pause that is there already stays as it is."""
+    """Pause ``target`` and what is stopped with it; returns its pause and whether one of the pauses is new.
+
+    A pause that is there already stays as it is. Each group has a pause of its own, so that they stay paused if they
+    get different ids.
+    """
+    pauses_made: dict[PauseTarget, GroupPause] = {}
+    is_new = False
     with transaction.atomic():
-        found, is_new = GroupPause.objects.get_or_create(
-            consumer_group=target.name,
-            topic=target.topic,
-            partition=target.partition,
-            defaults={"reason": reason[:500], "actor": actor[:150]},
-        )
+        for stopped in sorted(stopped_with(target)):
+            pauses_made[stopped], is_made = GroupPause.objects.get_or_create(
+                consumer_group=stopped.name,
+                topic=stopped.topic,
+                partition=stopped.partition,
+                defaults={"reason": reason[:500], "actor": actor[:150]},
+            )
+            if is_made:
+                is_new = True
+                record_action(
+                    actor=actor, action="group.pause", subject=str(stopped), reason=reason, after={"paused": True}
+                )
+        found = pauses_made[target]
         found.refresh_from_db()
-        if is_new:
-            record_action(actor=actor, action="group.pause", subject=str(target), reason=reason, after={"paused": True})
     return found, is_new
 
 
 def resume(target: PauseTarget, *, actor: str, reason: str) -> bool:
-    """End the pause of exactly ``target``; returns whether it was paused.
+    """End the pause of exactly ``target`` and of what is stopped with it; returns whether one was paused.
 
     A group and its partitions are paused and resumed each for themselves: see ``pauses_of`` for what remains.
     """
+    was_paused = False
     with transaction.atomic():
-        rows = GroupPause.objects.select_for_update().filter(
-            consumer_group=target.name, topic=target.topic, partition=target.partition
-        )
-        found = rows.first()
-        if found is None:
-            return False
-        before = {"by": found.actor, "since": isoformat_z(found.created_at), "reason": found.reason}
-        found.delete()
-        record_action(actor=actor, action="group.resume", subject=str(target), reason=reason, before=before)
-    return True
+        for stopped in sorted(stopped_with(target)):
+            rows = GroupPause.objects.select_for_update().filter(
+                consumer_group=stopped.name, topic=stopped.topic, partition=stopped.partition
+            )
+            found = rows.first()
+            if found is None:
+                continue
+            was_paused = True
+            before = {"by": found.actor, "since": isoformat_z(found.created_at), "reason": found.reason}
+            found.delete()
+            record_action(actor=actor, action="group.resume", subject=str(stopped), reason=reason, before=before)
+    return was_paused
 
 
 def pauses() -> list[GroupPause]:
@@ -129,5 +163,8 @@ def pauses() -> list[GroupPause]:
 
 
 def pauses_of(name: str) -> list[GroupPause]:
-    """Return the pauses of a group or worker and of its partitions, the oldest first; at most ``MOST_SHOWN``."""
-    return list(GroupPause.objects.filter(consumer_group=name).order_by("created_at", "pk")[:MOST_SHOWN])
+    """Return the pauses of a group or worker and of its partitions, the oldest first; at most ``MOST_SHOWN``.
+
+    Those of groups that share its id stop it too.
+    """
+    return list(GroupPause.objects.filter(consumer_group__in=sharing(name)).order_by("created_at", "pk")[:MOST_SHOWN])

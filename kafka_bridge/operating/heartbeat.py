@@ -63,7 +63,7 @@ _REMOVE = "DELETE FROM kafka_bridge_processheartbeat WHERE id = %s"
 class ConsumerReport(NamedTuple):
     """What one consumer says of itself; ``polled_at`` is on the monotonic clock, None before the first poll."""
 
-    group: str
+    groups: Sequence[str]
     polled_at: float | None
     partitions: Sequence[HeldPartition]
 
@@ -157,7 +157,7 @@ class Heartbeat:
             # Of a process without a loop the row holds the time of the beat.
             "idle": now - max(min(self._ticked_at.values(), default=now), self._resumed_at),
             "unpolled": now - min(polled) if polled else None,
-            "groups": msgspec.json.encode(sorted({report.group for report in reports})).decode(),
+            "groups": msgspec.json.encode(sorted({group for report in reports for group in report.groups})).decode(),
             "partitions": msgspec.json.encode(partitions).decode(),
         }
         with connection.cursor() as cursor:

@@ -16,6 +16,7 @@ from common.postgres.clock import isoformat_z
 
 from ..lag import PartitionLag, lag_by_partition
 from ..models import BrokerState
+from ..subscriptions import subscription_name
 from .alerts import alert_rule
 from .evaluation import Condition, NotJudged, register_judge
 from .group_pauses import PauseTarget, pauses
@@ -47,22 +48,25 @@ def register() -> None:
 
 
 def judge_lag() -> Iterator[Condition]:
-    """Yield a condition per group that is behind, with its worst partitions; what is paused is left out."""
+    """Yield a condition per subscription that is behind, with its worst partitions; what is paused is left out."""
     most = settings.ALERT_LAG_MS
     if not most:
         return
     paused = {PauseTarget(row.consumer_group, row.topic, row.partition) for row in pauses()}
-    for group, lags in groupby(lag_by_partition(), key=lambda lag: lag.place.group):
-        behind = [lag for lag in lags if lag.milliseconds > most and not _is_paused(lag, paused)]
-        if behind:
-            summary = f"group {group} is behind: {_worst(behind)}"
-            yield Condition(LAG, summary, subject=group, for_seconds=settings.ALERT_LAG_SECONDS)
+    behind: dict[str, dict[tuple[str, int], PartitionLag]] = {}
+    for lag in lag_by_partition():
+        if lag.milliseconds > most and not _is_paused(lag, paused):
+            # Groups that share an id have one lag, which is reported for each.
+            behind.setdefault(subscription_name(lag.place.group), {})[lag.place.topic, lag.place.partition] = lag
+    for name, lags in behind.items():
+        summary = f"group {name} is behind: {_worst(list(lags.values()))}"
+        yield Condition(LAG, summary, subject=name, for_seconds=settings.ALERT_LAG_SECONDS)
 
 
 def judge_paused() -> Iterator[Condition]:
-    """Yield a condition per group or worker that an operator has paused, as a whole or in part."""
-    by_name = sorted(pauses(), key=lambda row: row.consumer_group)
-    for name, rows in groupby(by_name, key=lambda row: row.consumer_group):
+    """Yield a condition per subscription or worker that an operator has paused, as a whole or in part."""
+    by_name = sorted(pauses(), key=lambda row: subscription_name(row.consumer_group))
+    for name, rows in groupby(by_name, key=lambda row: subscription_name(row.consumer_group)):
         lines = [f"{row} is paused by {row.actor} since {isoformat_z(row.created_at)}: {row.reason}" for row in rows]
         yield Condition(PAUSED, _some(lines), subject=name, for_seconds=settings.ALERT_LAG_SECONDS)
 

@@ -112,7 +112,7 @@ def _process(row: Sequence[Any]) -> RunningProcess:
     return RunningProcess(*[*row[:10], groups, tuple(decode_partitions(row[11])), *row[12:]])
 
 
-def silent_processes_forget(*, actor: str, role: str = "", host: str = "") -> list[str]:
+def silent_processes_forget(*, actor: str, reason: str = "", role: str = "", host: str = "") -> list[str]:
     """Delete the rows of silent processes, of all or of a role or host; returns their names.
 
     Recorded as actions of ``actor``. Their alerts end as if the processes had ended by themselves. A process that was
@@ -122,7 +122,7 @@ def silent_processes_forget(*, actor: str, role: str = "", host: str = "") -> li
         cursor.execute(_FORGET_SILENT, [settings.ALERT_SILENT_SECONDS, role, role, host, host])
         forgotten = sorted(f"{role} on {host} (pid {pid})" for role, host, pid in cursor.fetchall())
         for name in forgotten:
-            record_action(actor=actor, action="process.forget", subject=name)
+            record_action(actor=actor, action="process.forget", subject=name, reason=reason)
     return forgotten
 
 

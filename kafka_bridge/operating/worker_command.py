@@ -36,6 +36,8 @@ _MAX_NUMBER_CHARACTERS = 20
 MOST_AT_ONCE = 10_000
 DAY_SECONDS = 86_400
 
+_AGAIN_SECONDS = 1.0
+
 
 class WorkerCommand(BaseCommand):
     """A command that runs as a process: subclasses set ``needs`` (checks of services) and implement ``work``."""
@@ -90,14 +92,22 @@ class WorkerCommand(BaseCommand):
             waker.end()
             self.heartbeat.end()
 
-    def watch_pauses(self, names: Collection[str]) -> PauseWatch:
-        """Return the pauses of groups or workers, read now and then once a second in the heartbeat's thread."""
+    def watch_pauses(self, names: Collection[str], *, first: StopFlag | None = None) -> PauseWatch:
+        """Return the pauses of groups or workers, read now and then once a second in the heartbeat's thread.
+
+        With ``first`` they are read before this returns, unless that flag is set: a run that ends without what is
+        paused must not end because nothing is known yet.
+        """
         watch = PauseWatch(names)
-        try:
-            watch.read()
-        except Exception as error:
-            logger.warning("pauses not read, everything is paused until they are: %s", first_line(error))
-            drop_connection()
+        while True:
+            try:
+                watch.read()
+                break
+            except Exception as error:
+                logger.warning("pauses not read, everything is paused until they are: %s", first_line(error))
+                drop_connection()
+            if first is None or first.wait(_AGAIN_SECONDS):
+                break
         self.heartbeat.every_second(watch.read)
         return watch
 

@@ -1,4 +1,4 @@
-"""Effect of a paid order: counts per minute, and alerts when the counts exceed their thresholds."""
+"""Effect of a paid order: counts per minute, alerts when they exceed their thresholds, and the notice of the order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import NamedTuple
 from django.conf import settings
 from django.db import connection, transaction
 
+from common.http_calls import HttpCall, endpoint
 from common.postgres import arrays
 from common.postgres.clock import isoformat_z
+from common.processes.lifecycle import StopFlag
 from kafka_bridge.operating.alerts import AlertRule, alert_rule, clear_alert, open_alert
 from kafka_bridge.registry import ConsumerGroup, ReceivedMessage
 
@@ -24,6 +26,8 @@ from ..models import OrderMinute
 MANY_ORDERS = alert_rule("orders-per-minute", "warning", settings=("ALERT_ORDERS_PER_MINUTE",))
 MANY_CANCELLED = alert_rule("orders-cancelled", "critical", settings=("ALERT_CANCELLED_PERCENT",))
 
+# After a crash up to this many notices are sent again.
+_LARGEST_BATCH = 100
 # With fewer paid orders the percentage of cancellations means nothing.
 FEWEST_ORDERS = 20
 
@@ -50,11 +54,16 @@ _LATELY = f"""
 
 
 class Occurrence(NamedTuple):
-    """An order that was paid, or cancelled, in a minute (UTC); ``amount`` in won, 0 for a cancellation."""
+    """An order that was paid, or cancelled, in a minute (UTC); ``amount`` in won, 0 for a cancellation.
+
+    ``notice`` is what ORDER_MONITORING_URL gets of it.
+    """
 
     minute: datetime
     is_payment: bool
     amount: int
+    order_id: int
+    notice: HttpCall
 
 
 @dataclass(slots=True)
@@ -65,24 +74,41 @@ class _Minute:
 
 
 def group() -> ConsumerGroup:
-    """Build the consumer group of this effect."""
+    """Build the consumer group of this effect; without ORDER_MONITORING_URL it calls no service."""
+    is_posted = bool(settings.ORDER_MONITORING_URL)
     return ConsumerGroup(
         name="monitoring",
         event_types=(ORDER_COMPLETED, ORDER_CANCELLED),
         decode=read_occurrence,
+        call=send_notices if is_posted else None,
         handle=count_orders,
+        describe_call=describe_notice,
         inbox=True,
+        largest_batch=_LARGEST_BATCH if is_posted else None,
         log_only=settings.ORDER_EFFECT_POLICIES["monitoring"] == "log_only",
     )
 
 
 def read_occurrence(message: ReceivedMessage) -> Occurrence:
     """Decode the event in ``message``. Raises PoisonMessage."""
-    event = read_order_task(message).event
+    task = read_order_task(message)
+    event = task.event
     is_payment = isinstance(event, OrderCompleted)
     moment, amount = (event.paid_at, event.pay_amount) if isinstance(event, OrderCompleted) else (event.cancelled_at, 0)
     minute = moment.astimezone(UTC).replace(second=0, microsecond=0)
-    return Occurrence(minute, is_payment, amount)
+    notice = HttpCall(task.event_id, task.body, task.traceparent)
+    return Occurrence(minute, is_payment, amount, event.order_id, notice)
+
+
+def send_notices(occurrences: Sequence[Occurrence], stop: StopFlag) -> Sequence[Exception | None]:
+    """Post each event unchanged to ORDER_MONITORING_URL; results as in ``Endpoint.post_all``."""
+    service = endpoint("the monitoring service", settings.ORDER_MONITORING_URL, fix_hint="check ORDER_MONITORING_URL")
+    return service.post_all([occurrence.notice for occurrence in occurrences], stop)
+
+
+def describe_notice(occurrence: Occurrence) -> str:
+    """Say in one line what ``send_notices`` sends."""
+    return f"order {occurrence.order_id} to the monitoring service, key {occurrence.notice.idempotency_key}"
 
 
 def count_orders(occurrences: Sequence[Occurrence]) -> None:

@@ -77,6 +77,15 @@ def test_the_copy_is_known_after_the_id_of_its_group_was_changed(topics: str, se
     assert not foreign()
 
 
+def test_the_copy_is_known_while_its_group_shares_an_id(topics: str, settings: Settings) -> None:
+    # The last of those with the id is another.
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, "notices": settings.KAFKA_GROUPS["bookings"]}
+    assert list(settings.KAFKA_GROUPS).index("bookings") < list(settings.KAFKA_GROUPS).index("notices")
+    dead_letter_of_ours()
+    consume_everything(DEAD_LETTERS)
+    assert not foreign()
+
+
 def test_a_message_of_others_becomes_one_row_however_often_it_is_read(topics: str, settings: Settings) -> None:
     produce(DLT, [b"\xffnot ours"], headers={"x-error-class": b"java.lang.Exception", "x-error-message": b"no \0 luck"})
     consume_everything(DEAD_LETTERS)

@@ -6,7 +6,7 @@ librdkafka takes no session that is longer than that, which shows how long it is
 import pytest
 from pytest_django import Settings
 
-from kafka_bridge.client import check_client_options
+from kafka_bridge.client import check_client_options, make_consumer
 from kafka_bridge.errors import BadClientOptions
 from tests.stub_app.consumer_groups import BOOKINGS, NOTICES
 from tests.support.kafka import consume_everything
@@ -30,3 +30,10 @@ def test_only_who_calls_out_may_be_busy_for_minutes(settings: Settings) -> None:
     consume_everything(NOTICES)
     with pytest.raises(Exception, match=r"max\.poll\.interval\.ms"):
         consume_everything(BOOKINGS)
+
+
+def test_effects_that_share_an_id_may_be_busy_one_after_the_other(settings: Settings) -> None:
+    settings.KAFKA_CONSUMER_CONFIG = {"session.timeout.ms": 500_000}
+    with pytest.raises(Exception, match=r"max\.poll\.interval\.ms"):
+        make_consumer("shared", calls_out=[True, False, False])
+    make_consumer("shared", calls_out=[True, True]).close()

@@ -138,4 +138,4 @@ def test_messages_that_are_not_fetched_age_from_when_they_were_seen(monkeypatch:
 
 
 def test_a_consumer_without_a_partition_reports_none() -> None:
-    assert GroupConsumer(BOOKINGS).report(time.time()) == ("bookings", None, [])
+    assert GroupConsumer(BOOKINGS).report(time.time()) == (["bookings"], None, [])

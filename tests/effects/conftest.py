@@ -52,6 +52,12 @@ def data_platform(provider: Provider, settings: Any) -> Provider:
 
 
 @pytest.fixture
+def monitoring_service(provider: Provider, settings: Any) -> Provider:
+    settings.ORDER_MONITORING_URL = provider.url
+    return provider
+
+
+@pytest.fixture
 def tea(transactional_db: None) -> Product:
     return make_product("Tea")
 

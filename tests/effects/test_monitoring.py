@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -13,6 +15,7 @@ from prometheus_client import REGISTRY
 from pytest_django import Settings
 
 from common.processes.lifecycle import StopFlag
+from common.processes.outages import ServiceUnavailable
 from kafka_bridge.consuming.batch import BatchHandler
 from kafka_bridge.models import Alert, DeadLetter, ProcessedEvent
 from kafka_bridge.operating.alerts import AlertRule, end_rules, open_alert
@@ -21,7 +24,9 @@ from orders.effects import monitoring
 from orders.management.commands.expire_orders import sweep
 from orders.models import OrderMinute, Product
 from tests.effects import cast
+from tests.support.messages import message
 from tests.support.orders import PRICE, cancelled, completed, make_paid_order, make_product
+from tests.support.provider import Provider
 from tests.support.threads import OpenTransaction, in_another_session, wait_until_blocked
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -88,9 +93,9 @@ def test_a_minute_grows_with_later_batches_and_the_same_events_count_once(tea: P
 def test_an_order_of_more_won_than_can_be_added_up_does_not_spoil_the_minute_of_the_others(tea: Product) -> None:
     now = ago()
     bad = [cast.completed(10**12 + n, paidAt=now.isoformat(), payAmount=2**63 - 1 - n) for n in range(2)]
-    for message in (*bad, *paid(tea, 3, at=now)):
-        consume(message)
-    assert set(DeadLetter.objects.values_list("event_id", flat=True)) == {message.event_id for message in bad}
+    for item in (*bad, *paid(tea, 3, at=now)):
+        consume(item)
+    assert set(DeadLetter.objects.values_list("event_id", flat=True)) == {item.event_id for item in bad}
     assert OrderMinute.objects.get().amount == 3 * PRICE
 
 
@@ -134,6 +139,59 @@ def test_prometheus_is_told_what_was_committed(tea: Product) -> None:
     consume(completed(order), cancelled(order), completed(make_paid_order({tea: 2})))
     grown = [figure(name) - known for name, known in zip(names, before, strict=True)]
     assert grown == [2, 1, 5 * PRICE]
+
+
+# Notices
+
+
+def test_the_monitoring_service_gets_the_very_bytes_of_each_event(monitoring_service: Provider) -> None:
+    body = json.dumps(cast.completed_body(5) | {"later": "field"}, indent=1).encode()
+    event_id = uuid4()
+    paid = message(body, topic="order-completed", headers=cast.headers("order.completed.v1", event_id))
+    consume(paid, cast.cancelled(6))
+    bodies = {call.key: call.body for call in monitoring_service.calls}
+    assert bodies.pop(str(event_id)) == body
+    assert [json.loads(other) for other in bodies.values()] == [cast.cancelled_body(6)]
+    assert {call.headers["traceparent"] for call in monitoring_service.calls} == {cast.TRACEPARENT}
+    assert OrderMinute.objects.aggregate(paid=Sum("completed"), back=Sum("cancelled")) == {"paid": 1, "back": 1}
+
+
+def test_what_the_monitoring_service_refuses_is_a_dead_letter_and_neither_counted_nor_sent_again(
+    monitoring_service: Provider,
+) -> None:
+    monitoring_service.answer = lambda call: 422 if b"7002" in call.body else 200
+    batch = cast.many_completed([1, 2, 3])
+    consume(*batch)
+    consume(*batch)
+    # The refused one is redelivered with the batch, and asked about once more.
+    assert len(monitoring_service.calls) == 4
+    letter = DeadLetter.objects.get()
+    assert (letter.consumer_group, letter.offset) == ("monitoring", batch[1].offset)
+    assert OrderMinute.objects.get().completed == 2
+
+
+def test_notices_wait_for_a_monitoring_service_that_is_away_and_nothing_is_counted_before(
+    monitoring_service: Provider,
+) -> None:
+    monitoring_service.answer = lambda call: 503
+    batch = cast.many_completed([1, 2])
+    with pytest.raises(ServiceUnavailable, match="the monitoring service"):
+        consume(*batch)
+    assert (OrderMinute.objects.exists(), DeadLetter.objects.exists()) == (False, False)
+    monitoring_service.answer = lambda call: 200
+    consume(*batch)
+    assert OrderMinute.objects.get().completed == len(monitoring_service.effects) == 2
+
+
+def test_the_preview_of_a_replay_names_the_order_and_the_key(monitoring_service: Provider) -> None:
+    event = cast.completed(5)
+    described = monitoring.group().describe_call(monitoring.read_occurrence(event))
+    assert described == f"order 5 to the monitoring service, key {event.event_id}"
+
+
+def test_without_its_url_monitoring_calls_no_service() -> None:
+    group = monitoring.group()
+    assert (group.call, group.largest_batch) == (None, None)
 
 
 # Rules

@@ -51,7 +51,7 @@ def test_a_flush_between_redis_and_postgresql_counts_once(tea: Product) -> None:
     assert in_redis() == [("Tea", 3)]
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("redis_alone", "loaded")
 def test_scripts_that_redis_forgot_are_no_trouble(tea: Product) -> None:
     consume(completed(make_paid_order({tea: 1})))
     get_redis_connection("default").script_flush()

@@ -248,6 +248,36 @@ def test_topics_that_were_split_and_renamed_are_found(settings: Settings, tea: P
     assert lines[2].endswith("PostgreSQL agrees")
 
 
+def test_what_was_published_before_a_change_of_routes_is_read_from_the_former_topics(
+    settings: Settings, history: list[Order], tea: Product, summer: Coupon
+) -> None:
+    changed = {
+        "coupon.issue.succeeded.v1": {"topic": "coupon-issue-succeeded", "key": "couponId"},
+        "coupon.issue.failed.v1": {"topic": "coupon-issue-failed", "key": "couponId"},
+        "order.completed.v1": {"topic": "trace-topic"},
+    }
+    former = {name: (settings.KAFKA_ROUTES[name].topic,) for name in changed}
+    keys = settings.INTERCHANGEABLE_EVENT_KEYS
+    settings.KAFKA_ROUTES = overlay_routes(settings.KAFKA_ROUTES, changed, interchangeable_keys=keys)
+    created, _ = ensure_topics(settings.KAFKA_ROUTES)
+    try:
+        # The topic alone has the type of this one.
+        produce("order-completed", [completed(make_paid_order({tea: 4})).value])
+        publish_orders(make_paid_order({tea: 2}))
+        BatchHandler(ISSUE).handle(requests(summer, [4]), StopFlag())
+        relay_everything()
+        assert "; PostgreSQL DIFFERS: " in report("--from-topics")[2]
+        settings.KAFKA_FORMER_TOPICS = former
+        redis().flushdb()
+        lines = report("--from-topics")
+    finally:
+        delete_topics(created)
+    assert sold() == [(tea.pk, 9)]
+    assert lines[0].endswith(", 0 messages unreadable")
+    assert lines[1] == "cached statuses: 5 results of the last day, 0 messages unreadable"
+    assert lines[2].endswith("PostgreSQL agrees")
+
+
 def test_topics_that_are_not_there_are_told_of(settings: Settings) -> None:
     settings.KAFKA_TOPIC_PREFIX = f"t{secrets.token_hex(4)}-"
     (line,) = report("--from-topics")

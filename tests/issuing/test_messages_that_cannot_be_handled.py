@@ -170,9 +170,23 @@ def test_an_unknown_error_is_tried_three_times_and_then_only_its_message_is_buri
 
     BatchHandler(replace(ISSUE, handle=handle)).handle(batch, StopFlag())
 
-    assert tries[:4] == [3, 3, 3, 3]
+    assert tries == [3, 3, 3, 1, 2, 1, 1]
     assert [answer(item) for item in batch] == [("SUCCESS", None), ("FAILED", "ERROR"), ("SUCCESS", None)]
     assert DeadLetter.objects.get().error_class == "RuntimeError"
+
+
+def test_a_message_alone_is_tried_three_times_and_no_more(make_coupon: MakeCoupon) -> None:
+    (received,) = requests(make_coupon(), [2])
+    tries: list[int] = []
+
+    def handle(tasks: Sequence[IssueTask]) -> None:
+        tries.append(len(tasks))
+        raise RuntimeError("a fault")
+
+    BatchHandler(replace(ISSUE, handle=handle)).handle([received], StopFlag())
+
+    assert tries == [1, 1, 1]
+    assert answer(received) == ("FAILED", "ERROR")
 
 
 def test_a_batch_that_comes_again_buries_its_poison_once(make_coupon: MakeCoupon) -> None:
@@ -250,6 +264,19 @@ def test_a_dead_letter_that_cannot_be_written_holds_the_batch_back(
     handle(batch)
     assert answer(batch[0]) == ("SUCCESS", None)
     assert DeadLetter.objects.count() == 1
+
+
+def test_a_dead_letter_that_fails_for_an_unknown_reason_costs_no_valid_message(
+    make_coupon: MakeCoupon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("a fault")
+
+    batch = [*requests(make_coupon(), [1]), message(b"{")]
+    monkeypatch.setattr(batches, "write_dead_letters", fail)
+    with pytest.raises(RuntimeError):
+        handle(batch)
+    assert answer(batch[0]) == ("SUCCESS", None)
 
 
 def test_a_stop_between_two_tries_leaves_the_batch_for_the_next_consumer(make_coupon: MakeCoupon) -> None:

@@ -11,6 +11,7 @@ from django.db import connection
 from django.utils import timezone
 from pytest_django import Settings
 
+from common.processes.lifecycle import StopFlag
 from devstack import wait_until
 from kafka_bridge.errors import UnknownTarget
 from kafka_bridge.models import GroupPause, OperatorAction, SweptPartition
@@ -18,6 +19,7 @@ from kafka_bridge.operating.group_pauses import PauseTarget, find_target, pause,
 from kafka_bridge.operating.heartbeat import Heartbeat
 from kafka_bridge.operating.kafka_alarms import judge_lag, judge_paused
 from kafka_bridge.operating.pause_watch import PauseWatch
+from kafka_bridge.operating.worker_command import WorkerCommand
 from kafka_bridge.registry import prefixed
 from tests.support.threads import in_another_session
 
@@ -84,6 +86,58 @@ def test_partitions_that_were_added_on_the_broker_can_be_paused() -> None:
         consumer_group="issue", topic=prefixed(TOPIC), partition=7, messages=0, read_at=timezone.now()
     )
     assert find_target("issue", TOPIC, 7).partition == 7
+
+
+# Groups that share an id
+
+SHARED = "order-consumer-group"
+SHARING = ("notification", "data-platform", "monitoring")
+
+
+@pytest.fixture
+def shared(settings: Settings) -> None:
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, **dict.fromkeys(SHARING, SHARED)}
+
+
+@pytest.mark.usefixtures("shared")
+def test_groups_that_share_an_id_are_paused_and_resumed_together_by_the_name_of_any_or_the_id() -> None:
+    _, is_new = pause(find_target("data-platform"), **OLGA)
+    assert is_new
+    assert set(GroupPause.objects.values_list("consumer_group", flat=True)) == {*SHARING}
+    assert {row.subject for row in OperatorAction.objects.all()} == {*SHARING}
+    assert resume(find_target(SHARED), actor="ted", reason="done")
+    assert not GroupPause.objects.exists()
+    assert not resume(find_target("monitoring"), actor="ted", reason="done")
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_partition_is_paused_for_those_of_them_that_read_its_topic() -> None:
+    pause(find_target("monitoring", "order-cancelled", 1), **OLGA)
+    assert set(GroupPause.objects.values_list("consumer_group", flat=True)) == {"data-platform", "monitoring"}
+    assert [str(row) for row in pauses_of("notification")] == [
+        f"{name}: {prefixed('order-cancelled')}[1]" for name in ("data-platform", "monitoring")
+    ]
+
+
+@pytest.mark.usefixtures("shared")
+def test_their_pause_names_all_that_stop_in_the_answer_and_in_one_alert(capsys: pytest.CaptureFixture[str]) -> None:
+    said = run(capsys, "data-platform", "pause")
+    assert said.startswith("data-platform (with notification, monitoring: they share an id) is paused, since ")
+    (condition,) = judge_paused()
+    assert condition.name == f"paused-{SHARED}"
+    for name in SHARING:
+        assert f"{name} is paused by " in condition.summary
+    assert "they share an id) is resumed" in run(capsys, "monitoring", "resume")
+
+
+def test_what_was_paused_together_stays_paused_under_ids_of_its_own(settings: Settings) -> None:
+    own = settings.KAFKA_GROUPS
+    settings.KAFKA_GROUPS = {**own, **dict.fromkeys(SHARING, SHARED)}
+    pause(PauseTarget("monitoring"), **OLGA)
+    settings.KAFKA_GROUPS = own
+    assert {condition.name for condition in judge_paused()} == {f"paused-{name}" for name in SHARING}
+    resume(PauseTarget("monitoring"), actor="ted", reason="done")
+    assert {row.consumer_group for row in GroupPause.objects.all()} == {"notification", "data-platform"}
 
 
 # The command
@@ -184,6 +238,20 @@ def test_a_process_that_cannot_read_keeps_what_it_knows_and_one_that_never_could
     assert new.is_paused("issue")
     known.read()
     assert not known.is_paused("issue")
+
+
+def test_a_run_that_ends_when_idle_begins_once_the_pauses_are_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it would end at once, as if an operator had paused everything."""
+    command = WorkerCommand()
+    command.heartbeat = Heartbeat("relay")
+    with monkeypatch.context() as patched:
+        patched.setitem(connection.settings_dict, "PORT", "1")
+        watch = in_another_session(lambda: command.watch_pauses(["relay"], first=StopFlag()))
+        wait_until(lambda: "pauses not read" in caplog.text, 10, "it does not try to read them")
+        assert not watch.done()
+    assert not watch.result(10).is_paused("relay")
 
 
 def test_the_heartbeats_thread_reads_the_pauses_every_second_beside_its_beats() -> None:

@@ -83,6 +83,17 @@ def test_each_group_that_is_behind_has_an_alert_that_names_its_worst_partitions(
     assert found["lag-issue"].endswith(" s, 1 message, no running process consumes it")
 
 
+def test_groups_that_share_an_id_have_one_alert(settings: Settings) -> None:
+    sharing = ("notification", "data-platform", "monitoring")
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, **dict.fromkeys(sharing, "order-consumer-group")}
+    for group in (*sharing, "ranking"):
+        partition_behind(group, 0, seconds=30)
+    found = {condition.name: condition.summary for condition in judge_lag()}
+    assert found.keys() == {"lag-order-consumer-group", "lag-ranking"}
+    assert found["lag-order-consumer-group"].startswith("group order-consumer-group is behind: orders[0] by 30.")
+    assert found["lag-order-consumer-group"].count("orders[0]") == 1
+
+
 def test_a_partition_that_retries_says_so(settings: Settings) -> None:
     process_behind(30, state="retrying")
     (condition,) = judge_lag()
