@@ -5,11 +5,14 @@ The fixed properties of librdkafka protect the guarantees: no setting may change
 
 from __future__ import annotations
 
+import json
+
 from couponsite.environment.values import Limits
 from kafka_bridge.routes import (
     LEAST_RETENTION_MS,
     LONGEST_NAME,
     MOST_CONSUMERS,
+    MOST_FORMER_TOPICS,
     MOST_PARTITIONS,
     MOST_REPLICAS,
     MOST_RETENTION_MS,
@@ -46,13 +49,37 @@ ROUTES = Limits(
 )
 _REFUSED_IDS = ("", " ", "a b", "a/b", ".", "\\u0007", "\u00e9", "g" * (LONGEST_NAME + 1))
 GROUPS = Limits(
-    ('{"issue": "a"}', f'{{"issue": "{"g" * LONGEST_NAME}"}}'),
+    (
+        '{"issue": "a"}',
+        f'{{"issue": "{"g" * LONGEST_NAME}"}}',
+        '{"notification": "a", "data-platform": "a", "ranking": "a", "monitoring": "a"}',
+    ),
     (
         *(f'{{"issue": "{group_id}"}}' for group_id in _REFUSED_IDS),
         '{"issue": 1}',
         '{"issue": {}}',
         '{"no-such-group": "a"}',
         '{"issue": "a", "results": "a"}',
+        '{"results": "a", "notification": "a"}',
+        '{"monitoring": "dead-letter-monitor-group"}',
+    ),
+)
+FORMER_TOPICS = Limits(
+    (
+        '{"order.completed.v1": []}',
+        f'{{"order.completed.v1": ["{"t" * LONGEST_NAME}"]}}',
+        f'{{"order.completed.v1": {json.dumps([f"t{number}" for number in range(MOST_FORMER_TOPICS)])}}}',
+    ),
+    (
+        *(f'{{"order.completed.v1": ["{topic}"]}}' for topic in ("", ".", "a b", "a/b", "t" * (LONGEST_NAME + 1))),
+        # Its present topic, and a dead-letter topic of the present routes.
+        '{"order.completed.v1": ["order-completed"]}',
+        '{"order.completed.v1": ["order-completed.DLT"]}',
+        f'{{"order.completed.v1": {json.dumps([f"t{number}" for number in range(MOST_FORMER_TOPICS + 1)])}}}',
+        '{"order.completed.v1": "a"}',
+        '{"order.completed.v1": [1]}',
+        '{"order.completed.v1": null}',
+        '{"no.such.event": []}',
     ),
 )
 CONCURRENCY = Limits(

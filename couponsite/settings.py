@@ -26,6 +26,7 @@ from kafka_bridge.routes import (
     MOST_REPLICAS,
     TOPIC_PREFIX,
     Route,
+    former_topics,
     overlay_concurrency,
     overlay_groups,
     overlay_routes,
@@ -295,6 +296,12 @@ KAFKA_ROUTES: dict[str, Route] = env.json_overlay(
     ),
     limits=kafka_limits.ROUTES,
 )
+# By event type, topics of earlier routes: history is read from them too, consumers do not subscribe to them.
+KAFKA_FORMER_TOPICS: dict[str, tuple[str, ...]] = env.json_overlay(
+    "KAFKA_FORMER_TOPICS", partial(former_topics, KAFKA_ROUTES), limits=kafka_limits.FORMER_TOPICS
+)
+# The groups of a paid order. Those with equal ids are one subscription, see kafka_bridge.subscriptions.
+ORDER_EFFECTS = ("notification", "data-platform", "ranking", "monitoring")
 KAFKA_GROUPS: dict[str, str] = env.json_overlay(
     "KAFKA_GROUPS",
     partial(
@@ -308,6 +315,7 @@ KAFKA_GROUPS: dict[str, str] = env.json_overlay(
             "monitoring": "order-monitoring-group",
             "dead-letters": "dead-letter-monitor-group",
         },
+        may_share=ORDER_EFFECTS,
     ),
     limits=kafka_limits.GROUPS,
 )
@@ -371,6 +379,7 @@ ALERT_RETENTION_DAYS = env.integer("ALERT_RETENTION_DAYS", default=90, minimum=1
 IDEMPOTENCY_KEY_RETENTION_HOURS = env.integer(
     "IDEMPOTENCY_KEY_RETENTION_HOURS", default=48, minimum=24, maximum=_MOST_HOURS
 )
+REHEARSAL_RETENTION_HOURS = env.integer("REHEARSAL_RETENTION_HOURS", default=1, minimum=1, maximum=_MOST_HOURS)
 ORDER_MINUTE_RETENTION_DAYS = env.integer("ORDER_MINUTE_RETENTION_DAYS", default=90, minimum=1, maximum=3660)
 OUTBOX_MAX_AGE_SECONDS = env.integer("OUTBOX_MAX_AGE_SECONDS", default=7200, minimum=1, maximum=30 * 86400)
 OUTBOX_MAX_DEPTH = env.integer("OUTBOX_MAX_DEPTH", default=5_000_000, minimum=1, maximum=1_000_000_000)
@@ -390,7 +399,7 @@ PAYMENT_GATEWAY = env.regex(
 )
 ORDER_EFFECT_POLICIES: dict[str, str] = env.choices(
     "ORDER_EFFECT_POLICIES",
-    default=dict.fromkeys(("notification", "data-platform", "ranking", "monitoring"), "retry_then_dead_letter"),
+    default=dict.fromkeys(ORDER_EFFECTS, "retry_then_dead_letter"),
     allowed=("retry_then_dead_letter", "log_only"),
 )
 ALIMTALK_URL = env.url("ALIMTALK_URL", "")
@@ -404,7 +413,8 @@ ALIMTALK_TEMPLATES: dict[str, str] = env.choices(
     },
 )
 DATA_PLATFORM_URL = env.url("DATA_PLATFORM_URL", "")
-# Timeout of one call to AlimTalk or the data platform.
+ORDER_MONITORING_URL = env.url("ORDER_MONITORING_URL", "")
+# Timeout of one call to AlimTalk, the data platform or the monitoring service.
 HTTP_TIMEOUT_SECONDS = env.decimal("HTTP_TIMEOUT_SECONDS", default=3.0, minimum=0.1, maximum=30.0)
 
 # Alarms

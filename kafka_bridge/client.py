@@ -134,12 +134,14 @@ def make_producer(*, gapless: bool = True) -> Producer:
     )
 
 
-def make_consumer(group_id: str, *, calls_out: bool = False, properties: Mapping[str, Any] = {}) -> Consumer:
+def make_consumer(
+    group_id: str, *, calls_out: Collection[bool] = (False,), properties: Mapping[str, Any] = {}
+) -> Consumer:
     """Create a consumer whose offsets move only by explicit commits, and which reports the end of a partition.
 
     The end is the last stable offset: before an open transaction of another producer, after the markers of finished
-    ones. ``calls_out`` allows the longer time between polls that calls to external services need; ``properties``
-    are set over the defaults and the settings.
+    ones. ``calls_out`` says of each effect that handles a batch whether it calls external services, which allows more
+    time between polls; ``properties`` are set over the defaults and the settings.
     """
     return Consumer(
         {
@@ -147,7 +149,7 @@ def make_consumer(group_id: str, *, calls_out: bool = False, properties: Mapping
             "socket.timeout.ms": _REQUEST_TIMEOUT_MS,
             "session.timeout.ms": 10000,
             "heartbeat.interval.ms": 2000,
-            "max.poll.interval.ms": _max_poll_interval_ms(calls_out),
+            "max.poll.interval.ms": sum(map(_max_poll_interval_ms, calls_out)),
             # The broker answers at once when a message comes. Without one, each answer costs CPU here and there.
             "fetch.wait.max.ms": 250,
             "queued.min.messages": 10000,
@@ -165,7 +167,7 @@ def make_consumer(group_id: str, *, calls_out: bool = False, properties: Mapping
 
 
 def _max_poll_interval_ms(calls_out: bool) -> int:
-    """Return how long a batch may take: more with more tries, or more time for each, in the settings."""
+    """Return how long an effect's batch may take: more with more tries, or more time for each, in the settings."""
     tries, pause = settings.CONSUMER_MAX_ATTEMPTS, settings.CONSUMER_BACKOFF_SECONDS
     if not calls_out:
         return max(_BUSY_MS, int(_ROW_LOCK_MS + tries * pause * 1000))

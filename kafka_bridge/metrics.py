@@ -6,9 +6,10 @@ values are collected from the files of ``PROMETHEUS_MULTIPROC_DIR``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from django.core.management.base import CommandError
 from django.db import connection
@@ -30,7 +31,7 @@ from common.processes.lifecycle import first_line
 
 from .lag import lag_by_partition
 from .open_letters import MOST_COUNTED, open_letters_sql
-from .outbox.published import waiting_sql
+from .outbox.state import outbox_state
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +62,15 @@ ALERT_NOTIFICATIONS = Counter("alert_notifications_total", "Calls of the alert w
 class DatabaseCollector(Collector):
     """The outbox, open dead letters and open alerts, read from the database at each scrape."""
 
-    _OUTBOX = f"""
-        SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float,
-               (SELECT count(*) FROM (SELECT FROM kafka_bridge_heldmessage LIMIT 100000) AS held),
-               (SELECT count(*) FROM ({open_letters_sql(str(MOST_COUNTED))}) AS letters)
-        FROM ({waiting_sql("100000")}) AS waiting
-    """
+    _LETTERS = f"SELECT count(*) FROM ({open_letters_sql(str(MOST_COUNTED))}) AS letters"
     _ALERTS = "SELECT rule, severity FROM kafka_bridge_alert WHERE ended_at IS NULL ORDER BY rule LIMIT 1000"
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
+            outbox = outbox_state()
             with connection.cursor() as cursor:
-                cursor.execute(self._OUTBOX)
-                depth, age, held, letters = cursor.fetchone() or (0, 0.0, 0, 0)
+                cursor.execute(self._LETTERS)
+                (letters,) = cursor.fetchone() or (0,)
                 cursor.execute(self._ALERTS)
                 alerts = cursor.fetchall()
         except Exception as error:
@@ -81,9 +78,11 @@ class DatabaseCollector(Collector):
             logger.warning("outbox not measured: %s", first_line(error))
             connection.close()
             return
-        yield GaugeMetricFamily("outbox_waiting", "Rows to be published, counted up to 100,000", depth)
-        yield GaugeMetricFamily("outbox_age_seconds", "Age of the oldest row to be published", age)
-        yield GaugeMetricFamily("outbox_held", "Rows held for a topic or key, or to be sent again, up to 100,000", held)
+        yield GaugeMetricFamily("outbox_waiting", "Rows to be published, counted up to 10,000", outbox.waiting)
+        oldest_seconds = outbox.oldest_seconds or 0.0
+        yield GaugeMetricFamily("outbox_age_seconds", "Age of the oldest row to be published", oldest_seconds)
+        held = outbox.held_count
+        yield GaugeMetricFamily("outbox_held", "Rows held for a topic or key, or to be sent again, up to 10,000", held)
         yield GaugeMetricFamily("dead_letters_open", "Dead letters neither replayed nor discarded, to 10,000", letters)
         opened = GaugeMetricFamily("alert_open", "1 for each open alert", labels=["rule", "severity"])
         for rule, severity in alerts:
@@ -105,6 +104,13 @@ class LagCollector(Collector):
             connection.close()
             return
         yield family
+
+
+def remove_partition(gauge: Gauge, groups: Iterable[str], topic: str, partition: int) -> None:
+    """Remove the values of a partition that this process has no more, as far as there are any."""
+    for group in groups:
+        with contextlib.suppress(KeyError):
+            gauge.remove(group, topic, str(partition))
 
 
 def exposition() -> bytes:

@@ -24,6 +24,9 @@ MOST_REPLICAS = 9
 LEAST_RETENTION_MS = 3_600_000
 MOST_RETENTION_MS = 100 * 365 * 24 * 3_600_000
 
+# Topics that earlier routes named, per event type.
+MOST_FORMER_TOPICS = 20
+
 # Each consumer is a thread with a database connection and a Kafka client.
 MOST_CONSUMERS = 64
 
@@ -181,10 +184,10 @@ def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
             )
 
 
-def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, str]:
+def overlay_groups(defaults: Mapping[str, str], overlay: object, *, may_share: Collection[str] = ()) -> dict[str, str]:
     """Return consumer group ids by group name with the ``KAFKA_GROUPS`` setting laid over them.
 
-    Raises ValueError with a message for the operator.
+    Only the groups ``may_share`` may have an id in common. Raises ValueError with a message for the operator.
     """
     changes = _group_values(defaults, overlay)
     for name, group_id in changes.items():
@@ -194,8 +197,13 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object) -> dict[str, st
                 f"{name}: the group id must be letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
             )
     groups = {**defaults, **changes}
-    if len(set(groups.values())) < len(groups):
-        raise ValueError("two groups share one id: each effect needs offsets of its own")
+    for name, group_id in groups.items():
+        others = [other for other, other_id in groups.items() if other_id == group_id and other != name]
+        if others and name not in may_share:
+            sharers = f"; only these may: {', '.join(may_share)}" if may_share else ""
+            raise ValueError(
+                f"{name} and {others[0]} share the id {group_id!r}: {name} needs offsets of its own{sharers}"
+            )
     return groups
 
 
@@ -209,6 +217,32 @@ def overlay_concurrency(groups: Collection[str], overlay: object) -> dict[str, i
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST_CONSUMERS:
             raise ValueError(f"{name}: must be a whole number from 1 to {MOST_CONSUMERS}")
     return {**dict.fromkeys(groups, 1), **changes}
+
+
+def former_topics(routes: Mapping[str, Route], overlay: object) -> dict[str, tuple[str, ...]]:
+    """Return the topics of earlier routes by event type, from the ``KAFKA_FORMER_TOPICS`` setting.
+
+    ``overlay`` has the shape ``{"<ce_type>": ["<topic>", ...]}``, names without the prefix; most types have none.
+    Raises ValueError with a message for the operator.
+    """
+    if not isinstance(overlay, dict):
+        raise ValueError("must be a JSON object of event types")
+    letters = {route.dead_letter_topic for route in routes.values()}
+    for event_type, topics in overlay.items():
+        if event_type not in routes:
+            raise ValueError(f"unknown event type {event_type!r}; known: {', '.join(sorted(routes))}")
+        if not isinstance(topics, list) or len(topics) > MOST_FORMER_TOPICS:
+            raise ValueError(f"{event_type}: must be a list of up to {MOST_FORMER_TOPICS} topics")
+        for topic in topics:
+            if not isinstance(topic, str) or not _TOPIC_NAME.fullmatch(topic):
+                raise ValueError(
+                    f"{event_type}: a topic must be letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
+                )
+            if topic == routes[event_type].topic:
+                raise ValueError(f"{event_type}: {topic!r} is its topic in KAFKA_ROUTES, remove it")
+            if topic in letters:
+                raise ValueError(f"{event_type}: {topic!r} is a dead-letter topic in KAFKA_ROUTES, remove it")
+    return {event_type: tuple(dict.fromkeys(topics)) for event_type, topics in overlay.items()}
 
 
 def _group_values(known: Collection[str], overlay: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from common.processes.lifecycle import StopFlag
 from common.processes.outages import ServiceUnavailable
 
 from ..outbox.pruning import OutboxPruner
-from ..registry import ConsumerGroup, groups
+from ..registry import ConsumerGroup, former_topic_names, groups, prefixed, topics_with_history, unprefixed
 from ..routes import Route
 from .housekeeping import HousekeepingTask, register_task
 from .row_pruning import BATCH_SIZE, PAUSE_SECONDS, prune_aged
@@ -22,6 +22,11 @@ _BROKER_LATE = timedelta(days=1)
 _NOTIFIED = "NOT EXISTS (SELECT FROM kafka_bridge_alertnotification AS left_over WHERE left_over.alert_id = aged.id)"
 
 _WITHOUT_ITEMS = "NOT EXISTS (SELECT FROM kafka_bridge_redriveitem AS item WHERE item.redrive_id = aged.id)"
+_CANCEL_FORGOTTEN = """
+    UPDATE kafka_bridge_redrive SET state = 'cancelled', ended_at = statement_timestamp(), wants_preview = false
+    WHERE started_at IS NULL AND ended_at IS NULL AND NOT starts_after_preview
+      AND created_at < statement_timestamp() - %s * interval '1 second'
+"""
 _DELETE_ITEMS = """
     DELETE FROM kafka_bridge_redriveitem WHERE ctid = ANY(ARRAY(
         SELECT item.ctid FROM kafka_bridge_redrive AS aged
@@ -57,7 +62,8 @@ def inbox_retention(group: ConsumerGroup) -> timedelta | None:
     routes: list[Route] = [settings.KAFKA_ROUTES[event_type] for event_type in group.event_types]
     if any(route.retention_ms < 0 for route in routes):
         return None
-    on_topics = _retention_of_topics(group.topics)
+    # A group reads an earlier topic again if a route names it again: Kafka forgets offsets of topics without readers.
+    on_topics = _retention_of_topics([prefixed(topic) for topic in sorted(topics_with_history(group.event_types))])
     if on_topics is None:
         return None
     return max(
@@ -70,11 +76,13 @@ def inbox_retention(group: ConsumerGroup) -> timedelta | None:
 
 def _retention_of_topics(topics: list[str]) -> timedelta | None:
     # Imported here: the Kafka client costs every process memory, and only the housekeeper needs it for this.
-    from ..client import topic_configs
+    from ..client import KafkaError, topic_configs
 
     longest = 0
     for name, config in topic_configs(topics).items():
         if not isinstance(config, dict):
+            if config.code() == KafkaError.UNKNOWN_TOPIC_OR_PART and unprefixed(name) in former_topic_names():
+                continue
             raise ServiceUnavailable(f"Kafka does not say how long it keeps {name}: {config.str()}")
         if int(config["retention.ms"]) < 0 or "delete" not in config["cleanup.policy"]:
             return None
@@ -132,8 +140,13 @@ def _prune_dead_letters(stop: StopFlag) -> int:
 
 
 def _prune_redrives(stop: StopFlag) -> int:
-    # The items first, in batches: a redrive has up to a hundred thousand.
     kept = timedelta(days=settings.DEAD_LETTER_RETENTION_DAYS)
+    with transaction.atomic():
+        limit_lock_waits()
+        with connection.cursor() as cursor:
+            # Not deleted at once: an operator may be starting it.
+            cursor.execute(_CANCEL_FORGOTTEN, [kept.total_seconds()])
+    # The items first, in batches: a redrive has up to a hundred thousand.
     deleted = 0
     while not stop:
         with transaction.atomic():

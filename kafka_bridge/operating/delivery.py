@@ -17,6 +17,7 @@ from ..lag import HeldPartition
 from ..models import Alert, DeadLetter, GroupPause, HeldMessage, ProcessedEvent
 from ..outbox.message_trace import MOST_COUNTED, OutboxTrace
 from ..registry import ConsumerGroup, prefixed
+from ..subscriptions import sharing, subscription_name
 from .group_pauses import RELAY_NAME, pauses
 from .processes import ProcessState, RunningProcess, running_processes
 
@@ -40,6 +41,7 @@ class DeliveryCause(StrEnum):
     TOPIC_REFUSES = "topic-refuses"
     HELD_FOR_KEY = "held-for-key"
     SENT_AGAIN = "sent-again"
+    TOPIC_FORMER = "topic-former"
     GROUP_DOWN = "group-down"
     CONSUMER_HANGS = "consumer-hangs"
     PARTITION_FREE = "partition-free"
@@ -72,7 +74,7 @@ class Surroundings:
 
     def pause(self, name: str, topic: str | None = None, partition: int | None = None) -> GroupPause | None:
         """Return the pause of a group or worker, or of a partition of it (``topic`` with the prefix), None if none."""
-        wanted = ((name, None, None), (name, topic, partition))
+        wanted = [(shared, *part) for shared in sharing(name) for part in ((None, None), (topic, partition))]
         found = (row for row in self.pauses if (row.consumer_group, row.topic, row.partition) in wanted)
         return next(found, None)
 
@@ -196,6 +198,12 @@ def reading_problem(
 
     if (pause := surroundings.pause(group.name, topic, partition)) is not None:
         return paused_problem(pause, message)
+    if topic not in group.topics:
+        return problem(
+            DeliveryCause.TOPIC_FORMER,
+            f"It was published to {topic}, which KAFKA_ROUTES no longer names for {message.event_type}: no consumer of"
+            f" the group {group.name} reads it.",
+        )
     running = [process for process in surroundings.processes if group.name in process.groups]
     if not any(map(is_alive, running)):
         last = min(running, key=lambda process: process.silent_seconds, default=None)
@@ -216,7 +224,7 @@ def reading_problem(
         )
     # For two seconds after a resume a consumer still says that it is paused.
     if held.state not in ("ok", "paused"):
-        why = surroundings.alert(f"waiting-{group.name}") or "its log says why"
+        why = surroundings.alert(f"waiting-{subscription_name(group.name)}") or "its log says why"
         return problem(
             DeliveryCause.RETRYING, f"{process} has tried {where} again for {held.state_seconds:.0f} s: {why}."
         )

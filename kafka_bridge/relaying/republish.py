@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from django.db import connection
 
 from common.processes.lifecycle import StopFlag
 
 from ..errors import TopicsUnavailable
+from ..outbox.addresses import present_address
 from ..outbox.published import is_published_sql
 from .publisher import COLUMNS, OutboxRecord, Publisher, TopicBatch
 from .topic_problems import silence
@@ -92,6 +94,8 @@ class PublishInterrupted(Exception):
 class Republisher:
     """Sends the rows of a selection with its own producer; changes nothing in the outbox or the relays.
 
+    An event whose type has another topic now is sent to that one, by its present key.
+
     ``published`` counts acknowledged messages, ``refused`` those that the broker refuses for good (the relay has
     dead-lettered them before). Every row up to ``last_id`` is counted in one of the two.
     """
@@ -115,7 +119,8 @@ class Republisher:
             for rows in self._selection.batches(self._batch_size):
                 if stop:
                     break
-                self._send(publisher, rows, stop)
+                for topic, of_topic in _by_present_topic(rows).items():
+                    self._send(publisher, topic, of_topic, stop)
                 self.last_id = rows[-1].id
                 if time.monotonic() - reported_at >= _PROGRESS_SECONDS:
                     reported_at = time.monotonic()
@@ -123,9 +128,9 @@ class Republisher:
         finally:
             publisher.discard()
 
-    def _send(self, publisher: Publisher, rows: Sequence[OutboxRecord], stop: StopFlag) -> None:
+    def _send(self, publisher: Publisher, topic: str, rows: Sequence[OutboxRecord], stop: StopFlag) -> None:
         while rows:
-            batch = self._send_batch(publisher, rows, stop)
+            batch = self._send_batch(publisher, topic, rows, stop)
             self.published += len(batch.acked)
             self.refused += len(batch.refused)
             for row, error in batch.refused:
@@ -134,8 +139,8 @@ class Republisher:
                 raise TopicsUnavailable(str(batch.problem))
             rows = batch.remaining()
 
-    def _send_batch(self, publisher: Publisher, rows: Sequence[OutboxRecord], stop: StopFlag) -> TopicBatch:
-        batch = publisher.begin(self._selection.topic, rows)
+    def _send_batch(self, publisher: Publisher, topic: str, rows: Sequence[OutboxRecord], stop: StopFlag) -> TopicBatch:
+        batch = publisher.begin(topic, rows)
         silent_since = time.monotonic()
         while not batch.has_ended:
             publisher.wait([batch], _SLICE)
@@ -147,3 +152,15 @@ class Republisher:
                     "%s", publisher.find_problem(batch.topic) or silence(batch.topic, len(batch.remaining()))
                 )
         return batch
+
+
+def _by_present_topic(rows: Sequence[OutboxRecord]) -> dict[str, list[OutboxRecord]]:
+    """Return the rows by the topic that they go to now, in their order; copies of dead letters keep theirs."""
+    by_topic: dict[str, list[OutboxRecord]] = {}
+    for row in rows:
+        if row.headers is None:
+            key = None if row.key is None else bytes(row.key)
+            topic, key = present_address(row.event_type, row.topic, key, bytes(row.payload or b""))
+            row = msgspec.structs.replace(row, topic=topic, key=key)
+        by_topic.setdefault(row.topic, []).append(row)
+    return by_topic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -214,6 +215,8 @@ def test_paused_by_an_operator(viewer: Client, request_id: UUID) -> None:
     assert "wrong terms." in shown
     assert f"control_group issue resume --partition {prefixed(TOPIC)}:{partition} --reason" in shown
     resume(PauseTarget("issue", prefixed(TOPIC), partition), actor="olga", reason="")
+    # However long the pages took.
+    age(0)
     assert cause(viewer, request_id) is None
 
 
@@ -224,6 +227,14 @@ def test_lost_by_its_topic(viewer: Client, request_id: UUID) -> None:
     assert cause(viewer, request_id) is None
     age(100)
     assert cause(viewer, request_id) == "lost"
+    assert "python manage.py reconcile --repair" in page(viewer, request_id)
+
+
+def test_a_request_on_a_topic_of_earlier_routes(viewer: Client, request_id: UUID, settings: Any) -> None:
+    publish_all()
+    route = settings.KAFKA_ROUTES["coupon.issue.requested.v1"]
+    settings.KAFKA_ROUTES = settings.KAFKA_ROUTES | {"coupon.issue.requested.v1": replace(route, topic="new-topic")}
+    assert cause(viewer, request_id) == "topic-former"
     assert "python manage.py reconcile --repair" in page(viewer, request_id)
 
 

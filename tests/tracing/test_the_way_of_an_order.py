@@ -5,14 +5,22 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
+from django.conf import settings
 from django.db.models import F
 from django.test import Client
+from pytest_django import Settings
 
 from common.bigint import MAX_BIGINT
 from coupons.models import UserCoupon
-from kafka_bridge.models import DeadLetter, HeldMessage, OutboxMessage, ProcessedEvent
+from kafka_bridge.consuming.retrying_partitions import WAITING
+from kafka_bridge.lag import HeldPartition
+from kafka_bridge.models import DeadLetter, GroupPause, HeldMessage, OutboxMessage, ProcessedEvent
+from kafka_bridge.operating.alerts import open_alert
 from kafka_bridge.operating.operator_holds import hold_messages
+from kafka_bridge.partitioner import partition_of
+from kafka_bridge.registry import prefixed
 from orders.models import Order, Product
 from orders.services.cancelling import order_cancel
 from orders.services.paying import order_pay
@@ -24,6 +32,13 @@ from .conftest import facts, have_a_process, publish_all, states
 pytestmark = pytest.mark.django_db(transaction=True)
 
 EFFECTS = ["data-platform", "monitoring", "notification", "ranking"]
+
+
+@pytest.fixture
+def shared(settings: Settings) -> None:
+    """All effects but the ranking have one id."""
+    sharing = [name for name in EFFECTS if name != "ranking"]
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, **dict.fromkeys(sharing, "order-consumer-group")}
 
 
 @pytest.fixture
@@ -138,3 +153,31 @@ def test_the_search_for_a_number_leads_to_the_order_too(viewer: Client, order: O
     page = viewer.get("/ops/requests", {"q": str(order.id)})
     assert f'href="/ops/orders/{order.id}"' in page.content.decode()
     assert f'href="/ops/orders/{order.id}"' not in viewer.get("/ops/requests", {"user": str(order.id)}).content.decode()
+
+
+@pytest.mark.usefixtures("shared")
+def test_an_effect_that_waits_for_another_of_its_id_says_for_which(viewer: Client, order: Order) -> None:
+    order_pay(order_id=order.id, user_id=7)
+    event_id = Order.objects.get().completed_event_id
+    assert event_id is not None
+    publish_all()
+    for group in ("notification", "ranking"):
+        ProcessedEvent.objects.create(consumer_group=group, event_id=event_id)
+    partition = partition_of(str(order.id).encode(), settings.KAFKA_ROUTES["order.completed.v1"].partitions)
+    names = ["data-platform", "monitoring", "notification"]
+    held = [
+        HeldPartition(group=name, topic=prefixed("order-completed"), partition=partition, state="retrying")
+        for name in names
+    ]
+    have_a_process(groups=names, partitions=msgspec.to_builtins(held))
+    open_alert(WAITING, "data-platform: nothing gets through", subject="order-consumer-group")
+    assert cause(viewer, order) == "retrying"
+    assert "again for 0 s: data-platform: nothing gets through" in page_of(viewer, order)
+
+    GroupPause.objects.create(consumer_group="notification", reason="wrong terms", actor="olga")
+    assert cause(viewer, order) == "paused"
+    assert "control_group notification resume" in page_of(viewer, order)
+
+
+def page_of(client: Client, order: Order) -> str:
+    return str(way(client, order.id).content.decode())

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import CommandError
 from redis.exceptions import RedisError
 
@@ -16,6 +15,7 @@ from coupons.status_rebuild import RESULT_TYPES, statuses_rebuild, statuses_rebu
 from kafka_bridge.client import check_kafka
 from kafka_bridge.consuming.topic_reader import read_history
 from kafka_bridge.operating.worker_command import WorkerCommand, record_command
+from kafka_bridge.registry import topics_with_history
 from orders.ranking.rebuild import Rebuilt, ranking_rebuild, ranking_rebuild_from
 from orders.ranking.sales import EVENT_TYPES as ORDER_TYPES
 
@@ -62,10 +62,10 @@ class Command(WorkerCommand):
             self._write_coupons(coupon_audit.decided())
 
     def _from_topics(self, stop: StopFlag) -> None:
-        rebuilt = ranking_rebuild_from(read_history(topics_of(ORDER_TYPES), stop), stop=stop)
+        rebuilt = ranking_rebuild_from(read_history(topics_with_history(ORDER_TYPES), stop), stop=stop)
         self.stdout.write(f"ranking: {_summary(rebuilt)}, {rebuilt.unreadable} messages unreadable")
         before = coupon_audit.published()
-        history = statuses_rebuild_from(read_history(topics_of(RESULT_TYPES), stop), stop=stop)
+        history = statuses_rebuild_from(read_history(topics_with_history(RESULT_TYPES), stop), stop=stop)
         if stop:
             return
         self.stdout.write(
@@ -91,8 +91,3 @@ class Command(WorkerCommand):
 
 def _summary(rebuilt: Rebuilt) -> str:
     return f"{rebuilt.events} events of orders paid from {rebuilt.first_day} to {rebuilt.last_day}"
-
-
-def topics_of(event_types: Sequence[str]) -> set[str]:
-    """Return the topics of these event types in KAFKA_ROUTES, without the prefix."""
-    return {settings.KAFKA_ROUTES[event_type].topic for event_type in event_types}

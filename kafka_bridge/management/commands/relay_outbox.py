@@ -34,7 +34,7 @@ class Command(WorkerCommand):
                 "DATABASE_URL leads through a connection pooler: give the relay PostgreSQL's own address"
             )
         check_id_assignment()
-        pauses = self.watch_pauses([RELAY_NAME])
+        pauses = self.watch_pauses([RELAY_NAME], first=stop if options["until_idle"] else None)
         relay = Relay(
             batch_size=options["batch_size"],
             tick=self.heartbeat.loop(),

@@ -16,7 +16,7 @@ from common.processes.outages import is_transient
 
 from ...client import check_kafka, existing_topics
 from ...operating.worker_command import WorkerCommand, record_command
-from ...registry import prefixed, unprefixed
+from ...registry import former_event_types_of, former_topic_names, prefixed, unprefixed
 from ...relaying.republish import PublishInterrupted, Republisher, Selection
 from ...routes import topics_of
 
@@ -27,14 +27,15 @@ class Command(WorkerCommand):
     help = (
         "Publishes again the outbox rows that were published to a topic, after the topic lost messages or was"
         " deleted and recreated. Ids stay the same, so consumers repeat no effect; messages keep their order."
-        " The outbox is not changed, and relays may run meanwhile."
+        " The outbox is not changed, and relays may run meanwhile. Events of a topic of KAFKA_FORMER_TOPICS go to the"
+        " topics that their types have now."
     )
 
     needs = (check_database, check_kafka)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("topic", metavar="TOPIC", help="an event topic, or a dead-letter topic")
+        parser.add_argument("topic", metavar="TOPIC", help="an event topic, present or former, or a dead-letter topic")
         parser.add_argument("--reason", required=True, metavar="R", help="kept in the audit trail")
         parser.add_argument(
             "--since", type=moment, metavar="T", help="only rows created then or later; ISO 8601 with zone"
@@ -44,14 +45,16 @@ class Command(WorkerCommand):
 
     def work(self, stop: StopFlag, **options: Any) -> None:
         topic = _routed(options["topic"])
+        targets = _targets(topic)
+        target = ", ".join(prefixed(name) for name in targets)
         try:
             # Rows created from now on are published by the relays.
             selection = Selection(topic, before=database_time(), since=options["since"], after=options["after"])
             if options["dry_run"]:
-                self.stdout.write(f"{selection.count()} messages would be published again to {prefixed(topic)}")
+                self.stdout.write(f"{selection.count()} messages would be published again to {target}")
                 return
-            if prefixed(topic) not in existing_topics():
-                raise CommandError(f"there is no topic {prefixed(topic)}: run create_topics first")
+            if missing := sorted({prefixed(name) for name in targets} - existing_topics()):
+                raise CommandError(f"there is no topic {missing[0]}: run create_topics first")
             since = None if options["since"] is None else isoformat_z(options["since"])
             after = {"since": since, "afterRow": options["after"]}
             record_command(action="topic.republish", subject=f"topic {topic}", reason=options["reason"], after=after)
@@ -79,7 +82,7 @@ class Command(WorkerCommand):
         if stop:
             outcome = _resume_hint(republisher, options)
         refused = f", {republisher.refused} refused by the broker (the log names them)" if republisher.refused else ""
-        self.stdout.write(f"{republisher.published} messages published again to {prefixed(topic)}{refused}; {outcome}")
+        self.stdout.write(f"{republisher.published} messages published again to {target}{refused}; {outcome}")
 
 
 def moment(text: str) -> datetime:
@@ -92,11 +95,18 @@ def moment(text: str) -> datetime:
 
 def _routed(name: str) -> str:
     """Return the topic as the routes name it; ``name`` may have the prefix."""
-    known = topics_of(settings.KAFKA_ROUTES)
+    known = topics_of(settings.KAFKA_ROUTES) | former_topic_names()
     for topic in (name, unprefixed(name)):
         if topic in known:
             return topic
     raise CommandError(f"KAFKA_ROUTES names no topic {name}; known: {', '.join(sorted(known))}")
+
+
+def _targets(topic: str) -> list[str]:
+    """Return the topics that events of ``topic`` go to: itself, or those that the types of a former topic have now."""
+    if topic in topics_of(settings.KAFKA_ROUTES):
+        return [topic]
+    return sorted({settings.KAFKA_ROUTES[event_type].topic for event_type in former_event_types_of(topic)})
 
 
 def _record_end(republisher: Republisher, topic: str, reason: str) -> None:
