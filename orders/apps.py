@@ -6,6 +6,8 @@ class OrdersConfig(AppConfig):
 
     def ready(self) -> None:
         from . import consumer_groups, housekeeping
+        from .services import confirming
 
+        confirming.subscribe()
         consumer_groups.register()
         housekeeping.register()

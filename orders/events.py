@@ -1,4 +1,4 @@
-"""Domain events of orders. ``messages`` maps them to messages for other systems."""
+"""Domain events of orders. ``messages`` maps those for other systems to messages, ``signals`` carries the others."""
 
 from __future__ import annotations
 
@@ -23,8 +23,18 @@ class Item(msgspec.Struct, frozen=True, rename="camel"):
     unit_price: Won
 
 
+class PaymentCompleted(msgspec.Struct, frozen=True):
+    """The provider took the money, or the order costs nothing. It stays in the process and in its transaction."""
+
+    order_id: Id
+    user_id: Id
+    amount: Won
+    paid_at: AwareTime
+    traceparent: str
+
+
 class OrderCompleted(msgspec.Struct, frozen=True, rename="camel"):
-    """An order was paid."""
+    """An order was paid and is confirmed."""
 
     order_id: Id
     user_id: Id

@@ -9,7 +9,7 @@ import msgspec
 
 from kafka_bridge.errors import PoisonMessage
 from kafka_bridge.outbox.writing import Message
-from kafka_bridge.registry import ReceivedMessage, decode_body, event_types_of, traceparent_of
+from kafka_bridge.registry import ReceivedMessage, decode_body, event_types_of, former_event_types_of, traceparent_of
 
 from .events import OrderCancelled, OrderCompleted, OrderEvent
 from .policy import MAX_WON
@@ -43,7 +43,8 @@ def read_order_task(message: ReceivedMessage) -> OrderTask:
     Raises PoisonMessage.
     """
     header = message.header("ce_type")
-    known = {header.decode()} if header else event_types_of(message.topic) & _DECODERS.keys()
+    on_topic = event_types_of(message.topic) or former_event_types_of(message.topic)
+    known = {header.decode()} if header else on_topic & _DECODERS.keys()
     if len(known) != 1:
         raise PoisonMessage(f"the topic carries {', '.join(sorted(known))}, and the message has no ce_type")
     event_type = known.pop()

@@ -19,14 +19,14 @@ from common.api.errors import Unavailable
 from common.postgres.clock import database_time
 from common.processes import slots
 from common.processes.lifecycle import first_line
-from coupons.redemption import coupon_use
 
 from ..clients.payment import LONGEST_CALL_SECONDS, PaymentDeclined, payment_gateway
 from ..errors import InProgress, InvalidState
+from ..events import PaymentCompleted
 from ..models import Order
 from ..schemas import PaidOrder
+from ..signals import payment_completed
 from .idempotency import claim_key, discard_keys, store_response
-from .publishing import order_publish_completed
 from .refunding import refund_request, refund_settle
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
         order = Order.objects.lock(attempt.order_id)
         if order.status not in (Order.Status.CANCELLED, Order.Status.EXPIRED):
             if order.status != Order.Status.PAID:
-                _mark_paid(order, traceparent)
+                _raise_completed(order, traceparent)
             return _store_response(order)
         # This attempt outlived its lease; another attempt was declined, and the order ended unpaid meanwhile.
         refund = refund_request(order)
@@ -130,15 +130,18 @@ def _complete(attempt: Attempt, traceparent: str) -> PaidOrder:
     raise InvalidState(f"The payment arrived when the order was {order.status}: it is refunded.")
 
 
-def _mark_paid(order: Order, traceparent: str) -> None:
-    """Update the order, its coupon and the outbox in the caller's transaction."""
-    order.status = Order.Status.PAID
-    order.paid_at = database_time()
-    order.paying_until = None
-    if order.user_coupon_id is not None:
-        coupon_use(user_coupon_id=order.user_coupon_id, order_id=order.id)
-    order.completed_event_id = order_publish_completed(order, traceparent=traceparent)
-    order.save(update_fields=["status", "paid_at", "paying_until", "completed_event_id"])
+def _raise_completed(order: Order, traceparent: str) -> None:
+    """Raise PaymentCompleted in the caller's transaction; its subscriber confirms the order."""
+    event = PaymentCompleted(
+        order_id=order.id,
+        user_id=order.user_id,
+        amount=order.pay_amount,
+        paid_at=database_time(),
+        traceparent=traceparent,
+    )
+    payment_completed.send(sender=Order, event=event, order=order)
+    if order.status != Order.Status.PAID:
+        raise RuntimeError(f"the payment of order {order.id} is completed, and no subscriber has confirmed the order")
 
 
 def _reopen(attempt: Attempt) -> None:
