@@ -120,7 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sized = argparse.ArgumentParser(add_help=False)
     sized.add_argument(
-        "--brokers", type=int, help="number of Kafka brokers (default: as the stack has, 1 for a new one)"
+        "--brokers",
+        type=int,
+        help="number of Kafka brokers (default: as the stack has; for new ones $DEVSTACK_BROKERS, or 1, on the ports in"
+        " $DEVSTACK_KAFKA_PORTS that are free)",
     )
 
     up = commands.add_parser(

@@ -13,20 +13,20 @@ from typing import Literal
 
 from devstack import procinfo
 from devstack.addresses import DATABASE_URL, KAFKA_BOOTSTRAP_SERVERS, REDIS_URL, Addresses
+from devstack.broker_wishes import MAX_BROKERS, wanted_brokers, wanted_ports
 from devstack.errors import DevstackError
-from devstack.kafka.broker import BrokerPorts, KafkaBroker
-from devstack.ports import LOOPBACK, free_port, wait_free
+from devstack.kafka.broker import BrokerPorts, KafkaBroker, wait_for_cluster
+from devstack.ports import LOOPBACK, free_port, is_free, wait_free
 from devstack.postgres import PostgresServer, postgres_url
-from devstack.processes import last_lines, wait_until
+from devstack.processes import last_lines
 from devstack.procinfo import Identity
 from devstack.redis import RedisServer, redis_url
-from devstack.server import START_SECONDS, Server
+from devstack.server import Server
 from devstack.state import PartRecord, StackState, StateFile, check_name
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 POSTGRES = "postgres"
 REDIS = "redis"
-MAX_BROKERS = 9
 
 Condition = Literal["running", "frozen", "stopped", "external"]
 
@@ -60,10 +60,11 @@ class Stack:
     ) -> None:
         """Describe a stack; start nothing.
 
-        ``brokers`` None means as many as the stack has, one when it is new. The stack's files lie in
-        ``root/.devstack/name``. ``environ`` is where named services are looked up, by default this
-        program's environment; ``{}`` makes the stack start every server. ``report`` gets lines of
-        progress, by default on standard error. Raises DevstackError for a name or a number that cannot be.
+        ``brokers`` None means as many as the stack has; when its brokers are new, as many as ``DEVSTACK_BROKERS`` says,
+        or one. The stack's files lie in ``root/.devstack/name``. ``environ`` is where named services and wishes for
+        new brokers are looked up, by default this program's environment; ``{}`` makes the stack start every server.
+        ``report`` gets lines of progress, by default on standard error. Raises DevstackError for a name or a number
+        that cannot be.
         """
         if brokers is not None and not 1 <= brokers <= MAX_BROKERS:
             raise DevstackError(f"a stack has 1 to {MAX_BROKERS} brokers, not {brokers}")
@@ -163,7 +164,7 @@ class Stack:
                 for future in futures:
                     future.result()
                 brokers = [self._server(state, name) for name in names if name.startswith("kafka-")]
-                _wait_for_cluster([broker for broker in brokers if isinstance(broker, KafkaBroker)])
+                wait_for_cluster([broker for broker in brokers if isinstance(broker, KafkaBroker)])
             except BaseException:
                 cancelled.set()
                 raise
@@ -216,10 +217,14 @@ class Stack:
         return {name: process for name, process in found.items() if process}
 
     def _set_brokers(self, state: StackState) -> None:
-        wanted = self._brokers or state.brokers
+        are_new = not (self.folder / "data" / "kafka-1").exists()
+        wish = wanted_brokers(self._environ)
+        wanted = self._brokers or (wish if are_new and wish else state.brokers)
+        if are_new and KAFKA_BOOTSTRAP_SERVERS not in self._external(state):
+            self._wish_ports(state, wanted)
         if wanted == state.brokers:
             return
-        if (self.folder / "data" / "kafka-1").exists():
+        if not are_new:
             raise DevstackError(
                 f"stack {self.name!r} has {state.brokers} broker(s) and keeps them: "
                 f"`down --wipe --name {self.name}` first to have {wanted}"
@@ -228,6 +233,17 @@ class Stack:
         for name in [name for name in state.parts if name.startswith("kafka-")]:
             if name not in _broker_names(state):
                 del state.parts[name]
+
+    def _wish_ports(self, state: StackState, brokers: int) -> None:
+        """Record the ports that the environment names for new brokers, without those that are taken."""
+        ports = wanted_ports(self._environ, brokers)
+        taken = {part.port for name, part in state.parts.items() if not name.startswith("kafka-")}
+        for number, port in enumerate(ports, start=1):
+            if port not in taken and is_free(port):
+                state.parts[f"kafka-{number}"] = PartRecord(port)
+            else:
+                self._report(f"kafka-{number}: port {port} is taken, a free one is used instead")
+                state.parts[f"kafka-{number}"] = PartRecord()
 
     def _assign_ports(self, state: StackState, names: list[str]) -> None:
         """Assign each part that is down its recorded ports, or new ones if those are taken."""
@@ -372,19 +388,6 @@ def _variable_of(name: str, external: Mapping[str, str]) -> str | None:
     """Return the environment variable that names this part's service, or None if the stack runs it."""
     variable = {POSTGRES: DATABASE_URL, REDIS: REDIS_URL}.get(name, KAFKA_BOOTSTRAP_SERVERS)
     return variable if variable in external else None
-
-
-def _wait_for_cluster(brokers: list[KafkaBroker]) -> None:
-    """Wait until each broker answers that it knows all of them."""
-    numbers = {broker.number for broker in brokers}
-    try:
-        wait_until(
-            lambda: all(broker.known_brokers() == numbers for broker in brokers),
-            START_SECONDS,
-            f"the {len(brokers)} Kafka brokers do not find each other: see `logs`, or start over with `down`",
-        )
-    except TimeoutError as error:
-        raise DevstackError(str(error)) from None
 
 
 def _report_to_stderr(line: str) -> None:

@@ -9,10 +9,12 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from devstack.atomic_folder import atomic_folder
+from devstack.errors import DevstackError
 from devstack.kafka.jars import fetched_jars
 from devstack.kafka.java import find_java
 from devstack.ports import LOOPBACK
-from devstack.server import Server, run_tool
+from devstack.processes import wait_until
+from devstack.server import START_SECONDS, Server, run_tool
 
 _LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
 # A small heap and a fast start without JIT optimisation: brokers here run for minutes.
@@ -139,3 +141,16 @@ class KafkaBroker(Server):
             "group.initial.rebalance.delay.ms": 0,
         }
         path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+
+def wait_for_cluster(brokers: Sequence[KafkaBroker]) -> None:
+    """Wait until each broker answers that it knows all of them. Raises DevstackError if they do not find each other."""
+    numbers = {broker.number for broker in brokers}
+    try:
+        wait_until(
+            lambda: all(broker.known_brokers() == numbers for broker in brokers),
+            START_SECONDS,
+            f"the {len(brokers)} Kafka brokers do not find each other: see `logs`, or start over with `down`",
+        )
+    except TimeoutError as error:
+        raise DevstackError(str(error)) from None

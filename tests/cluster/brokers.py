@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
@@ -135,6 +137,15 @@ class Cluster:
             leaders={place: partition.leader for place, partition in partitions.items()},
             in_sync=all(set(partition.isrs) == set(partition.replicas) for partition in partitions.values()),
         )
+
+
+@contextmanager
+def three_brokers(root: Path) -> Iterator[Cluster]:
+    """Start three brokers with their files in ``root``, and stop them at the end."""
+    elsewhere = {"DATABASE_URL": "elsewhere", "REDIS_URL": "elsewhere"}
+    stack = Stack("cluster", brokers=len(NUMBERS), root=root, environ=elsewhere, report=print)
+    with stack.used() as addresses:
+        yield Cluster(stack, addresses)
 
 
 def _is_whole(view: View | None) -> bool:

@@ -12,9 +12,8 @@ from pytest_django import Settings
 from coupons.consumer_groups import ISSUE
 from coupons.models import Coupon
 from demo.processes import WebProcess, wait_until_ready
-from devstack import Stack
 from devstack.ports import free_port
-from tests.cluster.brokers import Cluster
+from tests.cluster.brokers import Cluster, three_brokers
 from tests.cluster.load import Load
 from tests.cluster.sale import Sale
 from tests.processes.conftest import when_shards_are_held
@@ -38,10 +37,8 @@ ISSUERS = 2
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three brokers, up."""
-    elsewhere = {"DATABASE_URL": "elsewhere", "REDIS_URL": "elsewhere"}
-    stack = Stack("cluster", brokers=3, root=tmp_path_factory.mktemp("stack"), environ=elsewhere, report=print)
-    with stack.used() as addresses:
-        yield Cluster(stack, addresses)
+    with three_brokers(tmp_path_factory.mktemp("stack")) as cluster:
+        yield cluster
 
 
 @pytest.fixture

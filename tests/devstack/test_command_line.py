@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -34,10 +34,12 @@ def stack() -> Iterator[Stack]:
     (stack.folder.parent / f"{NAME}.lock").unlink()
 
 
-def devstack(*arguments: str) -> subprocess.CompletedProcess[str]:
+def devstack(*arguments: str, without: Collection[str] = (), **wishes: str) -> subprocess.CompletedProcess[str]:
+    """Run a command; ``without`` names variables that it does not get, ``wishes`` are some that it gets besides."""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in without}
     return subprocess.run(
         [sys.executable, "-m", "devstack", *arguments],
-        env=ENVIRONMENT,
+        env={**environment, **wishes},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -140,6 +142,28 @@ def test_mistakes_get_one_line(stack: Stack, arguments: tuple[str, ...], message
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"DEVSTACK_BROKERS": "three"}, "DEVSTACK_BROKERS is 'three': set it to the number of brokers, 1 to 9"),
+        ({"DEVSTACK_BROKERS": "10"}, "DEVSTACK_BROKERS is '10'"),
+        ({"DEVSTACK_KAFKA_PORTS": "9092;"}, "DEVSTACK_KAFKA_PORTS is '9092;': list different ports"),
+        ({"DEVSTACK_KAFKA_PORTS": "80"}, "from 1024 to 65535"),
+        ({"DEVSTACK_BROKERS": "2", "DEVSTACK_KAFKA_PORTS": "9092,9092"}, "list different ports"),
+        ({"DEVSTACK_BROKERS": "2", "DEVSTACK_KAFKA_PORTS": "9092"}, "has 1 port(s) and the stack 2 broker(s)"),
+    ],
+)
+def test_bad_wishes_for_brokers_get_one_line(stack: Stack, wishes: dict[str, str], message: str) -> None:
+    result = devstack("up", without=["KAFKA_BOOTSTRAP_SERVERS"], **wishes)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+
+
+def test_wishes_for_brokers_do_not_concern_a_kafka_that_is_given(stack: Stack) -> None:
+    assert devstack("up", DEVSTACK_BROKERS="3", DEVSTACK_KAFKA_PORTS="9092").returncode == 0
 
 
 def test_status_names_the_given_services() -> None:

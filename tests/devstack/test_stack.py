@@ -1,6 +1,7 @@
 """The real servers: they answer, they keep their data through kills, and nothing of them stays."""
 
 import importlib
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from devstack import Addresses, DevstackError, Stack, wait_until
+from devstack.ports import LOOPBACK, free_port
 from devstack.procinfo import find_command, identify, running_in
 from devstack.stack import POSTGRES, REDIS
 
@@ -189,3 +191,23 @@ def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:
         state.parts[REDIS].process = identify(innocent)
     part.stop()
     assert identify(innocent) is None
+
+
+def test_new_brokers_get_the_ports_that_the_environment_names_if_they_are_free(tmp_path: Path) -> None:
+    given = {"DATABASE_URL": "postgres://elsewhere/x", "REDIS_URL": "redis://elsewhere/0"}
+    free = free_port()
+    said: list[str] = []
+    with socket.create_server((LOOPBACK, 0)) as other:
+        taken = other.getsockname()[1]
+        wishes = {**given, "DEVSTACK_BROKERS": "2", "DEVSTACK_KAFKA_PORTS": f"{taken},{free}"}
+        stack = Stack("tests", root=tmp_path, environ=wishes, report=said.append)
+        try:
+            addresses = stack.up().kafka_bootstrap_servers.split(",")
+            # Brokers that exist keep their number and ports, whatever the environment says by now.
+            later = Stack("tests", root=tmp_path, environ={**given, "DEVSTACK_BROKERS": "1"})
+            assert later.up().kafka_bootstrap_servers.split(",") == addresses
+        finally:
+            stack.down(wipe=True)
+    assert f"kafka-1: port {taken} is taken, a free one is used instead" in said
+    assert addresses[1] == f"{LOOPBACK}:{free}"
+    assert addresses[0] not in {f"{LOOPBACK}:{port}" for port in (taken, free)}
