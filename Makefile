@@ -20,9 +20,15 @@ LANES := -n 2 --dist loadfile --no-loadscope-reorder
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) ## run a flash sale on real processes and check it; stays up until Ctrl-C unless DEMO_EXIT=1
+demo: $(INSTALLED) ## run a flash sale on real processes, or SEED=001 a document's story; stays up unless DEMO_EXIT=1
 	@export $(WITH_VENV) SECRET_KEY="$${SECRET_KEY:-$$($(VENV)/bin/python -c 'import secrets; print(secrets.token_hex())')}"; \
-	exec python -m devstack run --name demo --fresh -- python manage.py demo $(ARGS)
+	export DEVSTACK_NAME="demo$${SEED:+-$$SEED}"; \
+	case "$$SEED" in \
+	  "") ;; \
+	  000|001|002|003|004) set -a; . "./seeds/seed-$$SEED.env"; set +a ;; \
+	  *) echo "make: there is no document '$$SEED': use SEED=000, 001, 002, 003 or 004" >&2; exit 1 ;; \
+	esac; \
+	exec python -m devstack run --fresh -- python manage.py demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests on real services; ARGS="tests/edge -k token" selects some
 	@export $(WITH_VENV) SECRET_KEY=for-tests-only-which-sign-nothing-of-value DEBUG= SECURE_SSL_REDIRECT=False; \

@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.1
 # Answered by the site, without a query.
 _SITE_PATH = "/api/ready"
 _LONGEST_PAUSE = 5.0
-_READY_SECONDS = 60.0
+_READY_SECONDS = 120.0
 # Longer than the web server takes to finish its requests.
 _STOP_SECONDS = 25.0
 
@@ -98,7 +98,7 @@ def _status(port: int, path: str) -> int:
 
 
 def wait_until_ready(web: ManagedProcess, port: int) -> None:
-    """Wait until the web process is ready, at most 60 s. Raises TimeoutError with the end of its log."""
+    """Wait until the web process is ready, at most 120 s. Raises TimeoutError with the end of its log."""
     try:
         wait_until(lambda: is_ready(port), _READY_SECONDS, "")
     except TimeoutError:

@@ -58,6 +58,7 @@ def test_the_demo_sells_out_restarts_what_dies_and_leaves_nothing_behind(demo: M
     with demo:
         said = when_said(demo, "Ctrl-C ends it")
         assert "verdict: everything holds" in said
+        assert "the five documents: make demo SEED=000, SEED=001, SEED=002, SEED=003 or SEED=004" in said
         address = re.search(r"shopper's page +(\S+)", said)
         assert address is not None
         with urllib.request.urlopen(address[1], timeout=10) as page:

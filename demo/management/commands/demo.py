@@ -39,7 +39,8 @@ class Command(BaseCommand):
             help="orders paid after the sale (default 300)",
         )
         parser.add_argument("--issuers", type=whole(1, 64), default=3, metavar="N", help="issuer processes (default 3)")
-        parser.add_argument("--logs", type=Path, default=settings.BASE_DIR / ".devstack" / "demo" / "logs")
+        folder = settings.BASE_DIR / ".devstack" / (os.environ.get("DEVSTACK_NAME") or "demo")
+        parser.add_argument("--logs", type=Path, default=folder / "logs")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -47,16 +48,26 @@ class Command(BaseCommand):
 
             from demo.runner import Demo
             from demo.sale import Size
+            from demo.stories.telling import STORIES, StoryRun
         except ModuleNotFoundError as error:
             raise CommandError(f"{error.name} is missing: pip install -r requirements-dev.txt") from error
+        # An empty value counts as unset, as for settings.
+        number = os.environ.get("SEED", "")
+        if number and number not in STORIES:
+            raise CommandError(f"there is no document {number!r}: set SEED to one of {', '.join(STORIES)}, or unset it")
         size = Size(options["requests"], options["users"], options["coupons"], options["quantity"])
-        demo = Demo(
-            size=size,
-            orders=options["orders"],
-            issuers=options["issuers"],
-            log_folder=options["logs"],
-            console=Console(),
-        )
+        console, log_folder = Console(), options["logs"]
+        demo: Demo | StoryRun
+        if number:
+            demo = StoryRun(STORIES[number](), log_folder=log_folder, console=console)
+        else:
+            demo = Demo(
+                size=size,
+                orders=options["orders"],
+                issuers=options["issuers"],
+                log_folder=log_folder,
+                console=console,
+            )
         try:
             with interrupted_by_signals():
                 held = demo.run(stay=os.environ.get("DEMO_EXIT") != "1")
