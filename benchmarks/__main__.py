@@ -14,7 +14,7 @@ _ROUNDS = 5
 _OLD_ROWS = 300_000
 _REQUESTS = 1_000_000
 _OPEN_SECONDS = 600
-_DEFAULT_PARTS = ("issue", "relay", "accept", "sale", "latency", "overload", "disturbed", "admissions")
+_DEFAULT_PARTS = ("issue", "issuers", "relay", "accept", "sale", "latency", "overload", "disturbed", "admissions")
 # Takes minutes, so only when named.
 _PARTS = (*_DEFAULT_PARTS, "memory", "transaction")
 

@@ -39,7 +39,7 @@ def contestants(coupon: Coupon) -> dict[str, Prepare]:
 
 
 def _turn(coupon: Coupon, quantity: int, issue: Callable[[Sequence[ReceivedMessage]], None]) -> Callable[[], int]:
-    messages = [_message(coupon) for _ in range(quantity)]
+    messages = [request_message(coupon) for _ in range(quantity)]
     before = _issued(coupon)
 
     def work() -> int:
@@ -67,7 +67,7 @@ def _issue_in_batches(size: int, messages: Sequence[ReceivedMessage]) -> None:
         handler.handle(messages[start : start + size], stop)
 
 
-def _message(coupon: Coupon) -> ReceivedMessage:
+def request_message(coupon: Coupon) -> ReceivedMessage:
     """Return a request of a new user, as the consumer receives it."""
     number = next(_numbers)
     now = datetime.now(UTC)

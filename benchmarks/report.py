@@ -17,6 +17,7 @@ from . import (
     admissions_tables,
     computing_site,
     gate_cost,
+    issuers,
     locked_row,
     memory,
     open_transaction,
@@ -68,6 +69,8 @@ def _measure(
     tables = []
     if PARTS & set(parts):
         tables.append(Ratios(database, rounds=rounds, old_rows=old_rows).measure(parts))
+    if "issuers" in parts:
+        tables.append(stress_tables.of_issuers(issuers.measure(rounds=rounds)))
     if "sale" in parts:
         tables.append(sale_table.table(sale.measure(rounds=min(rounds, _SALES))))
     if "overload" in parts:
@@ -95,5 +98,6 @@ def _silence_request_log() -> None:
     for handler in logging.getLogger("coupons.requests").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sink)
-    # A gate logs at INFO when it is loaded, and every coupon of a run has one.
-    logging.getLogger("coupons.admission").setLevel(logging.WARNING)
+    # A gate logs at INFO when it is loaded and the audit when a coupon is created, and a run has many coupons.
+    for name in ("coupons.admission", "kafka_bridge.operating.audit"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -186,11 +186,11 @@ def _medians(turns: Sequence[tuple[Sale, Sale, Empty]]) -> Sales:
     )
 
 
-def new_coupon(quantity: int, admission: str = "queue") -> Coupon:
-    """Create an open coupon of a new type."""
+def new_coupon(quantity: int, admission: str = "queue", *, coupon_type: str = "") -> Coupon:
+    """Create an open coupon, of a new type unless it is given."""
     coupon, _ = coupon_create(
         actor="benchmarks",
-        coupon_type=f"SALE_{secrets.token_hex(4)}",
+        coupon_type=coupon_type or f"SALE_{secrets.token_hex(4)}",
         name="sale",
         discount_type=Coupon.DiscountType.PERCENT,
         discount_value=10,

@@ -43,7 +43,7 @@ def workers(directory: Path, *roles: str) -> Iterator[dict[str, ManagedProcess]]
     """Start processes of these roles and yield them by role."""
     with ExitStack() as stack:
         yield {
-            role: stack.enter_context(procfile_process(role, _environment(directory), directory / f"{role}.log"))
+            role: stack.enter_context(procfile_process(role, process_environment(directory), directory / f"{role}.log"))
             for role in roles
         }
 
@@ -52,7 +52,7 @@ def workers(directory: Path, *roles: str) -> Iterator[dict[str, ManagedProcess]]
 def web(directory: Path) -> Iterator[Server]:
     """Start the service's web server, with its site, and yield it when it is ready."""
     port = free_port()
-    process = WebProcess(_environment(directory, port), directory / "web.log")
+    process = WebProcess(process_environment(directory, port), directory / "web.log")
     with process:
         wait_until_ready(process, port)
         yield Server(process, port, process.site)
@@ -62,7 +62,7 @@ def web(directory: Path) -> Iterator[Server]:
 def bare_web(directory: Path, *, middleware: bool) -> Iterator[Server]:
     """Start a server of empty views, see ``baseline``."""
     port = free_port()
-    environment = {**_environment(directory, port), "BARE_MIDDLEWARE": "" if middleware else "none"}
+    environment = {**process_environment(directory, port), "BARE_MIDDLEWARE": "" if middleware else "none"}
     process = ManagedProcess(
         "bare",
         [sys.executable, *_BARE, "--port", str(port)],
@@ -75,7 +75,8 @@ def bare_web(directory: Path, *, middleware: bool) -> Iterator[Server]:
         yield Server(process, port)
 
 
-def _environment(directory: Path, port: int = 0) -> dict[str, str]:
+def process_environment(directory: Path, port: int = 0) -> dict[str, str]:
+    """Return what a process needs to work on the temporary database and topics; ``port``: that of a web server."""
     database = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{settings.DATABASES['default']['NAME']}")
     environment = {
         "DATABASE_URL": database.geturl(),

@@ -1,11 +1,12 @@
-"""The tables of overload, disturbances and memory."""
+"""The tables of overload, disturbances, several issuers and memory."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
-from . import computing_site, locked_row, open_transaction, overload
+from . import computing_site, issuers, locked_row, open_transaction, overload
 from .computing_site import Burdens
+from .interleave import Rates
 from .load import BROKEN
 from .locked_row import FREE, LOCKED, Locks
 from .memory import Memory
@@ -40,6 +41,13 @@ def of_overload(measured: Overload) -> Table:
         "waited in the client: between a request's due time and its sending; goodput: until the last answer",
     ))  # fmt: skip
     return table
+
+
+def of_issuers(rates: Rates) -> Table:
+    """Return the table of several issuers."""
+    rows = RatioTable("Three coupons: medians of alternating rounds", "each of three processes has one of the coupons")
+    rows.add_rate(f"issued by {issuers.SHARED}", rates, issuers.SHARED, issuers.ONE, issuers.ONE)
+    return rows.table
 
 
 def of_disturbances(locks: dict[str, Locks], burdens: Burdens) -> Table:
