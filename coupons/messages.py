@@ -20,11 +20,13 @@ from kafka_bridge.routes import Route
 
 from .admission import ADMISSIONS
 from .events import IssueEnded, IssueRequested
-from .policy import FAILED, SUCCESS
+from .policy import FAILED, REHEARSAL_PREFIX, SUCCESS, is_rehearsal
 
 ISSUE_REQUESTED = "coupon.issue.requested.v1"
 ISSUE_SUCCEEDED = "coupon.issue.succeeded.v1"
 ISSUE_FAILED = "coupon.issue.failed.v1"
+# Quickly tells that a message is of no rehearsal.
+_REHEARSAL = f'"{REHEARSAL_PREFIX}'.encode()
 _RESULT_TYPES = {SUCCESS: ISSUE_SUCCEEDED, FAILED: ISSUE_FAILED}
 
 
@@ -78,7 +80,15 @@ def result_rows(results: Iterable[tuple[IssueEnded, str]]) -> list[OutboxRow]:
     return rows
 
 
+class _Owner(msgspec.Struct, rename="camel"):
+    """What requests and results have in common."""
+
+    coupon_type: str
+    user_id: int | None
+
+
 _request_decoder = msgspec.json.Decoder(IssueRequested)
+_owner_decoder = msgspec.json.Decoder(_Owner)
 _result_decoder = msgspec.json.Decoder(IssueEnded)
 
 
@@ -101,6 +111,17 @@ def read_issue_task(message: ReceivedMessage) -> IssueTask:
         message.published_at,
         traceparent_of(message),
     )
+
+
+def is_counted(message: ReceivedMessage) -> bool:
+    """Whether key figures count a request or result: those of rehearsals they do not."""
+    if message.value is None or _REHEARSAL not in message.value:
+        return True
+    try:
+        owner = _owner_decoder.decode(message.value)
+    except msgspec.MsgspecError:
+        return True
+    return not is_rehearsal(owner.coupon_type, owner.user_id)
 
 
 def read_result_task(message: ReceivedMessage) -> ResultTask:

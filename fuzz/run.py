@@ -148,6 +148,7 @@ class Fuzz:
             "ALIMTALK_URL": provider,
             "ALIMTALK_KEY": "for-the-fuzz-only",
             "DATA_PLATFORM_URL": provider,
+            "ORDER_MONITORING_URL": provider,
             "KAFKA_CONSUMER_CONFIG": '{"session.timeout.ms": 6000}',
             "RECONCILE_PATIENCE_SECONDS": "5",
         }

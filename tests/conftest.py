@@ -21,8 +21,10 @@ from redis import Redis
 from coupons.coupon_cache import coupon_cache
 from coupons.models import Coupon
 from couponsite.auth.tokens import issue_access_token
+from devstack import Part
 from kafka_bridge.client import ensure_topics
 from tests.support.factories import CouponFactory
+from tests.support.own_redis import on_redis, redis_server
 from tests.support.tables import empty_tables
 
 # Drawing examples takes as long as a busy machine makes it; what a test is about is not its speed.
@@ -95,6 +97,20 @@ def redis_flushed() -> Iterator[None]:
     get_redis_connection("default").flushdb()
     yield
     get_redis_connection("default").flushdb()
+
+
+@pytest.fixture(scope="session")
+def _lone_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Part]:
+    with redis_server("lone-redis", tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_alone(_lone_redis: Part, settings: Settings) -> Iterator[None]:
+    """An empty Redis beside that of the other lanes: its scripts may be flushed."""
+    with on_redis(_lone_redis, settings):
+        get_redis_connection("default").flushdb()
+        yield
 
 
 @pytest.fixture

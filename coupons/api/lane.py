@@ -137,7 +137,7 @@ class CouponLane:
                 coupon = await _result(self._cached_coupons, id_or_type)
             elif coupon.is_half_old():
                 self._refresh(id_or_type)
-            if coupon is None:
+            if coupon is None or not coupon.is_for(target):
                 raise no_such_coupon(id_or_type)
             incoming = incoming_request(
                 coupon,
@@ -149,9 +149,11 @@ class CouponLane:
             await _result(self._committers.for_coupon(coupon), incoming)
             result = accepted(incoming)
         except DomainError as error:
-            metrics.REFUSED.labels(error.code).inc()
+            if not coupon_cache.is_rehearsal(id_or_type):
+                metrics.REFUSED.labels(error.code).inc()
             raise
-        _accepted_count.inc()
+        if not coupon.rehearsal:
+            _accepted_count.inc()
         location = f"/api/v1/issue-requests/{result.request_id}".encode()
         return LaneResponse(202, [(b"location", location), (b"retry-after", b"1"), JSON], accepted_body(result))
 

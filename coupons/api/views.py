@@ -16,6 +16,7 @@ from common.api.requests import APIView, Caller, EmptyBody, body_of, caller_of, 
 from common.api.schema import IDEMPOTENCY_KEY, PAGE, TRACEPARENT, Operation
 
 from .. import metrics, selectors
+from ..coupon_cache import coupon_cache
 from ..errors import AlreadyIssued, CouponNotOpen, SoldOut
 from ..events import CouponType, Id
 from ..issuance.accept import request_accept
@@ -170,9 +171,11 @@ def _accept(request: Request, id_or_type: int | str, user_id: int | msgspec.Unse
             traceparent=traceparent(request),
         )
     except DomainError as error:
-        metrics.REFUSED.labels(error.code).inc()
+        if not coupon_cache.is_rehearsal(id_or_type):
+            metrics.REFUSED.labels(error.code).inc()
         raise
-    _accepted.inc()
+    if not coupon_cache.is_rehearsal(id_or_type):
+        _accepted.inc()
     # Django's response: DRF's content negotiation would make a request a third more expensive, and this is always JSON.
     return HttpResponse(
         accepted_body(accepted),

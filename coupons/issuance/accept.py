@@ -41,7 +41,7 @@ def request_accept(
     """
     refuse_under_backpressure()
     coupon = coupon_cache.get(id_or_type)
-    if coupon is None:
+    if coupon is None or not coupon.is_for(user_id):
         raise no_such_coupon(id_or_type)
     incoming = incoming_request(
         coupon, user_id=user_id, caller_id=caller_id, idempotency_key=idempotency_key, traceparent=traceparent

@@ -61,7 +61,7 @@ def bulk_accept(*, batch: BulkIssue, user_ids: Sequence[int]) -> int:
     if not pending:
         return 0
     coupon = coupon_cache.get(batch.coupon_id)
-    if coupon is None:
+    if coupon is None or coupon.rehearsal:
         raise NotFound(f"There is no coupon {batch.coupon_type!r}.")
     moment = coupon_cache.clock.now()
     if refusal := coupon.window.refusal(moment):

@@ -1,4 +1,4 @@
-"""The Redis queue: a transport from the gate to the issuer instead of Kafka (seed 001's system before Kafka).
+"""The Redis queue: a transport from the gate to the issuer instead of Kafka, as the system before Kafka had it.
 
 A request on this transport has an outbox row like any other, and that row is authoritative. The queue holds only
 request ids, so ids that it loses can be enqueued again.

@@ -59,14 +59,13 @@ def test_a_refusal_costs_postgresql_nothing(
 def commands_sent(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A list that takes the commands that are sent to Redis from now on.
 
-    Without ROLE, which a connection asks every few seconds, and EVAL, which repeats an EVALSHA whose script a test in
-    another process has flushed.
+    Without ROLE, which a connection asks every few seconds.
     """
     sent: list[object] = []
     send: Any = AbstractConnection.send_packed_command
 
     def note_and_send(self: AbstractConnection, command: list[bytes], *args: Any, **kwargs: Any) -> None:
-        if command[0].split(b"\r\n")[2] not in (b"ROLE", b"EVAL"):
+        if command[0].split(b"\r\n")[2] != b"ROLE":
             sent.append(command)
         send(self, command, *args, **kwargs)
 
@@ -184,6 +183,7 @@ def test_what_redis_was_not_told_keeps_nobody_from_their_answer(
     assert gate_of(coupon) == ({1}, set())
 
 
+@pytest.mark.usefixtures("redis_alone")
 def test_scripts_that_redis_forgot_are_loaded_again(make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=2)
     redis = get_redis_connection("default")
@@ -195,6 +195,7 @@ def test_scripts_that_redis_forgot_are_loaded_again(make_gate: MakeGate) -> None
     assert gate_of(coupon) == ({1, 2}, set())
 
 
+@pytest.mark.usefixtures("redis_alone")
 def test_scripts_that_redis_forgets_before_every_call_are_sent_along(
     make_gate: MakeGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +212,7 @@ def test_scripts_that_redis_forgets_before_every_call_are_sent_along(
     assert gate_of(coupon) == ({1}, set())
 
 
-@pytest.mark.usefixtures("every_request_alone")
+@pytest.mark.usefixtures("redis_alone", "every_request_alone")
 def test_a_redis_that_is_flushed_again_and_again_costs_nobody_a_piece(make_gate: MakeGate) -> None:
     coupon = make_gate(total_quantity=50)
     over = threading.Event()

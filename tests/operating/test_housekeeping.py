@@ -12,13 +12,14 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
+from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoDbBlocker, Settings
 
 from common.processes.lifecycle import StopFlag
 from coupons.messages import ISSUE_REQUESTED
 from kafka_bridge.client import ensure_topics
-from kafka_bridge.models import HousekeepingRun
+from kafka_bridge.models import HousekeepingRun, Redrive, RedriveItem
 from kafka_bridge.operating.bridge_tasks import inbox_retention
 from kafka_bridge.operating.housekeeping import Turn, housekeep, housekeeping_tasks
 from kafka_bridge.registry import groups
@@ -190,6 +191,27 @@ def test_what_is_still_needed_stays_however_old_it_is(day_topics: str) -> None:
     assert count("kafka_bridge_outboxmessage") == 10
 
 
+def test_a_redrive_that_was_never_started_is_cancelled_after_the_retention_and_later_deleted(
+    settings: Settings,
+) -> None:
+    (task,) = [task for task in housekeeping_tasks() if task.name == "ended redrives"]
+    insert_rows("kafka_bridge_redrive", 4, timedelta(days=400))
+    forgotten, started, ended, young = Redrive.objects.order_by("id").values_list("id", flat=True)
+    aged = Now() - timedelta(days=settings.DEAD_LETTER_RETENTION_DAYS, seconds=1)
+    Redrive.objects.exclude(id=ended).update(ended_at=None, state="previewed", created_at=aged)
+    Redrive.objects.filter(id=ended).update(ended_at=Now())
+    Redrive.objects.filter(id=started).update(started_at=aged, state="paused")
+    Redrive.objects.filter(id=young).update(created_at=Now())
+    RedriveItem.objects.create(redrive_id=forgotten, letter_id=1)
+    assert task.prune(StopFlag()) == 0
+    states = {forgotten: "cancelled", started: "paused", ended: "done", young: "previewed"}
+    assert dict(Redrive.objects.values_list("id", "state")) == states
+    Redrive.objects.filter(id=forgotten).update(ended_at=aged)
+    assert task.prune(StopFlag()) == 2
+    assert set(Redrive.objects.values_list("id", flat=True)) == {started, ended, young}
+    assert not RedriveItem.objects.exists()
+
+
 def test_an_inbox_is_kept_for_ever_while_its_topic_keeps_everything(topics: str) -> None:
     insert_rows("kafka_bridge_processedevent", 10, timedelta(days=400))
     assert inbox_retention(groups()[MONITORING]) is None
@@ -214,6 +236,18 @@ def test_an_inbox_outlives_its_topics_outbox_and_setting(day_topics: str, settin
     assert inbox_retention(group) is None
     set_topic_config(topic, {"retention.ms": "86400000", "cleanup.policy": "compact"})
     assert inbox_retention(group) is None
+
+
+def test_an_inbox_outlives_the_topics_of_earlier_routes(day_topics: str, settings: Settings) -> None:
+    group = groups()[MONITORING]
+    usual = inbox_retention(group)
+    # One was deleted, the other keeps its messages longer than the present topics.
+    settings.KAFKA_FORMER_TOPICS = {"order.completed.v1": ("deleted-topic",)}
+    assert inbox_retention(group) == usual
+    former = settings.KAFKA_ROUTES["coupon.issue.requested.v1"].topic
+    settings.KAFKA_FORMER_TOPICS = {"order.completed.v1": ("deleted-topic", former)}
+    set_topic_config(former, {"retention.ms": "864000000"})
+    assert inbox_retention(group) == timedelta(days=10 + 1, hours=1)
 
 
 def test_an_inbox_whose_topic_cannot_be_asked_is_not_pruned(day_topics: str, settings: Settings) -> None:
@@ -334,7 +368,9 @@ def test_no_task_scans_a_table_when_there_is_nothing_to_delete(day_topics: str, 
     with CaptureQueriesContext(connection) as queries:
         report = housekeep(StopFlag())
     assert (report.failed, set(report.deleted.values())) == ([], {0})
-    statements = [text for query in queries if (text := query["sql"].strip()).startswith(("SELECT", "DELETE"))]
+    statements = [
+        text for query in queries if (text := query["sql"].strip()).startswith(("SELECT", "DELETE", "UPDATE"))
+    ]
     read_tables = set()
     for read in reads_of(statements, AGING.keys() - {"kafka_bridge_processheartbeat"}):
         read_tables.add(read.table)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 ORDERS = range(1, 61)
 RESULTS = range(1, 21)
 GROUPS = ("notification", "results")
-CALLS_A_SECOND = 4
+CALLS_A_SECOND = 8
 
 
 @pytest.fixture

@@ -110,6 +110,8 @@ def test_every_condition_is_told_once_and_its_end_once_though_the_webhook_was_aw
     assert not webhook.calls
 
     webhook.up()
+    # As if the pauses between the tries had gone by.
+    AlertNotification.objects.update(next_try_at=database_time())
     when_it_is_there(lambda: calls(webhook, "start"), expected)
 
     # Everything is mended.

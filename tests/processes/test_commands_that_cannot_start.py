@@ -23,6 +23,7 @@ WORKER = ("issue_worker",)
 COUPON = ("create_coupon", "SPRING", "--quantity", "1")
 PRODUCT = ("create_product", "Socks", "--price", "1")
 HOUSEKEEP = ("housekeep",)
+TOPICS = ("create_topics",)
 REPUBLISH = ("republish_topic", "order-completed", "--reason", "lost")
 
 
@@ -45,13 +46,13 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], *words: str) -> Non
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT, REPUBLISH, HOUSEKEEP])
+@pytest.mark.parametrize("command", [RELAY, ISSUER, WORKER, COUPON, PRODUCT, REPUBLISH, HOUSEKEEP, TOPICS])
 def test_an_unreachable_database_is_named(command: tuple[str, ...]) -> None:
     env = environment(DATABASE_URL=f"postgres://unused@{NO_SERVER}/none")
     assert_one_line(run_command(*command, "--wait", "1", env=env), "PostgreSQL", "port 9")
 
 
-@pytest.mark.parametrize("command", [("create_topics",), ISSUER, REPUBLISH])
+@pytest.mark.parametrize("command", [TOPICS, ISSUER, REPUBLISH])
 def test_an_unreachable_kafka_is_named(command: tuple[str, ...]) -> None:
     env = environment(KAFKA_BOOTSTRAP_SERVERS=NO_SERVER)
     assert_one_line(run_command(*command, "--wait", "1", env=env), "Kafka", NO_SERVER)
