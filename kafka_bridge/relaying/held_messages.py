@@ -95,14 +95,14 @@ class HeldMessages:
             cursor.execute(_HOLDS)
             holds = cursor.fetchall()
             self.held_topics = {topic: reason for topic, key, reason in holds if key is None}
-            self._held_keys = {(topic, bytes(key)) for topic, key, _ in holds if key is not None}
+            self._held_keys = {(topic, key) for topic, key, _ in holds if key is not None}
             cursor.execute(HELD_TOPICS)
             topics = [topic for (topic,) in cursor.fetchall()]
             for topic, key in self._held_keys:
                 cursor.execute(_WAIT_FOR_KEY, [topic, self._shards, arrays.blobs([key])])
             self.blocked_topics = {topic for topic in topics if self._is_blocked(topic)}
             cursor.execute(_BLOCKED_KEYS, [self._shards])
-            self._blocked_keys = {(topic, bytes(key)) for topic, key in cursor.fetchall() if key is not None}
+            self._blocked_keys = {(topic, key) for topic, key in cursor.fetchall() if key is not None}
         return topics
 
     @property
@@ -115,7 +115,7 @@ class HeldMessages:
         if row.topic in self.blocked_topics or row.topic in self.held_topics:
             return _TOPIC
         if self._blocked_keys or self._held_keys:
-            key = (row.topic, bytes(row.key or b""))
+            key = (row.topic, row.key or b"")
             if key in self._blocked_keys or key in self._held_keys:
                 return _KEY
         return None
@@ -136,7 +136,7 @@ class HeldMessages:
                 ],
             )
         self.blocked_topics.update(row.topic for row, reason, _ in entries if reason == _TOPIC)
-        self._blocked_keys.update((row.topic, bytes(row.key or b"")) for row, reason, _ in entries if reason == _KEY)
+        self._blocked_keys.update((row.topic, row.key or b"") for row, reason, _ in entries if reason == _KEY)
 
     def read(self, topic: str, *, limit: int, max_bytes: int) -> list[OutboxRecord]:
         """Return the first held rows of ``topic`` that may be sent, in id order; rows that need no sending are freed.

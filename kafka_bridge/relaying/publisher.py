@@ -47,7 +47,6 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
     event_id: str
     event_type: str
     topic: str
-    # The driver returns memoryviews, hence ``bytes()`` wherever these are used.
     key: bytes | None
     payload: bytes | None
     headers: bytes | None
@@ -56,7 +55,7 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
 
     def wire_headers(self) -> list[tuple[str, str | bytes | None]]:
         if self.headers is not None:
-            return list(decode_headers(bytes(self.headers)))
+            return list(decode_headers(self.headers))
         return cloud_event_headers(
             event_id=self.event_id,
             event_type=self.event_type,
@@ -71,8 +70,8 @@ class OutboxRecord(msgspec.Struct, frozen=True, gc=False):
             partition=-1,
             offset=self.id,
             timestamp=0,
-            key=None if self.key is None else bytes(self.key),
-            value=None if self.payload is None else bytes(self.payload),
+            key=self.key,
+            value=self.payload,
             headers=tuple((name, _bytes(value)) for name, value in self.wire_headers()),
         )
 
@@ -186,8 +185,8 @@ class Publisher:
             try:
                 producer.produce(
                     topic,
-                    value=None if row.payload is None else bytes(row.payload),
-                    key=None if row.key is None else bytes(row.key),
+                    value=row.payload,
+                    key=row.key,
                     headers=row.wire_headers(),
                     on_delivery=on_delivery,
                 )

@@ -18,12 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
-from common.postgres import arrays
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.outages import is_transient
 
@@ -39,15 +37,15 @@ from .held_messages import HeldMessages, HeldRow
 from .id_assignment import IdWatch, SettledMarkAlert
 from .leases import Leases
 from .positions import LeaseLost, Positions
-from .publisher import COLUMNS, OutboxRecord, Publisher, TopicBatch
+from .publisher import OutboxRecord, Publisher, TopicBatch
+from .reading import BATCH_BYTES, UnsentRows, read_unsent
 from .topic_problems import TopicAlerts, TopicProblem, silence
+from .unsent_ids import UnsentIds
 from .wake_listener import WakeListener
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 2000
-# Rows of 900 kB each fill the memory long before there are 2,000.
-BATCH_BYTES = 16 * 1024 * 1024
 _BUSY_PAUSE = 0.002
 _IDLE_PAUSE = 0.25
 _FAULT_PAUSE = 1.0
@@ -62,37 +60,6 @@ _STOP_GRACE = 5.0
 # How often held rows are looked at, and holds of operators take effect.
 _HELD_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 5.0
-
-# The gaps and the rows above `sent_through`, from one snapshot. Of rows that another relay publishes only the id.
-_READ = """
-    SELECT id, {columns} FROM (
-        SELECT *, sum(size) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total FROM (
-            SELECT *, {own} AS own, CASE WHEN {own} THEN coalesce(octet_length(payload), 0) ELSE 0 END AS size FROM (
-                {gaps}
-                (SELECT * FROM kafka_bridge_outboxmessage
-                 WHERE id > %(sent_through)s AND published_at IS NULL ORDER BY id LIMIT %(limit)s)
-            ) AS unsent
-            ORDER BY id LIMIT %(limit)s
-        ) AS sized
-    ) AS summed
-    WHERE total - size < %(bytes)s
-    ORDER BY id
-"""
-_GAPS = """
-    (SELECT message.* FROM unnest(%(firsts)s::bigint[], %(lasts)s::bigint[]) AS gap (first, last)
-     CROSS JOIN LATERAL (
-         SELECT * FROM kafka_bridge_outboxmessage
-         WHERE id BETWEEN gap.first AND gap.last AND published_at IS NULL ORDER BY id LIMIT %(limit)s
-     ) AS message)
-    UNION ALL
-"""
-
-
-def read_sql(*, has_gaps: bool, holds_all: bool) -> str:
-    """Return the relay's query for unsent rows: id, then the columns of a record, null for rows of other relays."""
-    columns = COLUMNS if holds_all else [f"CASE WHEN own THEN {column} END" for column in COLUMNS]
-    own = "true" if holds_all else "shard = ANY(%(shards)s::int[])"
-    return _READ.format(columns=", ".join(columns), own=own, gaps=_GAPS if has_gaps else "")
 
 
 class _PausedDuringWait(Exception):
@@ -139,6 +106,8 @@ class Relay:
         # Batches of held rows that were handed to a producer and are not acknowledged.
         self._in_flight: dict[str, _HeldBatch] = {}
         self._next_held_at = 0.0
+        # What follows on the rows of the last pass, read while those were on their way.
+        self._ahead: UnsentRows | None = None
         self._known_topics: set[str] = set()
         self._wake_listener = WakeListener()
 
@@ -202,34 +171,39 @@ class Relay:
             return 0
         if self._is_paused():
             self._discard_in_flight()
+            self._ahead = None
             self._watch_ids()
             return 0
         started_at = time.monotonic()
         sent = self._send_held(shards, stop) if time.monotonic() >= self._next_held_at else 0
-        settled = self._settled_mark.value
-        rows, seen, complete_through = self._read(shards)
-        batches, held = self._send(rows, stop)
+        unsent = self._positions.unsent
+        read, self._ahead = self._ahead or self._read(shards, unsent), None
+        batches, held = self._hand_over(self._positions.only_unsent(read.rows))
+        if len(read.ids) == self._batch_size:
+            self._ahead = self._read(shards, unsent.without(read.ids))
+        held += self._wait_and_hold(batches, stop)
         refused = [item for batch in batches for item in batch.refused]
         with _transaction_if(bool(held or refused)):
             self._write_dead_letters(refused)
             self._held.enter(held)
-            self._positions.advance(seen, settled=settled, complete_through=complete_through)
+            self._positions.advance(read.ids, settled=read.settled, complete_through=read.complete_through)
             if held or refused or self._positions.is_save_due:
                 self._positions.save()
         self._topic_alerts.end([prefixed(batch.topic) for batch in batches if batch.is_done])
         self._watch_ids()
-        if not seen:
+        if not read.ids:
             blocked = self._held.blocked_topics | self._held.held_topics.keys()
             self._topic_alerts.end_all(but={prefixed(topic) for topic in blocked})
             self._topic_alerts.end_left_over()
             return sent
         metrics.PUBLISHED.inc(sum(len(batch.acked) for batch in batches))
         metrics.RELAY_SECONDS.observe(time.monotonic() - started_at)
-        return sent + len(seen)
+        return sent + len(read.ids)
 
     def _start_with(self, shards: Sequence[int]) -> None:
         """Read from the database what is known of ``shards``."""
         self._discard_in_flight()
+        self._ahead = None
         self._settled_mark.reset()
         self._positions.load(shards)
         self._claims = self._leases.claims
@@ -249,27 +223,17 @@ class Relay:
             self._id_watch.look(self._positions)
             self._settled_mark_alert.judge(self._settled_mark)
 
-    def _read(self, shards: Sequence[int]) -> tuple[Sequence[OutboxRecord], list[int], int | None]:
-        """Return the rows to send, the ids of all rows read, and the last id if the read ended at its limit."""
-        unsent = self._positions.unsent
-        values: dict[str, Any] = {
-            "sent_through": unsent.sent_through,
-            "firsts": arrays.numbers([first for first, _ in unsent.gaps]),
-            "lasts": arrays.numbers([last for _, last in unsent.gaps]),
-            "shards": arrays.numbers(shards),
-            "limit": self._batch_size,
-            "bytes": BATCH_BYTES,
-        }
-        with connection.cursor() as cursor:
-            cursor.execute(read_sql(has_gaps=bool(unsent.gaps), holds_all=self._leases.holds_all), values)
-            found = cursor.fetchall()
-        rows = self._positions.only_unsent([OutboxRecord(*row[1:]) for row in found if row[1] is not None])
-        seen = [row[0] for row in found]
-        # Whether the number of rows or their bytes ended the read is not known: look once more.
-        return rows, seen, seen[-1] if seen else None
+    def _read(self, shards: Sequence[int], unsent: UnsentIds) -> UnsentRows:
+        return read_unsent(
+            unsent,
+            shards,
+            holds_all=self._leases.holds_all,
+            limit=self._batch_size,
+            settled=self._settled_mark.value,
+        )
 
-    def _send(self, rows: Sequence[OutboxRecord], stop: StopFlag) -> tuple[list[TopicBatch], list[HeldRow]]:
-        """Send ``rows``; returns the batches, and the rows that are held."""
+    def _hand_over(self, rows: Sequence[OutboxRecord]) -> tuple[list[TopicBatch], list[HeldRow]]:
+        """Hand ``rows`` to the producers of their topics; returns the batches, and the rows that are held instead."""
         held: list[HeldRow] = []
         by_topic: dict[str, list[OutboxRecord]] = {}
         holds_nothing = self._held.holds_nothing
@@ -289,7 +253,11 @@ class Relay:
                 break
             else:
                 held += self._hold(by_topic.pop(topic), problem)
-        batches = [self._publisher.begin(topic, of_topic) for topic, of_topic in by_topic.items()]
+        return [self._publisher.begin(topic, of_topic) for topic, of_topic in by_topic.items()], held
+
+    def _wait_and_hold(self, batches: Sequence[TopicBatch], stop: StopFlag) -> list[HeldRow]:
+        """Wait until ``batches`` have ended or are given up; returns their rows that are held."""
+        held: list[HeldRow] = []
         self._wait(batches, stop)
         for batch in batches:
             if batch.is_done:
@@ -299,7 +267,7 @@ class Relay:
             else:
                 self._in_flight[batch.topic] = _HeldBatch(batch, len(batch.acked), len(batch.refused))
                 held += [(row, HeldMessage.Reason.TOPIC, "not acknowledged yet") for row in batch.remaining()]
-        return batches, held
+        return held
 
     def _hold(self, rows: Sequence[OutboxRecord], problem: TopicProblem) -> list[HeldRow]:
         self._topic_alerts.open(problem)
@@ -418,6 +386,7 @@ class Relay:
     def _forget_all(self) -> None:
         self._publisher.discard()
         self._in_flight.clear()
+        self._ahead = None
         self._positions.forget()
         self._leases.forget()
 

@@ -159,8 +159,7 @@ def _by_present_topic(rows: Sequence[OutboxRecord]) -> dict[str, list[OutboxReco
     by_topic: dict[str, list[OutboxRecord]] = {}
     for row in rows:
         if row.headers is None:
-            key = None if row.key is None else bytes(row.key)
-            topic, key = present_address(row.event_type, row.topic, key, bytes(row.payload or b""))
+            topic, key = present_address(row.event_type, row.topic, row.key, row.payload or b"")
             row = msgspec.structs.replace(row, topic=topic, key=key)
         by_topic.setdefault(row.topic, []).append(row)
     return by_topic

@@ -39,6 +39,12 @@ def observing_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def renewing_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pass of a relay renews its leases, and may claim or lose shards."""
+    monkeypatch.setattr("kafka_bridge.relaying.leases._RENEW_SECONDS", 0.0)
+
+
+@pytest.fixture
 def others(topics: str) -> Producer:
     """A transactional producer of others that has begun a transaction."""
     producer = transactional_producer()

@@ -15,6 +15,7 @@ from common.processes.lifecycle import StopFlag
 from devstack.processes import wait_until
 from kafka_bridge.client import group_lag
 from kafka_bridge.consuming.consumer import GroupConsumer
+from kafka_bridge.models import RelayLease, RelayMember
 from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.registry import ConsumerGroup, prefixed
 from kafka_bridge.relaying.relay import Relay
@@ -73,6 +74,12 @@ def publish_late_and_early(relay_between: Relay) -> None:
         settle(relay_between)
         late.commit()
     settle(relay_between)
+
+
+def take_over() -> None:
+    """End every lease, as if its relay was killed: nothing is saved any more."""
+    RelayMember.objects.all().delete()
+    RelayLease.objects.update(owner=None, expires_at=None)
 
 
 def settle(some_relay: Relay) -> None:

@@ -70,6 +70,19 @@ def test_a_paused_relay_publishes_nothing_keeps_its_leases_and_catches_up_in_ord
     assert numbers(read_to_end(NUMBERS)) == list(range(6))
 
 
+def test_rows_that_were_read_ahead_wait_too(switch: Switch) -> None:
+    publish_numbers(range(5))
+    relay = Relay(batch_size=2, is_paused=switch)
+    assert relay.relay_batch(StopFlag()) == 2
+    switch.is_paused = True
+    assert passes(relay) == 0
+    assert numbers(read_to_end(NUMBERS)) == [0, 1]
+    switch.is_paused = False
+    assert passes(relay) == 3
+    assert numbers(read_to_end(NUMBERS)) == [0, 1, 2, 3, 4]
+    relay.close()
+
+
 def test_held_rows_wait_too_when_their_topic_accepts_messages_again(
     relay: Relay, switch: Switch, settings: Settings
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, transaction
 
 from common.processes.lifecycle import StopFlag
-from kafka_bridge.models import SHARDS, OutboxMessage, RelayLease, RelayMember
+from kafka_bridge.models import SHARDS, OutboxMessage, RelayLease
 from kafka_bridge.outbox.writing import Message, publish
 from kafka_bridge.relaying.leases import Leases
 from kafka_bridge.relaying.positions import LeaseLost
@@ -16,7 +16,7 @@ from tests.stub_app.routes import NUMBER_DRAWN, NUMBERS
 from tests.support.kafka import read_to_end, relay_everything
 from tests.support.threads import OpenTransaction
 
-from .scenes import numbers, settle
+from .scenes import numbers, settle, take_over
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("topics")]
 
@@ -25,11 +25,6 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 def saving_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kafka_bridge.relaying.positions._SAVE_SECONDS", 0.0)
     monkeypatch.setattr("kafka_bridge.relaying.positions._SHARE_OF_TIME", 1e9)
-
-
-@pytest.fixture
-def renewing_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kafka_bridge.relaying.leases._RENEW_SECONDS", 0.0)
 
 
 def burn_ids(count: int) -> None:
@@ -41,12 +36,6 @@ def burn_ids(count: int) -> None:
                 "SELECT nextval('kafka_bridge_outboxmessage_id_seq') FROM generate_series(1, %s)", [count - 1]
             )
         transaction.set_rollback(True)
-
-
-def take_over() -> None:
-    """End every lease, as if its relay was killed: nothing is saved any more."""
-    RelayMember.objects.all().delete()
-    RelayLease.objects.update(owner=None, expires_at=None)
 
 
 def last_id() -> int:

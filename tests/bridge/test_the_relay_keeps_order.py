@@ -102,11 +102,6 @@ def test_the_relay_reads_above_the_last_row_sent_and_from_the_saved_position_aft
     assert len(read_to_end(TOPIC)) == 3
 
 
-@pytest.fixture
-def renewing_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kafka_bridge.relaying.leases._RENEW_SECONDS", 0.0)
-
-
 @pytest.mark.usefixtures("renewing_always")
 def test_a_relay_whose_session_ended_loses_its_shards_at_once() -> None:
     dead = Leases()

@@ -6,7 +6,7 @@ import pytest
 from django.db import connection
 
 from common.postgres import arrays
-from kafka_bridge.relaying.relay import BATCH_BYTES, read_sql
+from kafka_bridge.relaying.reading import BATCH_BYTES, read_sql
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from kafka_bridge.consuming.consumer import GroupConsumer
 from kafka_bridge.outbox import settled_mark
-from kafka_bridge.relaying import relay
+from kafka_bridge.relaying import reading
 from kafka_bridge.relaying.relay import Relay
 from tests.stub_app import consumer_groups
 from tests.stub_app.consumer_groups import BOOKINGS
@@ -38,13 +38,13 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 @pytest.mark.usefixtures("every_relay_holds_everything")
 def test_skipping_rows_that_another_relay_has_locked_would_reorder_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = "ORDER BY id LIMIT %(limit)s)"
-    read_sql = relay.read_sql
+    read_sql = reading.read_sql
 
     def read_unlocked(*, has_gaps: bool, holds_all: bool) -> str:
         query = read_sql(has_gaps=has_gaps, holds_all=holds_all)
         return query if has_gaps else query.replace(limit, f"{limit[:-1]} FOR UPDATE SKIP LOCKED)")
 
-    monkeypatch.setattr(relay, "read_sql", read_unlocked)
+    monkeypatch.setattr(reading, "read_sql", read_unlocked)
     publish_numbers(range(10))
     assert sent_around_a_hanging_relay() == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
 

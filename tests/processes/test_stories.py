@@ -1,10 +1,11 @@
-"""A story of the demo on real processes: it follows its document to the last arrow, and leaves nothing behind."""
+"""A story of the demo on real processes: it observes every arrow of its document or fails; it leaves nothing behind."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,31 +18,55 @@ from tests.support.service import environment, run_command
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-_NUMBER = "004"
 _SECONDS = 300.0
 _PREFIX = "story-test-"
 
 
 @pytest.fixture
-def story(tmp_path: Path, redis_flushed: None) -> Iterator[ManagedProcess]:
-    """The story of a document under its settings, on topics that it must make itself."""
-    env = environment(KAFKA_TOPIC_PREFIX=_PREFIX, SEED=_NUMBER, DEMO_EXIT="1")
-    script = f'set -a; . "./seeds/seed-{_NUMBER}.env"; exec "$0" manage.py demo --logs "$1"'
-    argv = ["sh", "-c", script, sys.executable, str(tmp_path)]
-    with ManagedProcess("story", argv, env, settings.BASE_DIR, tmp_path / "story.log") as process:
-        yield process
+def story(tmp_path: Path, redis_flushed: None) -> Iterator[Callable[..., ManagedProcess]]:
+    """Starts the story of a document, on topics that it must make itself."""
+    with ExitStack() as running:
+
+        def start(number: str, *, under_its_settings: bool, **settings_of_test: str) -> ManagedProcess:
+            env = environment(KAFKA_TOPIC_PREFIX=_PREFIX, SEED=number, DEMO_EXIT="1", **settings_of_test)
+            profile = f'set -a; . "./seeds/seed-{number}.env"; ' if under_its_settings else ""
+            argv = ["sh", "-c", f'{profile}exec "$0" manage.py demo --logs "$1"', sys.executable, str(tmp_path)]
+            log = tmp_path / "story.log"
+            return running.enter_context(ManagedProcess("story", argv, env, settings.BASE_DIR, log))
+
+        yield start
 
 
-def test_a_story_observes_every_arrow_of_its_document(story: ManagedProcess) -> None:
-    code = story.wait(_SECONDS)
-    said = story.log_path.read_text()
+def test_a_story_observes_every_arrow_of_its_document(story: Callable[..., ManagedProcess]) -> None:
+    process = story("004", under_its_settings=True)
+    code = process.wait(_SECONDS)
+    said = process.log_path.read_text()
     assert code == 0, said
-    document = read_document(settings.BASE_DIR / "seeds" / f"seed-{_NUMBER}.md")
+    document = read_document(settings.BASE_DIR / "seeds" / "seed-004.md")
     arrows = sum(len(diagram.arrows) for diagram in document.diagrams)
-    assert f"{arrows} arrows of seeds/seed-{_NUMBER}.md were observed" in said
+    assert f"{arrows} arrows of seeds/seed-004.md were observed" in said
     assert said.count("verdict: everything holds") == 1
+    assert not _topics_left()
+
+
+def test_a_story_that_goes_otherwise_names_the_arrows_that_were_not_observed(
+    story: Callable[..., ManagedProcess],
+) -> None:
+    # With the default's three partitions, two of the document's coupon types are on one.
+    process = story("000", under_its_settings=False, CONSUMER_CONCURRENCY='{"issue": 2}')
+    code = process.wait(_SECONDS)
+    said = process.log_path.read_text()
+    assert code == 1, said
+    failed = [line for line in said.splitlines() if line.startswith("FAIL ")]
+    assert failed[0].startswith("FAIL three coupon types are on the partitions")
+    assert "FAIL diagram 3: Producer->>Topic: 메시지 전송 was not observed" in failed
+    assert "verdict: something does not hold" in said
+    assert not _topics_left()
+
+
+def _topics_left() -> list[str]:
     names = AdminClient({"bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS}).list_topics(timeout=10).topics
-    assert not [name for name in names if name.startswith(_PREFIX)]
+    return [name for name in names if name.startswith(_PREFIX)]
 
 
 def test_an_unknown_document_gets_one_line_that_names_the_five() -> None:
