@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -23,11 +23,21 @@ from .messages import ISSUE_REQUESTED
 from .models import Coupon, IssueRequest, UserCoupon
 
 # LATERAL forces one primary-key lookup per id: for a small table the planner would prefer a full scan.
-_READ_OUTCOMES = """
-    SELECT request_id, status, reason
+_READ_RESULTS = """
+    SELECT request_id, {columns}
     FROM unnest(%s::uuid[]) AS asked (id),
          LATERAL (SELECT * FROM coupons_issuerequest WHERE request_id = asked.id LIMIT 1) AS ended
 """
+
+
+class RequestResult(NamedTuple):
+    """How a request ended, without the times; the fields are columns of its terminal row."""
+
+    coupon_type: str
+    user_id: int | None
+    status: str
+    reason: str | None
+    user_coupon_id: int | None
 
 
 def coupons() -> QuerySet[Coupon]:
@@ -117,8 +127,15 @@ def terminal_status(row: IssueRequest) -> RequestStatus:
 def request_outcomes(request_ids: Collection[UUID]) -> dict[UUID, tuple[str, str | None]]:
     """Return (status, reason) by id of the decided requests among ``request_ids``, from PostgreSQL."""
     with connection.cursor() as cursor:
-        cursor.execute(_READ_OUTCOMES, [arrays.uuids(request_ids)])
+        cursor.execute(_READ_RESULTS.format(columns="status, reason"), [arrays.uuids(request_ids)])
         return {request_id: (status, reason) for request_id, status, reason in cursor.fetchall()}
+
+
+def request_results(request_ids: Collection[UUID]) -> dict[UUID, RequestResult]:
+    """Return the results of the decided requests among ``request_ids``, from PostgreSQL."""
+    with connection.cursor() as cursor:
+        cursor.execute(_READ_RESULTS.format(columns=", ".join(RequestResult._fields)), [arrays.uuids(request_ids)])
+        return {request_id: RequestResult(*result) for request_id, *result in cursor.fetchall()}
 
 
 def pending_status(request_id: UUID, payload: bytes) -> RequestStatus:

@@ -15,7 +15,7 @@ from common.redis_client import KeyScan
 from ..issuance import status_cache
 from ..issuance.status_cache import RequestStatus
 from ..models import IssueRequest
-from ..selectors import terminal_status
+from ..selectors import RequestResult, request_results, terminal_status
 from .findings import STATUS_UNREADABLE, STATUS_WRONG, Findings
 
 _SCAN_CALLS = 50
@@ -39,12 +39,12 @@ class StatusCheck:
                 return
             requests = {name: status_cache.request_of_key(name) for name in names}
             foreign = [name for name, request_id in requests.items() if request_id is None]
-            wrong, rows = _wrong([request_id for request_id in requests.values() if request_id is not None], findings)
+            wrong = _wrong([request_id for request_id in requests.values() if request_id is not None], findings)
             findings.add(STATUS_UNREADABLE, *(f"key {name!r}" for name in foreign))
             if repair:
                 # Removed first: a wrong entry must not stay because Redis has no room for the right one.
                 status_cache.remove_keys([name for name, id_ in requests.items() if id_ is None or id_ in wrong])
-                status_cache.write(rows[request_id] for request_id in wrong if request_id in rows)
+                status_cache.write(map(terminal_status, IssueRequest.objects.filter(request_id__in=wrong)))
                 self._repaired += wrong
 
     def check_again(self, findings: Findings) -> None:
@@ -52,22 +52,22 @@ class StatusCheck:
         _wrong(self._repaired, findings)
 
 
-def _wrong(request_ids: Sequence[UUID], findings: Findings) -> tuple[list[UUID], dict[UUID, RequestStatus]]:
-    """Return the requests whose entries are wrong, and by request the terminal statuses of those that have a result."""
+def _wrong(request_ids: Sequence[UUID], findings: Findings) -> list[UUID]:
+    """Return the requests whose entries are wrong."""
     entries = status_cache.read_entries(request_ids)
-    rows = {row.request_id: terminal_status(row) for row in IssueRequest.objects.filter(request_id__in=list(entries))}
+    results = request_results(list(entries))
     wrong = []
     for request_id, entry in entries.items():
         if entry is None:
             findings.add(STATUS_UNREADABLE, f"request {request_id}")
-        elif request_id not in rows or _result(entry) != _result(rows[request_id]):
+        elif _result(entry) != results.get(request_id):
             findings.add(STATUS_WRONG, f"request {request_id}")
         else:
             continue
         wrong.append(request_id)
-    return wrong, rows
+    return wrong
 
 
-def _result(status: RequestStatus) -> tuple[object, ...]:
+def _result(status: RequestStatus) -> RequestResult:
     # Not the times, which a rebuild from the topics may not know.
-    return status.coupon_type, status.user_id, status.status, status.reason, status.user_coupon_id
+    return RequestResult(status.coupon_type, status.user_id, status.status, status.reason, status.user_coupon_id)

@@ -71,12 +71,10 @@ def test_the_settings_name_the_template(alimtalk: Provider, settings: Any) -> No
 
 def test_without_alimtalk_the_message_can_be_read_in_a_table() -> None:
     batch = many_completed(range(1, 51))
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
+    with CaptureQueriesContext(connection) as queries:
         handle(batch)
     handle(batch)
-    inserts = [query for query in queries.captured_queries if 'INSERT INTO "coupons_notification"' in query["sql"]]
+    inserts = [query for query in queries.captured_queries if "INSERT INTO coupons_notification" in query["sql"]]
     assert len(inserts) == 1
     assert Notification.objects.count() == 50
     row = Notification.objects.get(event_id=batch[4].inbox_id)
