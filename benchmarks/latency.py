@@ -19,7 +19,9 @@ from .sale import Service, await_issued, new_coupon, service
 from .temporary import mark_outbox_published
 
 SHARE = 0.6
+ALONE_RATE = 10.0
 _SECONDS = 10
+_ALONE_REQUESTS = 300
 _WARM_UP = 10_000
 _CONNECTIONS = 256
 _PERCENTS = (50, 95, 99)
@@ -30,12 +32,14 @@ class Latencies:
     """Seconds by percentile at ``rate`` requests per second, which is ``SHARE`` of ``saturation``.
 
     ``answer`` ends with the answer, ``result`` with the decision (processed_at, corrected by ``clock_difference``).
+    ``result_alone`` is of requests that have the service for themselves, ``ALONE_RATE`` a second.
     """
 
     saturation: float
     rate: float
     answer: dict[int, float]
     result: dict[int, float]
+    result_alone: dict[int, float]
 
 
 class _Accepted(msgspec.Struct, rename="camel"):
@@ -48,18 +52,22 @@ def measure() -> Latencies:
     with service() as running:
         running.sell(_WARM_UP)
         saturation = _WARM_UP / running.sell(_WARM_UP).answered
-        return _at_constant_rate(running, saturation)
+        rate = SHARE * saturation
+        answers, results = _at_constant_rate(running, rate, int(rate * _SECONDS))
+        running.settle()
+        _, alone = _at_constant_rate(running, ALONE_RATE, _ALONE_REQUESTS)
+    return Latencies(saturation, rate, percentiles(answers), percentiles(results), percentiles(alone))
 
 
-def _at_constant_rate(running: Service, saturation: float) -> Latencies:
-    rate = SHARE * saturation
-    coupon = new_coupon(int(rate * _SECONDS))
+def _at_constant_rate(running: Service, rate: float, requests: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the seconds to the answer and to the result of each request."""
+    coupon = new_coupon(requests)
     port = running.server.port
-    plan = Plan(port, _CONNECTIONS, requests_for(coupon, coupon.total_quantity, port), rate)
+    plan = Plan(port, _CONNECTIONS, requests_for(coupon, requests, port), rate)
     with running.client.start(plan) as sending:
         await_issued(coupon, sending)
         outcome = running.client.outcome(sending)
-    return Latencies(saturation, rate, percentiles(outcome.latencies), percentiles(_times_to_result(outcome, rate)))
+    return outcome.latencies, _times_to_result(outcome, rate)
 
 
 def request_ids_of(outcome: Outcome) -> list[UUID]:

@@ -18,7 +18,8 @@ _CAPTION = "\n".join((
     "empty view: granian's WSGI with two processes around a Django view that answers a constant, no database;"
     f" plain Django: with the middleware that startproject writes; {CONNECTIONS} connections keep each busy",
     f"latency: from the moment a request was due, at {latency.SHARE:.0%} of what web, relay and issuer accept together;"
-    " result: until the decision",
+    " result: until the decision;",
+    f"alone: {latency.ALONE_RATE:.0f} requests a second",
 ))  # fmt: skip
 
 
@@ -90,7 +91,8 @@ class Ratios:
             "constant arrivals", f"{measured.rate:,.0f}/s", "saturation", f"{measured.saturation:,.0f}/s",
             measured.rate / measured.saturation,
         )  # fmt: skip
-        for name, percentiles in (("answer", measured.answer), ("result", measured.result)):
+        timed = {"answer": measured.answer, "result": measured.result, "result, alone": measured.result_alone}
+        for name, percentiles in timed.items():
             for percent, seconds in percentiles.items():
                 self._rows.add(
                     f"time to {name}, p{percent}", milliseconds(seconds), "p50", milliseconds(percentiles[50]),
