@@ -105,7 +105,11 @@ class Stack:
                 self._forget_ended_users(state)
                 if fresh:
                     if state.keep or state.users:
-                        raise DevstackError(f"stack {self.name!r} is up: `down` it first, or leave out --fresh")
+                        users = ", ".join(str(user.pid) for user in state.users) or "none, `up` started it"
+                        raise DevstackError(
+                            f"stack {self.name!r} is up (used by pid {users}): end what uses it, or "
+                            f"`python -m devstack down --name {self.name}`, before it is made anew"
+                        )
                     self._down(state, wipe=True)
                 state.users.append(me)
                 # Saved before anything starts, so that a killed user is recognised as ended.
@@ -220,6 +224,11 @@ class Stack:
         are_new = not (self.folder / "data" / "kafka-1").exists()
         wish = wanted_brokers(self._environ)
         wanted = self._brokers or (wish if are_new and wish else state.brokers)
+        if not (are_new or self._brokers) and wish not in (None, state.brokers):
+            self._report(
+                f"stack {self.name!r} keeps its {state.brokers} broker(s), not the {wish} of DEVSTACK_BROKERS: to have "
+                f"those, `python -m devstack down --wipe --name {self.name}` first, or set another DEVSTACK_NAME"
+            )
         if are_new and KAFKA_BOOTSTRAP_SERVERS not in self._external(state):
             self._wish_ports(state, wanted)
         if wanted == state.brokers:
@@ -391,4 +400,6 @@ def _variable_of(name: str, external: Mapping[str, str]) -> str | None:
 
 
 def _report_to_stderr(line: str) -> None:
-    print(f"devstack: {line}", file=sys.stderr, flush=True)
+    # In one write: parts start in threads, and the lines of two must not run into each other.
+    sys.stderr.write(f"devstack: {line}\n")
+    sys.stderr.flush()

@@ -131,6 +131,8 @@ def _log_decided(rows: Sequence[RequestResult], now: datetime) -> None:
                 "userId": row.user_id,
                 "status": row.status,
                 "reason": row.reason,
+                "partition": row.partition,
+                "offset": row.offset,
                 "traceparent": row.traceparent,
             }
             for row in rows

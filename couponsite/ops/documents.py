@@ -6,9 +6,10 @@ The addresses below ``/ops/docs/`` are those of the files below ``docs/``: links
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
+from posixpath import dirname, join, normpath
 from typing import NamedTuple
 
 from django.conf import settings
@@ -111,6 +112,8 @@ def _rendered(name: str) -> Document:
         if opening.type == "th_open" and not content.content:
             # A header without text says nothing to a screen reader.
             opening.tag = closing.tag = "td"
+        if content.children:
+            content.children = _without_links_elsewhere(content.children, name)
     title = name
     summary = next((_plain(b) for a, b in pairwise(tokens) if a.type == "paragraph_open" and not a.level), "")
     headings = []
@@ -136,6 +139,19 @@ def _plain(content: Token) -> str:
 def _anchor(heading: str) -> str:
     """Return the anchor that links between the files use for a heading: GitHub's."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _without_links_elsewhere(parts: Sequence[Token], name: str) -> list[Token]:
+    """Return the parts of a text without links to files beside ``docs/``, whose text stays: they are no pages."""
+    kept: list[Token] = []
+    is_elsewhere = False
+    for part in parts:
+        if part.type == "link_open":
+            target = str(part.attrGet("href"))
+            is_elsewhere = ":" not in target and normpath(join(dirname(name), target)).startswith("..")
+        if not (is_elsewhere and part.type in ("link_open", "link_close")):
+            kept.append(part)
+    return kept
 
 
 def _with_scrolling_tables(tokens: list[Token]) -> list[Token]:

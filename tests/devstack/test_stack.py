@@ -204,10 +204,11 @@ def test_new_brokers_get_the_ports_that_the_environment_names_if_they_are_free(t
         try:
             addresses = stack.up().kafka_bootstrap_servers.split(",")
             # Brokers that exist keep their number and ports, whatever the environment says by now.
-            later = Stack("tests", root=tmp_path, environ={**given, "DEVSTACK_BROKERS": "1"})
+            later = Stack("tests", root=tmp_path, environ={**given, "DEVSTACK_BROKERS": "1"}, report=said.append)
             assert later.up().kafka_bootstrap_servers.split(",") == addresses
         finally:
             stack.down(wipe=True)
     assert f"kafka-1: port {taken} is taken, a free one is used instead" in said
+    assert any(line.startswith("stack 'tests' keeps its 2 broker(s), not the 1 of DEVSTACK_BROKERS") for line in said)
     assert addresses[1] == f"{LOOPBACK}:{free}"
     assert addresses[0] not in {f"{LOOPBACK}:{port}" for port in (taken, free)}
