@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from common.postgres.clock import database_time
 from kafka_bridge.client import group_lag
-from kafka_bridge.outbox.published import anything_unpublished
+from kafka_bridge.outbox.published import is_published_sql
 
 from . import policy
 from .consumer_groups import ISSUE
@@ -118,11 +118,12 @@ _QUERIES = {
     """,
 }
 
-_OVERDUE = """
+_OVERDUE = f"""
     SELECT o.event_id::text FROM kafka_bridge_outboxmessage o
     WHERE o.event_type = %s AND o.headers IS NULL AND o.created_at < %s
       AND NOT (o.topic = %s AND EXISTS (SELECT FROM coupons_reservation v WHERE v.request_id = o.event_id))
       AND NOT EXISTS (SELECT 1 FROM coupons_issuerequest r WHERE r.request_id = o.event_id)
+      AND {is_published_sql("o")}
     ORDER BY o.id
 """
 
@@ -180,11 +181,11 @@ def named_lines(queries: Mapping[str, str], values: Mapping[str, str]) -> Iterat
 
 
 def lines_at_rest(query: str, values: Any, lag: Callable[[], int]) -> list[str]:
-    """Return the lines of ``query`` while nothing is in transit, as ``query_lines``; none while something is.
+    """Return the lines of ``query``, which is of published events, as ``query_lines``; none while some are in transit.
 
-    In transit are unpublished outbox rows and the messages that ``lag`` counts; it is called only if there are lines.
+    In transit are the messages that ``lag`` counts; it is called only if there are lines.
     """
-    if not query_lines(query, values) or anything_unpublished() or lag() != 0:
+    if not query_lines(query, values) or lag() != 0:
         return []
     # Query again: what was in transit at the first query has arrived since the lag was 0.
     return query_lines(query, values)

@@ -4,33 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
-
-from django.conf import settings
 
 from coupons.invariants import deadline, lines_at_rest, named_lines
 from kafka_bridge.client import group_lag
-from kafka_bridge.consuming.dead_letters import RELAY
-from kafka_bridge.registry import prefixed
 
 from .messages import ORDER_CANCELLED, ORDER_COMPLETED
-
-
-class _TrackedEvent(NamedTuple):
-    """An event type, the columns of ``orders_order`` with its id and time, and the groups that must handle it."""
-
-    event_type: str
-    event_id: str
-    moment: str
-    groups: tuple[str, ...]
-
-
-_TRACKED_EVENTS = (
-    _TrackedEvent(
-        ORDER_COMPLETED, "completed_event_id", "paid_at", ("notification", "data-platform", "ranking", "monitoring")
-    ),
-    _TrackedEvent(ORDER_CANCELLED, "cancelled_event_id", "cancelled_at", ("data-platform", "ranking", "monitoring")),
-)
+from .missed_effects import TRACKED_EVENTS, TrackedEvent, missed_sql, missed_values, read_by
 
 _EVENTS = """
     SELECT id, event_id, event_type, convert_from(payload, 'UTF8')::jsonb ->> 'orderId' AS order_id
@@ -92,33 +71,11 @@ def missed_effects(lag: Callable[[str, list[str]], int] = group_lag) -> list[str
     ``lag(group_id, topics)`` returns how many messages the group has not committed; by default it asks Kafka. Raises
     ServiceUnavailable if Kafka does not answer.
     """
-    return [line for event in _TRACKED_EVENTS for group in event.groups for line in _missed(event, group, lag)]
+    return [line for event in TRACKED_EVENTS for effect in event.effects for line in _missed(event, effect, lag)]
 
 
-def _missed(event: _TrackedEvent, group: str, lag: Callable[[str, list[str]], int]) -> list[str]:
-    query = f"""
-        SELECT format('order %%s: event %%s never reached %%s', o.id, o.{event.event_id}, %(group)s::text)
-        FROM orders_order o
-        WHERE o.{event.event_id} IS NOT NULL AND o.{event.moment} < %(deadline)s
-          AND o.{event.moment} > statement_timestamp() - %(kept_hours)s * interval '1 hour'
-          AND NOT EXISTS (
-              SELECT 1 FROM kafka_bridge_processedevent p
-              WHERE p.consumer_group = %(group)s AND p.event_id = o.{event.event_id}
-          )
-          AND NOT EXISTS (
-              SELECT 1 FROM kafka_bridge_deadletter d
-              WHERE d.consumer_group IN (%(group)s, %(relay)s) AND d.event_id = o.{event.event_id}
-          )
-        ORDER BY o.id
-    """
-    values = {"group": group, "relay": RELAY, "deadline": deadline(), "kept_hours": _kept_hours(event)}
-    group_id = f"{settings.KAFKA_TOPIC_PREFIX}{settings.KAFKA_GROUPS[group]}"
-    topic = prefixed(settings.KAFKA_ROUTES[event.event_type].topic)
-    return lines_at_rest(query, values, partial(lag, group_id, [topic]))
-
-
-def _kept_hours(event: _TrackedEvent) -> int:
-    """Return how long inbox rows and dead letters of ``event`` are kept at least: housekeeping deletes older ones."""
-    hours = 24 * int(settings.DEAD_LETTER_RETENTION_DAYS)
-    is_kept_for_ever = settings.KAFKA_ROUTES[event.event_type].retention_ms < 0
-    return hours if is_kept_for_ever else min(hours, int(settings.INBOX_RETENTION_HOURS))
+def _missed(event: TrackedEvent, effect: str, lag: Callable[[str, list[str]], int]) -> list[str]:
+    line = f"format('order %%s: event %%s never reached %%s', o.id, o.{event.event_id}, %(effect)s::text)"
+    query = f"{missed_sql(event, line)} ORDER BY o.id"
+    values = {**missed_values(event, effect, after=None), "until": deadline()}
+    return lines_at_rest(query, values, partial(lag, *read_by(event, effect)))

@@ -33,6 +33,7 @@ STATUS_UNREADABLE: Final = "status-unreadable"
 STATUS_WRONG: Final = "status-wrong"
 COUNTER_RESERVED: Final = "counter-reserved"
 COUNTER_ISSUED: Final = "counter-issued"
+EFFECT_MISSED: Final = "effect-missed"
 
 # By name: what the finding means, and what --repair does.
 MEANINGS: Final = {
@@ -59,6 +60,7 @@ MEANINGS: Final = {
     ),
     COUNTER_RESERVED: ("the coupon's counter `reserved` differs from its reservations", "counted again"),
     COUNTER_ISSUED: ("the coupon's counter `issued` differs from its issued coupons", "counted again"),
+    EFFECT_MISSED: ("an order's event that an effect does not have although its group has no lag", "published again"),
 }
 
 _EXAMPLES_SHOWN = 5

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from redis.exceptions import RedisError
 
@@ -37,15 +37,25 @@ class Reconciled(NamedTuple):
     outage: Exception | None
 
 
+class Check(Protocol):
+    """A comparison that the reconciler makes in each run. Raises what ``is_outage`` knows."""
+
+    def check(self, findings: Findings, stop: StopFlag, *, repair: bool) -> None: ...
+
+
 class Reconciler:
     """Compares repeatedly. The state kept between two runs only saves work.
 
     ``patience``: seconds that a request may take between gate, outbox, topic and Redis queue. ``once``: read everything
-    in one run. ``lag`` returns the issuer's lag in messages; by default Kafka is asked.
+    in one run. ``lag`` returns the issuer's lag in messages; by default Kafka is asked. ``others``: checks of what
+    stands on coupons.
     """
 
-    def __init__(self, patience: float, *, once: bool, lag: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, patience: float, *, once: bool, lag: Callable[[], int] | None = None, others: Sequence[Check] = ()
+    ) -> None:
         self._once = once
+        self._others = others
         self._gate = GateCheck(patience)
         self._outbox = OutboxCheck(patience, lag)
         self._stock = StockCheck(patience)
@@ -64,6 +74,7 @@ class Reconciler:
             check_gates,
             partial(self._outbox.check, found, stop, repair=repair),
             partial(self._statuses.check, found, stop, whole=self._once, repair=repair),
+            *(partial(other.check, found, stop, repair=repair) for other in self._others),
         )
         for name, number in found.counts.items():
             metrics.RECONCILE_FOUND.labels(name).inc(number)
@@ -76,6 +87,7 @@ class Reconciler:
                 partial(self._gate.check, again, stop, repair=False, again=compared),
                 partial(self._outbox.check, again, stop, repair=False),
                 partial(self._statuses.check_again, again),
+                *(partial(other.check, again, stop, repair=False) for other in self._others),
             )
             outage = outage or outage_again
         # New findings of the second comparison are left to the next run.

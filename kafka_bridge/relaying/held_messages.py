@@ -63,6 +63,13 @@ _READ = f"""
     WHERE total - size < %(bytes)s
     ORDER BY message_id
 """
+# A row of which somebody changed the topic goes on waiting, under that topic.
+_FOLLOW_TOPIC = """
+    UPDATE kafka_bridge_heldmessage AS held SET topic = message.topic
+    FROM kafka_bridge_outboxmessage AS message
+    WHERE message.id = held.message_id AND held.message_id = ANY(%s::bigint[]) AND held.topic <> message.topic
+    RETURNING held.message_id
+"""
 _REMOVE = "DELETE FROM kafka_bridge_heldmessage WHERE message_id = ANY(%s::bigint[])"
 _NOTE_ATTEMPT = """
     UPDATE kafka_bridge_heldmessage SET attempts = attempts + 1, last_error = %s
@@ -154,7 +161,10 @@ class HeldMessages:
         with connection.cursor() as cursor:
             cursor.execute(_READ, values)
             found = cursor.fetchall()
-        self.remove([row[0] for row in found if row[1] is None])
+            if gone := {row[0] for row in found if row[1] is None}:
+                cursor.execute(_FOLLOW_TOPIC, [arrays.numbers(gone)])
+                gone -= {row_id for (row_id,) in cursor.fetchall()}
+        self.remove(gone)
         return [OutboxRecord(*row[1:]) for row in found if row[1] is not None]
 
     def remove(self, ids: Collection[int]) -> None:

@@ -16,6 +16,7 @@ from kafka_bridge.operating.worker_command import DAY_SECONDS, WorkerCommand, re
 from orders.ranking import store
 from orders.ranking.days import last_days
 from orders.ranking.rebuild import ranking_rebuild
+from orders.reconciliation import EffectsCheck
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,9 @@ _MAX_ROWS = 200
 
 class Command(WorkerCommand):
     help = (
-        "Compares gates, Redis queue and outbox with PostgreSQL while the service runs, and lists differences. --repair"
-        " repairs them. The exit code is 1 if there are differences; with --repair, if some could not be repaired. With"
-        " --every it also stands by to judge the alarms."
+        "Compares gates, Redis queue, outbox and effects with PostgreSQL while the service runs, and lists differences."
+        " --repair repairs them. The exit code is 1 if there are differences; with --repair, if some could not be"
+        " repaired. With --every it also stands by to judge the alarms."
     )
 
     # Redis and Kafka are not required at start: with --every the process retries until they answer.
@@ -61,7 +62,7 @@ class Command(WorkerCommand):
     def _once(self, patience: float, repair: bool, stop: StopFlag) -> None:
         if repair:
             record_command(action="service.repair", subject="reconcile", after={"patienceSeconds": patience})
-        reconciled = Reconciler(patience, once=True).run(stop, repair=repair)
+        reconciled = _reconciler(patience, once=True).run(stop, repair=repair)
         for line in reconciled.found.lines(repaired=repair):
             self.stdout.write(line)
         if error := reconciled.outage:
@@ -79,7 +80,7 @@ class Command(WorkerCommand):
         reconciler: Reconciler | None = None
         while not stop:
             try:
-                reconciler = reconciler or Reconciler(patience, once=False)
+                reconciler = reconciler or _reconciler(patience, once=False)
                 reconciled = reconciler.run(stop, repair=repair)
                 _log(reconciled, repair=repair)
                 if reconciled.outage:
@@ -97,6 +98,10 @@ class Command(WorkerCommand):
                     drop_connection()
                     reconciler = None
             stop.wait(seconds)
+
+
+def _reconciler(patience: float, *, once: bool) -> Reconciler:
+    return Reconciler(patience, once=once, others=[EffectsCheck(patience)])
 
 
 def _log(reconciled: Reconciled, *, repair: bool) -> None:
