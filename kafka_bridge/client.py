@@ -9,12 +9,14 @@ from functools import cache
 from typing import Any
 
 from confluent_kafka import (
+    OFFSET_BEGINNING,
     Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
     Producer,
+    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
@@ -41,10 +43,10 @@ from .topic_checks import (
 )
 
 __all__ = [
-    "AdminClient", "Consumer", "IsolationLevel", "KafkaError", "KafkaException", "Message", "OffsetSpec", "Producer",
-    "TopicMetadata", "TopicPartition", "check_client_options", "check_kafka", "complaints_of", "delete_topics",
-    "ensure_topics", "existing_topics", "group_lag", "make_admin", "make_consumer", "make_producer", "topic_configs",
-    "wanted_topics",
+    "BEGINNING", "AdminClient", "Consumer", "IsolationLevel", "KafkaError", "KafkaException", "Message", "OffsetSpec",
+    "Producer", "TopicCollection", "TopicMetadata", "TopicPartition", "check_client_options", "check_kafka",
+    "complaints_of", "delete_topics", "ensure_topics", "existing_topics", "group_lag", "make_admin", "make_consumer",
+    "make_producer", "topic_configs", "wanted_topics",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ REFUSED_FOR_GOOD = frozenset(
 # Errors of a request that concern only one of its topics.
 _SINGLE_TOPIC_ERRORS = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED})
 PARTITION_EOF = KafkaError._PARTITION_EOF
+BEGINNING = OFFSET_BEGINNING
 # A partition has no leader for a moment when it is new or its broker fails.
 _LEADER_CHANGES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _LEADER_CHANGE_PAUSE = 0.1

@@ -71,4 +71,4 @@ class EffectsCheck:
             # Without its row an event cannot be sent again; `check_invariants` names it all the same.
             query = f"{missed_sql(event, f'o.id, o.{event.event_id}')} AND message.id IS NOT NULL LIMIT %(most)s"
             cursor.execute(query, values)
-            return cursor.fetchall()
+            return list(cursor.fetchall())

@@ -35,6 +35,7 @@ from .paused_partitions import PausedPartitions
 from .received import received
 from .retrying_partitions import Partition, RetryingPartitions
 from .subscription_handler import SubscriptionHandler
+from .topic_ids import TopicIds
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class GroupConsumer:
         self._tick = tick
         self._batch_size = min(batch_size or settings.CONSUMER_BATCH_SIZE, subscription.largest_batch or sys.maxsize)
         self._topics = {topic: unprefixed(topic) for topic in subscription.topics}
+        self._topic_ids = TopicIds(subscription.topics, self._name)
         self._buffers: dict[Partition, list[ReceivedMessage]] = defaultdict(list)
         self._assigned: set[Partition] = set()
         # The next offset of each partition that is read to its end.
@@ -95,16 +97,26 @@ class GroupConsumer:
 
         Paused partitions are not waited for: what is left of them stays for the next run.
         """
+        if not until_idle:
+            self._idle_poll_seconds = _IDLE_POLL_SECONDS
+        while self._consume(stop, until_idle=until_idle):
+            logger.warning("%s: a topic was made anew, it joins its group again", self._name)
+
+    def _consume(self, stop: StopFlag, *, until_idle: bool) -> bool:
+        """Be a member of the group until the end of the run, or until a topic was made anew; returns whether it was.
+
+        A client of Kafka goes on from where it was in the old topic, or never reads again.
+        """
         groups = self._subscription.groups
         consumer = make_consumer(self._subscription.group_id, calls_out=[group.call is not None for group in groups])
         consumer.subscribe(
             self._subscription.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
-        if not until_idle:
-            self._idle_poll_seconds = _IDLE_POLL_SECONDS
         idle_since = time.monotonic()
         try:
             while not stop:
+                if self._topic_ids.has_changed():
+                    return True
                 worked = self.poll_and_handle(consumer, stop)
                 if worked or not self._is_drained():
                     idle_since = time.monotonic()
@@ -114,8 +126,13 @@ class GroupConsumer:
                         logger.warning("%s: ends without the messages of paused: %s", self._name, self._paused)
                     break
             self._commit_handled(consumer)
+            return False
         finally:
             consumer.close()
+            # A client whose topics were deleted under it does not revoke them.
+            self._on_lost(consumer, [TopicPartition(*partition) for partition in self._assigned])
+            self._topic_ids.forget()
+            self._joined = False
             drop_connection()
 
     def poll_and_handle(self, consumer: Consumer, stop: StopFlag) -> bool:
@@ -217,6 +234,8 @@ class GroupConsumer:
             logger.warning("%s: kafka: %s", self._name, error.str())
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._topic_ids.correct(consumer, partitions):
+            consumer.incremental_assign(partitions)
         self._joined = True
         self._assigned |= {(item.topic, item.partition) for item in partitions}
         logger.info("%s: %d partitions assigned", self._name, len(self._assigned))
@@ -322,7 +341,7 @@ class GroupConsumer:
         self._committed_at = time.monotonic()
 
     def _commit(self, consumer: Consumer, next_offsets: Mapping[Partition, int]) -> None:
-        self._committed.update(commit_offsets(consumer, next_offsets, self._name))
+        self._committed.update(commit_offsets(consumer, next_offsets, self._topic_ids, self._name))
 
     def _commit_ends(self, consumer: Consumer) -> None:
         """Commit the end of partitions, past offsets without a readable message, so that these do not count as lag.

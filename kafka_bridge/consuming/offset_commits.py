@@ -9,18 +9,26 @@ from common.processes.lifecycle import first_line
 
 from ..client import Consumer, KafkaException, TopicPartition
 from .retrying_partitions import Partition
+from .topic_ids import TopicIds
 
 logger = logging.getLogger(__name__)
 
 
-def commit_offsets(consumer: Consumer, next_offsets: Mapping[Partition, int], name: str) -> dict[Partition, int]:
-    """Commit synchronously; returns what the broker has committed. ``name`` is the subscription's, for the log.
+def commit_offsets(
+    consumer: Consumer, next_offsets: Mapping[Partition, int], topic_ids: TopicIds, name: str
+) -> dict[Partition, int]:
+    """Commit synchronously, with the ids of the topics; returns what the broker has committed.
+
+    ``name`` is the subscription's, for the log.
 
     A failure is only logged: handled messages are redelivered, and recognized.
     """
     try:
         committed = consumer.commit(
-            offsets=[TopicPartition(*partition, offset) for partition, offset in next_offsets.items()],
+            offsets=[
+                TopicPartition(topic, number, offset, metadata=topic_ids.of(topic))
+                for (topic, number), offset in next_offsets.items()
+            ],
             asynchronous=False,
         )
     except KafkaException as error:
