@@ -14,6 +14,7 @@ from rich.table import Table
 
 from coupons.models import Coupon
 from demo.orders import OrderOutcome
+from demo.printing import print_table
 from demo.sale import Outcome
 from demo.sale import Progress as Report
 
@@ -54,8 +55,8 @@ def _progress_lines(console: Console, title: str, total: int) -> Report:
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
     """Print the tables of a sale."""
-    console.print(_sale_table(outcome))
-    console.print(_coupon_table(outcome.coupons))
+    print_table(console, _sale_table(outcome))
+    print_table(console, _coupon_table(outcome.coupons))
 
 
 def print_orders(console: Console, outcome: OrderOutcome) -> None:
@@ -72,12 +73,12 @@ def print_orders(console: Console, outcome: OrderOutcome) -> None:
         ("until every effect had processed them", f"{outcome.processed_in:.1f} s"),
     ):
         table.add_row(name, value)
-    console.print(table)
+    print_table(console, table)
     ranking = Table("product", title="Best sellers today", title_justify="left")
     ranking.add_column("sold", justify="right")
     for row in outcome.best_sellers:
         ranking.add_row(row.name, f"{row.quantity}")
-    console.print(ranking)
+    print_table(console, ranking)
 
 
 def _sale_table(outcome: Outcome) -> Table:
