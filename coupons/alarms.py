@@ -106,6 +106,6 @@ def judge_dead_lettered() -> Iterator[Condition]:
     if number:
         yield Condition(
             REQUEST_DEAD_LETTERED,
-            f"{number} requests of the last {minutes} minutes ended FAILED with ERROR by a dead letter,"
-            f" one of them {first}",
+            f"{number} {'request' if number == 1 else 'requests'} of the last {minutes} minutes ended FAILED with ERROR"
+            f" by a dead letter, one of them {first}",
         )

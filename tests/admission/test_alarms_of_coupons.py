@@ -154,7 +154,7 @@ def assert_alert(evaluator: AlertEvaluator, request_id: UUID) -> None:
     assert [alert for alert in open_now() if alert[0] != GATE_ADMITTED_REFUSED.name] == [
         (
             "request-dead-lettered",
-            f"1 requests of the last 10 minutes ended FAILED with ERROR by a dead letter, one of them {request_id}",
+            f"1 request of the last 10 minutes ended FAILED with ERROR by a dead letter, one of them {request_id}",
         )
     ]
     move_into_the_past("kafka_bridge_deadletter", ["created_at"], 601)
