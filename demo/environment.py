@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -27,6 +28,8 @@ from kafka_bridge.client import check_kafka, delete_topics, ensure_topics
 _ADMIN_NAME = "demo-admin"
 _SERVICE_SECONDS = 30.0
 _USUAL_PORT = 8000
+# No process of the Procfile has this name.
+_OWN_LOG = "runner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,16 @@ class DemoEnvironment:
         path = self.log_folder / f"{name}.log"
         path.unlink(missing_ok=True)
         return path
+
+    def log_own_lines(self, printed: int) -> None:
+        """Log what this process logs to a file beside those of the others, and print it from the level ``printed``."""
+        root = logging.getLogger()
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(self.log(_OWN_LOG))
+        for handler in root.handlers:
+            handler.setLevel(printed)
+            file.setFormatter(handler.formatter)
+        root.addHandler(file)
 
     def prepare(self) -> Login:
         """Migrate the database and make the operator's login. Raises ServiceUnavailable if it does not answer."""

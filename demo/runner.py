@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from rich.console import Console
@@ -33,6 +34,8 @@ class Demo:
 
         Raises ServiceUnavailable when a service does not answer and TimeoutError when the web process does not.
         """
+        # Records of what operators do, as the creation of the coupons, would stand between the lines of the demo.
+        self._environment.log_own_lines(logging.WARNING)
         port = choose_web_port()
         login = self._environment.prepare()
         env = {"PORT": str(port), "HOST": "127.0.0.1"}
