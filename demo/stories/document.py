@@ -14,7 +14,7 @@ _BEGIN, _END = "sequenceDiagram", "```"
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """A sequence diagram: the heading above it and its arrows, ``A->>B: text``, each once and in order."""
+    """A sequence diagram: the heading above it and its arrows, ``A->>B: text``, in order and each as often as drawn."""
 
     title: str
     arrows: Sequence[str]
@@ -33,16 +33,16 @@ def read_document(path: Path) -> Document:
     text = path.read_text()
     diagrams: list[Diagram] = []
     title = ""
-    # A dictionary without values: an arrow that a diagram repeats counts once. None outside of diagrams.
-    arrows: dict[str, None] | None = None
+    # None outside of diagrams.
+    arrows: list[str] | None = None
     for line in map(str.strip, text.splitlines()):
         if line == _BEGIN:
-            arrows = {}
+            arrows = []
         elif arrows is None:
             title = found["text"] if (found := _HEADING.fullmatch(line)) else title
         elif line == _END:
-            diagrams.append(Diagram(title, list(arrows)))
+            diagrams.append(Diagram(title, arrows))
             arrows = None
         elif arrow := _ARROW.fullmatch(line):
-            arrows["{source}{head}{target}: {text}".format(**arrow.groupdict())] = None
+            arrows.append("{source}{head}{target}: {text}".format(**arrow.groupdict()))
     return Document(text, diagrams)

@@ -6,10 +6,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from demo.printing import print_table
 from demo.stories.document import Document
 
 _WIDEST = 150
 _STEP_SHARE = 0.42
+_READING = """\
+A line has the number of its arrow in the document's diagram. Lines come in the order in which things were observed:
+the service, for instance, answers after its commit and publishes afterwards."""
 
 
 class Narration:
@@ -19,7 +23,8 @@ class Narration:
         self._console = console
         self._document = document
         self._diagram = -1
-        self._seen: list[set[str]] = [set() for _ in document.diagrams]
+        # Positions of arrows in their diagram, from 0.
+        self._seen: list[set[int]] = [set() for _ in document.diagrams]
         if not console.is_terminal:
             # Rich assumes 80 columns, too few for two texts side by side.
             console.width = _WIDEST
@@ -35,16 +40,26 @@ class Narration:
         self._console.print()
         self._console.print(Text(text, style="bold"), soft_wrap=True)
 
-    def arrow(self, line: str, observed: str) -> None:
+    def opening(self, name: str) -> None:
+        """Print what is told, ``name`` of the document, and how to read it."""
+        self.heading(f"the story of {name}")
+        self._console.print(Text(_READING), soft_wrap=True)
+        self._console.print()
+
+    def arrow(self, line: str, observed: str, *, occurrence: int | None = None) -> None:
         """Print an arrow of the current diagram, as the document writes it, and what was observed of it.
 
-        Raises ValueError for an arrow that the diagram does not have.
+        Of an arrow that the diagram draws several times, ``occurrence`` says which one it is, from 1; by default the
+        first that was not observed yet. Raises ValueError for an arrow that the diagram does not have, or not so often.
         """
-        arrows = self._document.diagrams[self._diagram].arrows
-        if line not in arrows:
-            raise ValueError(f"diagram {self._diagram + 1} of the document has no arrow {line!r}")
-        self._seen[self._diagram].add(line)
-        self._row(f"{arrows.index(line) + 1}", line, observed)
+        seen, drawn = self._seen[self._diagram], self._document.diagrams[self._diagram].arrows
+        places = [place for place, arrow in enumerate(drawn) if arrow == line]
+        wanted = places[occurrence - 1 : occurrence] if occurrence else [place for place in places if place not in seen]
+        if not wanted:
+            none = "no further arrow" if places else "no arrow"
+            raise ValueError(f"diagram {self._diagram + 1} of the document has {none} {line!r}")
+        seen.add(wanted[0])
+        self._row(f"{wanted[0] + 1}", line, observed)
 
     def passage(self, text: str, observed: str) -> None:
         """Print a passage of the document outside of the arrows, and what was observed of it.
@@ -58,10 +73,10 @@ class Narration:
     def unseen(self) -> list[str]:
         """Return a line for each arrow of the document that was not observed."""
         return [
-            f"diagram {number}: {line} was not observed"
+            f"diagram {number}, arrow {place + 1}: {line} was not observed"
             for number, (diagram, seen) in enumerate(zip(self._document.diagrams, self._seen, strict=True), start=1)
-            for line in diagram.arrows
-            if line not in seen
+            for place, line in enumerate(diagram.arrows)
+            if place not in seen
         ]
 
     def count(self) -> int:
@@ -76,4 +91,4 @@ class Narration:
         table.add_column(width=self._width - step_width - 6, overflow="fold")
         # Text objects: square brackets of positions are no markup.
         table.add_row(number, Text(step), Text(observed))
-        self._console.print(table)
+        print_table(self._console, table)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from uuid import UUID
 
+from django.conf import settings
 from django.db import connection, models
 from django.db.models import BooleanField
 from django.db.models.expressions import RawSQL
@@ -14,19 +16,20 @@ from django.db.models.expressions import RawSQL
 from coupons.messages import ISSUE_FAILED, ISSUE_SUCCEEDED
 from coupons.models import IssueRequest, UserCoupon
 from demo.stories.topics import OBSERVE_SECONDS
+from demo.stories.words import counted, listed
 from devstack import wait_until
 from kafka_bridge.models import OutboxMessage, ProcessedEvent
 from kafka_bridge.outbox.published import is_published_sql
 
 _IS_PUBLISHED = RawSQL(is_published_sql(), [], BooleanField())
 
+# Sequences keep their values through the rollback: one counts the tries, and one per try has its time in microseconds.
 _FAIL = """
     CREATE SEQUENCE demo_tries;
     CREATE FUNCTION demo_fail() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF NEW.user_id = {user_id} THEN
-            -- A sequence keeps its value through the rollback: it counts the tries.
-            PERFORM nextval('demo_tries');
+            PERFORM setval('demo_try_' || nextval('demo_tries'), (extract(epoch FROM clock_timestamp()) * 1e6)::bigint);
             RAISE EXCEPTION 'the demo refuses the coupon of user {user_id}';
         END IF;
         RETURN NEW;
@@ -75,6 +78,11 @@ def decided(row: IssueRequest) -> str:
     return f"{row.status}{reason}{coupon}{left}"
 
 
+def user_coupon_of(row: IssueRequest) -> UserCoupon:
+    """Return the coupon that a successful request got. Raises DoesNotExist for another request."""
+    return UserCoupon.objects.get(id=row.user_coupon_id or 0)
+
+
 def user_coupons(user_id: int, coupon_id: int) -> int:
     """Return how many coupons of ``coupon_id`` a user has."""
     return UserCoupon.objects.filter(user_id=user_id, coupon_id=coupon_id).count()
@@ -98,19 +106,35 @@ def transaction_of(row: models.Model) -> int:
 
 @contextmanager
 def failing_inserts(user_id: int) -> Iterator[None]:
-    """Let PostgreSQL refuse every coupon of a user, as a fault that no retry cures; ``tries`` counts the attempts."""
+    """Let PostgreSQL refuse every coupon of a user, as a fault that no retry cures; ``refusals`` has the attempts."""
     with connection.cursor() as cursor:
         cursor.execute(_FAIL.format(user_id=int(user_id)))
+        for name in _times_of_tries():
+            cursor.execute(f"CREATE SEQUENCE {name}")
     try:
         yield
     finally:
         with connection.cursor() as cursor:
             cursor.execute(_MEND)
+            cursor.execute(f"DROP SEQUENCE {', '.join(_times_of_tries())}")
 
 
-def tries() -> int:
-    """Return how many inserts ``failing_inserts`` has refused."""
+def refusals() -> list[float]:
+    """Return when ``failing_inserts`` refused an insert, each by PostgreSQL's clock, in seconds since 1970."""
+    times = []
     with connection.cursor() as cursor:
-        cursor.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM demo_tries")
-        (number,) = cursor.fetchone() or (0,)
-    return int(number)
+        for name in _times_of_tries():
+            cursor.execute(f"SELECT last_value FROM {name} WHERE is_called")
+            times += [row[0] / 1e6 for row in cursor.fetchall()]
+    return times
+
+
+def _times_of_tries() -> list[str]:
+    """Return the names of the sequences with the times: one more than there may be tries, which shows one too many."""
+    return [f"demo_try_{number}" for number in range(1, settings.CONSUMER_MAX_ATTEMPTS + 2)]
+
+
+def refused(times: Sequence[float]) -> str:
+    """Say of the times of refused inserts how many they are and how far apart."""
+    gaps = [f"{after - before:.2f} s" for before, after in pairwise(times)]
+    return f"PostgreSQL refused {counted(len(times), 'insert')}" + (f", {listed(gaps)} apart" if gaps else "")

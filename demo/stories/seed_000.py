@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 from coupons.models import Coupon, IssueRequest
 from demo.stories.client import Call, Reply
-from demo.stories.rows import decided, decision, outbox_row, result_row, transaction_of, user_coupons, wait_published
+from demo.stories.rows import (
+    decided,
+    decision,
+    outbox_row,
+    result_row,
+    user_coupon_of,
+    user_coupons,
+    wait_published,
+)
 from demo.stories.story import Scene, Story, make_coupon, roles
 from demo.stories.topics import (
     is_event,
@@ -16,6 +25,7 @@ from demo.stories.topics import (
     wait_for_consumers,
     wait_for_owner,
 )
+from demo.stories.words import counted
 from kafka_bridge.registry import ReceivedMessage
 
 _REQUESTS, _RESPONSES = "coupon-issue-request", "coupon-issue-response"
@@ -52,7 +62,7 @@ class Seed000(Story):
         scene.expect(reply.body["status"] == "PENDING", f"the answer is {reply.text}")
         request_id = reply.request_id
         row = outbox_row(request_id)
-        say("Client->>API: POST /coupons/issue-async", f"{body}, answered in JSON")
+        say("Client->>API: POST /coupons/issue-async", f"{json.dumps(body)}, answered in JSON")
         say("API->>Producer: sendCouponIssueRequest()", f"outbox row {row.id}: {row.topic}, key {_key(row.key)}")
         say("API-->>Client: 202 Accepted", f"requestId {request_id}, status PENDING")
         wait_published(request_id)
@@ -60,13 +70,18 @@ class Seed000(Story):
         say("Producer->>Topic: 메시지 전송", f"{position_of(message)}, acknowledged by the broker")
         result = decision(request_id)
         member = wait_for_owner("issue", message)
-        say("Topic->>Consumer: 메시지 수신", f"partition {message.partition} belongs to consumer {member}")
+        say(
+            "Topic->>Consumer: 메시지 수신",
+            f"partition {message.partition} belongs to {scene.consumer('issue', member)}",
+        )
         say("Consumer->>Service: issueCoupon()", f"decided by {scene.decided_by(request_id)}")
         answer = result_row(request_id)
         scene.expect(result.status == "SUCCESS", f"request {request_id} ended {decided(result)}")
-        scene.expect(transaction_of(result) == transaction_of(answer), "the result event is of another transaction")
+        transaction = scene.expect_one_transaction(
+            request=result, user_coupon=user_coupon_of(result), stock=coupon, event=answer
+        )
         coupon.refresh_from_db()
-        say("Service->>DB: 쿠폰 발급 처리", f"transaction {transaction_of(result)}: request, user coupon, stock, event")
+        say("Service->>DB: 쿠폰 발급 처리", f"transaction {transaction} wrote request, user coupon, stock and event")
         say("DB-->>Service: 쿠폰 생성 완료", f"user coupon {result.user_coupon_id}; {coupon.issued} of 5 issued")
         say(
             "Service-->>Consumer: 발급 결과",
@@ -90,7 +105,10 @@ class Seed000(Story):
         say("Producer->>Topic: 메시지 전송", f"all on {_REQUESTS}[{partitions.pop()}], offsets {offsets}, key {_TEN}")
         results = [self._decision(scene, message) for message in in_order]
         member = wait_for_owner("issue", in_order[0])
-        say("Topic->>Consumer: 순서대로 메시지 전달", f"all to consumer {member}, in the order of their offsets")
+        say(
+            "Topic->>Consumer: 순서대로 메시지 전달",
+            f"all to {scene.consumer('issue', member)}, in the order of their offsets",
+        )
         left = [result.remaining for result in results]
         scene.expect(
             left == sorted(left, key=lambda number: -(number or 0)) and len(set(left)) == 3,
@@ -118,7 +136,8 @@ class Seed000(Story):
         for number, (coupon_type, owner, result) in enumerate(zip(types, owners, results, strict=True), start=1):
             say(
                 f"Topic->>Consumer{number}: {coupon_type} 처리",
-                f"consumer {owner} of {scene.decided_by(result.request_id)}: {decided(result)}",
+                f"{scene.consumer('issue', owner)}; decided by {scene.decided_by(result.request_id)}:"
+                f" {decided(result)}",
             )
 
     def _refusals(self, scene: Scene, coupon: Coupon) -> None:
@@ -128,19 +147,20 @@ class Seed000(Story):
             result = self._decision(scene, self._message(scene, reply))
             scene.expect(result.reason == reason, f"request {result.request_id} ended {decided(result)}")
             response = scene.topics.message(_RESPONSES, is_of_request(result.request_id), "the result")
-            coupons = user_coupons(user_id, coupon.id)
+            coupons = counted(user_coupons(user_id, coupon.id), "coupon")
             scene.narration.passage(
-                "발급 결과", f"user {user_id}: {decided(result)}; has {coupons}; {position_of(response)}"
+                "발급 결과",
+                f"user {user_id}: {decided(result)}; has {coupons} of this type; {position_of(response)}",
             )
 
     def _a_consumer_dies(self, scene: Scene) -> None:
-        scene.narration.heading("a consumer dies")
         (before,) = self._ask(scene, [(9, _FIXED)])
         message = self._message(scene, before)
         self._decision(scene, message)
         holder = scene.decided_by(before.request_id)
         process = scene.processes[holder.split()[0]]
         pid, owner = process.pid, wait_for_owner("issue", message)
+        scene.narration.heading(f"a consumer dies: kill -9 {holder}")
         process.send_signal(signal.SIGKILL)
         (reply,) = self._ask(scene, [(10, _FIXED)])
         after = self._message(scene, reply)
@@ -149,12 +169,12 @@ class Seed000(Story):
         scene.expect(result.status == "SUCCESS", f"request {result.request_id} ended {decided(result)}")
         scene.expect(str(heir) != str(owner), f"consumer {owner} is dead and still has {after}")
         scene.narration.passage(
-            "컨슈머", f"kill -9 {holder}, which had partition {after.partition} by consumer {owner}"
+            "컨슈머", f"pid {pid} had partition {message.partition} by {scene.consumer('issue', owner)}"
         )
         scene.narration.passage(
             "순서 보장",
-            f"{after} waited, then consumer {heir} of {scene.decided_by(reply.request_id)} got the partition:"
-            f" {decided(result)}, once; the killed pid was {pid}",
+            f"{after} waited, then {scene.consumer('issue', heir)} got the partition, and it was decided by"
+            f" {scene.decided_by(reply.request_id)}: {decided(result)}",
         )
 
     def _ask(self, scene: Scene, asks: list[tuple[int, str]]) -> list[Reply]:

@@ -12,7 +12,7 @@ from uuid import UUID
 from django.conf import settings
 
 from common.redis_client import redis_connection
-from coupons.models import Coupon, RolloutChange
+from coupons.models import Coupon, IssueRequest, RolloutChange
 from coupons.redis_queue import TRANSPORT
 from coupons.redis_queue.queue import QUEUE
 from coupons.rollout import rollout_set, uses_redis_queue
@@ -24,8 +24,9 @@ from demo.stories.rows import (
     decision,
     failing_inserts,
     outbox_row,
-    transaction_of,
-    tries,
+    refusals,
+    refused,
+    user_coupon_of,
     user_coupons,
     wait_published,
 )
@@ -39,7 +40,9 @@ from demo.stories.topics import (
     wait_for_consumers,
     wait_for_owner,
 )
+from demo.stories.words import counted
 from devstack import wait_until
+from kafka_bridge.models import OutboxMessage
 from kafka_bridge.registry import ReceivedMessage
 
 _TOPIC, _DEAD_LETTERS = "coupon-issue-requests", "coupon-issue.DLT"
@@ -92,7 +95,7 @@ class Seed001(Story):
         say("A->>R: 중복 발급 체크 (SISMEMBER)", f"one Lua call; in it {commands.wait_for(f'HMGET {gate} 1')}")
         stored = commands.wait_for("HSET", gate, str(request_id))
         say("R-->>A: 중복 여부 응답", "user 1 had no entry: the same call stored one")
-        say("A->>R: 재고 차감 (DECR)", f"{commands.wait_for('HLEN', gate)}: units held, against a stock of 3")
+        say("A->>R: 재고 차감 (DECR)", _taken(scene, commands, coupon))
         sequence = reply.body["sequence"]
         scene.expect(sequence == 1, f"the first request has the sequence {sequence}")
         say("R-->>A: 차감 성공", f"sequence {sequence}")
@@ -107,15 +110,19 @@ class Seed001(Story):
         member = wait_for_owner("issue", message)
         say(
             "K->>C: 이벤트 전달 (파티션 키: couponId)",
-            f"{message} to consumer {member}; {scene.decided_by(request_id)}",
+            f"{message} to {scene.consumer('issue', member)}, decided by {scene.decided_by(request_id)}",
         )
         scene.expect(result.status == "SUCCESS", f"request {request_id} ended {decided(result)}")
-        say("C->>D: UserCoupon 저장 (INSERT)", f"{decided(result)}, in transaction {transaction_of(result)}")
-        scene.narration.passage("발급 완료 로깅", scene.logged("issuer", str(request_id), "SUCCESS"))
+        say("C->>D: UserCoupon 저장 (INSERT)", _written(scene, result))
+        line = scene.logged("issuer", str(request_id), "SUCCESS")
+        scene.narration.passage(
+            "발급 완료 로깅", f"issuer.log: {line['event']}, requestId {line['requestId']}, {line['status']}"
+        )
         return message
 
     def _same_message_again(self, scene: Scene, message: ReceivedMessage) -> None:
         assert message.event_id is not None
+        scene.narration.heading("diagram 1 goes on: Kafka delivers the same message again")
         first = decision(message.event_id)
         wait_for_commit("issue", message)
         publish(_TOPIC, message.value or b"", key=message.key or b"", headers=dict(message.headers))
@@ -127,7 +134,8 @@ class Seed001(Story):
         scene.expect((second.offset, coupons) == (message.offset, 1), f"the copy at {again} was decided again")
         scene.narration.arrow(
             "C->>D: 중복 발급 체크 (SELECT)",
-            f"the same message again at {again}: the terminal row stays that of {message}, user 1 has {coupons} coupon",
+            f"the same message again at {again}: the result stays that of {message},"
+            f" user 1 has {counted(coupons, 'coupon')}",
         )
         scene.narration.passage(
             "중복 메시지 스킵", f"offset committed: {committed_offset('issue', _TOPIC, again.partition)}"
@@ -135,11 +143,16 @@ class Seed001(Story):
 
     def _refused(self, scene: Scene, commands: RedisObserver, coupon: Coupon) -> None:
         say = scene.narration.arrow
+        scene.narration.heading("diagram 1 goes on: user 1 asks again")
+        rows = OutboxMessage.objects.count()
         duplicate = _ask(scene, coupon, 1)
         scene.expect_status(duplicate, 409, "the same user again")
+        scene.expect(OutboxMessage.objects.count() == rows, "a request that the gate refused is in the outbox")
         say(
-            "A-->>U: 이미 발급된 쿠폰 응답", f"409 {duplicate.body['code']}, known in Redis: Kafka has no message of it"
+            "A-->>U: 이미 발급된 쿠폰 응답",
+            f"409 {duplicate.body['code']}, known in Redis: no outbox row, so no message for Kafka",
         )
+        scene.narration.heading("diagram 1 goes on: users 2 and 3 take the last units, then user 4 asks")
         for user_id in (2, 3):
             scene.expect_status(_ask(scene, coupon, user_id), 202, f"the request of user {user_id}")
         held = _held(coupon)
@@ -155,18 +168,16 @@ class Seed001(Story):
 
     def _three_tries(self, scene: Scene, coupon: Coupon) -> None:
         say, passage = scene.narration.arrow, scene.narration.passage
+        scene.narration.heading(f"diagram 1 goes on: PostgreSQL refuses the coupon of user {_FAILING_USER}")
         with failing_inserts(_FAILING_USER):
             reply = _ask(scene, coupon, _FAILING_USER)
             scene.expect_status(reply, 202, f"the request of user {_FAILING_USER}")
             entry = redis_connection().hget(f"gate:{{{coupon.id}}}", str(_FAILING_USER))
             result = decision(reply.request_id)
-            attempts = tries()
-        scene.expect(attempts == settings.CONSUMER_MAX_ATTEMPTS, f"the consumer tried {attempts} times")
+            times = refusals()
+        scene.expect(len(times) == settings.CONSUMER_MAX_ATTEMPTS, f"the consumer tried otherwise: {refused(times)}")
         scene.expect(result.reason == "ERROR", f"request {reply.request_id} ended {decided(result)}")
-        passage(
-            "3회 재시도 후 DLQ로 이동",
-            f"PostgreSQL refused {attempts} inserts, {settings.CONSUMER_BACKOFF_SECONDS:g} s apart: no further try",
-        )
+        passage("3회 재시도 후 DLQ로 이동", f"{refused(times)}: no further try")
         letter = scene.topics.message(_DEAD_LETTERS, is_event(reply.request_id), f"request {reply.request_id}")
         origin = (letter.header("x-original-topic") or b"").decode()
         error = (letter.header("x-error-message") or b"").decode().splitlines()[0]
@@ -187,7 +198,7 @@ class Seed001(Story):
         scene.expect(entry is not None, f"the gate had no entry of user {_FAILING_USER}")
         had = (entry or b"").decode()
         scene.narration.passage(
-            "Redis 상태 복구", f"the entry {had} of user {_FAILING_USER} is gone; {_held(coupon)} held"
+            "Redis 상태 복구", f"the entry {had} of user {_FAILING_USER} is gone; {counted(_held(coupon), 'unit')} held"
         )
         status = scene.client.get(_FAILING_USER, f"/api/v1/issue-requests/{request_id}").body
         scene.expect(status["status"] == "FAILED", f"the status is {status}")
@@ -203,7 +214,7 @@ class Seed001(Story):
         say("API->>Redis: 1. 빠른 검증 (중복/재고)", commands.wait_for(f"HMGET {gate} 20"))
         say("Redis-->>API: 검증 완료", f"sequence {reply.body['sequence']}")
         stored = commands.wait_for("HSET", gate, str(request_id))
-        say("API->>Redis: 2. 재고 차감 (원자적)", f"{commands.wait_for('HLEN', gate)}, in the same Lua call")
+        say("API->>Redis: 2. 재고 차감 (원자적)", _taken(scene, commands, coupon))
         say("API->>Redis: 3. 발급 표시 추가", stored)
         say("API->>Kafka: 4. 이벤트 발행", f"outbox row {outbox_row(request_id).id}, committed before the answer")
         say("API-->>User: requestId 응답", f"202, requestId {request_id}")
@@ -212,8 +223,11 @@ class Seed001(Story):
         say("Kafka-->>API: ACK", f"the relay has the acknowledgement of {position_of(message)}")
         result = decision(request_id)
         member = wait_for_owner("issue", message)
-        say("Kafka->>Consumer: 5. 메시지 소비", f"consumer {member} of {scene.decided_by(request_id)}")
-        say("Consumer->>DB: 6. 최종 발급 처리", f"{decided(result)}, in transaction {transaction_of(result)}")
+        say(
+            "Kafka->>Consumer: 5. 메시지 소비",
+            f"{scene.consumer('issue', member)}, decided by {scene.decided_by(request_id)}",
+        )
+        say("Consumer->>DB: 6. 최종 발급 처리", _written(scene, result))
         commands.wait_for("SET", f"status:{request_id}")
         cached = redis_connection().get(f"status:{request_id}")
         scene.expect(cached and b'"SUCCESS"' in cached, f"Redis has the status {cached!r}")
@@ -251,6 +265,22 @@ def _path(coupon: Coupon) -> str:
 
 def _ask(scene: Scene, coupon: Coupon, user_id: int) -> Reply:
     return scene.client.post(user_id, _path(coupon), {"userId": user_id})
+
+
+def _written(scene: Scene, result: IssueRequest) -> str:
+    """Say what a request got, by the transaction that wrote it. Raises StoryFailed if the rows are of several."""
+    transaction = scene.expect_one_transaction(request=result, user_coupon=user_coupon_of(result))
+    return f"{decided(result)}; transaction {transaction} wrote the user coupon and the result"
+
+
+def _taken(scene: Scene, commands: RedisObserver, coupon: Coupon) -> str:
+    """Say how the first user took a unit of the gate. Raises StoryFailed unless the gate holds one unit now."""
+    read, held = commands.wait_for("HLEN", f"gate:{{{coupon.id}}}"), _held(coupon)
+    scene.expect(held == 1, f"the gate of {coupon.coupon_type} holds {held} units")
+    return (
+        f"{read} only reads; the HSET of the same call takes the unit. HLEN is {held + 1} now: the field sequence and"
+        f" {counted(held, 'unit')} of {coupon.total_quantity}"
+    )
 
 
 def _held(coupon: Coupon) -> int:

@@ -13,6 +13,7 @@ from demo.stories.rows import (
     outbox_row,
     result_row,
     transaction_of,
+    user_coupon_of,
     user_coupons,
     wait_handled,
     wait_published,
@@ -27,6 +28,7 @@ from demo.stories.topics import (
     wait_for_consumers,
     wait_for_owner,
 )
+from demo.stories.words import counted
 from kafka_bridge.models import ProcessedEvent
 from kafka_bridge.registry import ReceivedMessage, groups
 from orders.models import Product
@@ -56,7 +58,7 @@ class Seed002(Story):
         coupon = make_coupon("COUPON_002", 1, percent=10)
         (member,) = wait_for_consumers("issue", 1)
         scene.narration.passage(
-            "`coupon-consumer-group`", f"one consumer, {member}, has the 3 partitions of {_COUPONS}"
+            "`coupon-consumer-group`", f"{scene.consumer('issue', member)} has the 3 partitions of {_COUPONS}"
         )
         self._a_coupon(scene, coupon)
         self._no_coupon(scene, coupon)
@@ -77,29 +79,36 @@ class Seed002(Story):
         wait_published(reply.request_id)
         say("Kafka-->>CouponEventPublisher: 발행 확인", "the relay has the acknowledgement of the broker")
         member = wait_for_owner("issue", message)
-        say("Kafka->>CouponEventConsumer: 메시지 수신", f"partition {message.partition} is of consumer {member}")
+        say("Kafka->>CouponEventConsumer: 메시지 수신", f"{message} to {scene.consumer('issue', member)}")
         say("CouponEventConsumer->>CouponService: 쿠폰 발급 처리", scene.decided_by(reply.request_id))
         coupon.refresh_from_db()
         scene.expect(result.status == "SUCCESS", f"request {reply.request_id} ended {decided(result)}")
-        transactions = {transaction_of(one) for one in (result, answer, coupon)}
-        scene.expect(len(transactions) == 1, f"result, stock and event are of the transactions {transactions}")
-        transaction = transactions.pop()
+        transaction = scene.expect_one_transaction(
+            request=result, user_coupon=user_coupon_of(result), stock=coupon, event=answer
+        )
         say("CouponService->>데이터베이스: 트랜잭션 시작", f"transaction {transaction}")
-        say("CouponService->>데이터베이스: 쿠폰 조회", f"coupon {coupon.id}, its row locked and updated by it")
+        say("CouponService->>데이터베이스: 쿠폰 조회", f"coupon {coupon.id}, updated by transaction {transaction}")
         say("데이터베이스-->>CouponService: 쿠폰 정보", f"stock {coupon.total_quantity}")
         say("CouponService->>데이터베이스: UserCoupon 생성", f"user coupon {result.user_coupon_id}")
         say("CouponService->>데이터베이스: 쿠폰 발급 수량 증가", f"issued {coupon.issued} of {coupon.total_quantity}")
-        say("CouponService->>데이터베이스: 트랜잭션 커밋", f"transaction {transaction} has all rows, the event too")
+        say(
+            "CouponService->>데이터베이스: 트랜잭션 커밋",
+            f"transaction {transaction} wrote request, user coupon, stock and event",
+        )
         say("CouponService-->>CouponEventConsumer: 발급 성공", decided(result))
         read = wait_for_commit("issue", message)
-        say("CouponEventConsumer-->>Kafka: 메시지 처리 완료", f"offset {read} committed")
+        # The first of the two is that of the refusal, below.
+        say("CouponEventConsumer-->>Kafka: 메시지 처리 완료", f"offset {read} committed", occurrence=2)
 
     def _no_coupon(self, scene: Scene, coupon: Coupon) -> None:
         say = scene.narration.arrow
+        scene.narration.heading("diagram 1 goes on: user 1 asks again")
         reply, message, result = self._ask(scene, coupon, 1)
         scene.expect(result.reason == "ALREADY_ISSUED", f"request {reply.request_id} ended {decided(result)}")
         say("CouponService->>데이터베이스: 중복 발급 확인", f"user 1 again, request {reply.request_id}")
-        say("데이터베이스-->>CouponService: 중복 여부", f"{result.reason}: user 1 has {user_coupons(1, coupon.id)}")
+        coupons = counted(user_coupons(1, coupon.id), "coupon")
+        say("데이터베이스-->>CouponService: 중복 여부", f"{result.reason}: user 1 has {coupons} of this type")
+        scene.narration.heading("diagram 1 goes on: user 2 asks, after the last unit")
         sold_out, message, result = self._ask(scene, coupon, 2)
         issued = coupon.issued
         coupon.refresh_from_db()
@@ -111,7 +120,7 @@ class Seed002(Story):
         )
         say("CouponService-->>CouponEventConsumer: 발급 실패", f"user 2: {decided(result)}")
         read = wait_for_commit("issue", message)
-        say("CouponEventConsumer-->>Kafka: 메시지 처리 완료", f"offset {read} committed")
+        say("CouponEventConsumer-->>Kafka: 메시지 처리 완료", f"offset {read} committed", occurrence=1)
 
     def _a_payment(self, scene: Scene, product: Product) -> None:
         say = scene.narration.arrow
@@ -121,8 +130,8 @@ class Seed002(Story):
         scene.expect(len(ids) == 1, f"the three effects have the group ids {ids}")
         scene.narration.passage("`order-consumer-group`", f"{len(members)} consumers for {', '.join(_EFFECTS)}")
         paid = buy(scene, product, user_id=1)
-        transaction, row = transaction_of(paid.order), outbox_row(paid.event_id)
-        scene.expect(transaction_of(row) == transaction, "order and event are of two transactions")
+        row = outbox_row(paid.event_id)
+        transaction = scene.expect_one_transaction(order=paid.order, event=row)
         say("사용자->>PaymentService: 결제 처리 요청", f"POST /api/v1/orders/{paid.order.id}/pay")
         say("PaymentService->>PaymentService: 결제 처리 (트랜잭션)", f"{paid.order.status}, transaction {transaction}")
         say("PaymentService->>OrderEventPublisher: OrderCompletedEvent 발행", f"outbox row {row.id}: {row.event_type}")
@@ -133,7 +142,7 @@ class Seed002(Story):
         wait_published(paid.event_id)
         say("Kafka-->>OrderEventPublisher: 발행 확인", "the relay has the acknowledgement of the broker")
         member = wait_for_owner("notification", message)
-        say("Kafka->>OrderEventConsumer: 메시지 수신", f"partition {message.partition} is of consumer {member}")
+        say("Kafka->>OrderEventConsumer: 메시지 수신", f"{message} to {scene.consumer('notification', member)}")
         steps = {"notification": "알림톡 발송", "data-platform": "데이터 분석 업데이트", "monitoring": "모니터링 알림"}
         for name, text in steps.items():
             call = scene.receiver.wait_for(

@@ -15,8 +15,9 @@ from demo.stories.rows import (
     decision,
     failing_inserts,
     outbox_row,
-    transaction_of,
-    tries,
+    refusals,
+    refused,
+    user_coupon_of,
     wait_handled,
     wait_published,
 )
@@ -28,6 +29,7 @@ from demo.stories.topics import (
     position_of,
     publish,
     replicas_of,
+    setting_of,
     wait_for_commit,
     wait_for_consumers,
     wait_for_owner,
@@ -58,6 +60,9 @@ class Seed003(Story):
         leader, replicas, in_sync = replicas_of(_COUPONS, 0)
         scene.expect(len(in_sync) == _BROKERS, f"{_COUPONS}[0] has the in-sync replicas {in_sync}")
         scene.narration.passage("replicas=3", f"{_COUPONS}[0]: replicas {replicas}, in sync {in_sync}, leader {leader}")
+        least = setting_of(_COUPONS, "min.insync.replicas")
+        scene.expect(least == str(_BROKERS - 1), f"min.insync.replicas of {_COUPONS} is {least}")
+        scene.narration.passage("min.insync.replicas", f"{least}: the setting of {_COUPONS}, read from the brokers")
         members = wait_for_consumers("issue", 3)
         scene.narration.passage("listener concurrency", f"{len(members)} consumers share 3 partitions of {_COUPONS}")
         self._a_payment(scene)
@@ -70,8 +75,8 @@ class Seed003(Story):
         say = scene.narration.arrow
         scene.narration.diagram(1)
         paid = buy(scene, make_product(), user_id=1)
-        transaction, row = transaction_of(paid.order), outbox_row(paid.event_id)
-        scene.expect(transaction_of(row) == transaction, "order and event are of two transactions")
+        row = outbox_row(paid.event_id)
+        transaction = scene.expect_one_transaction(order=paid.order, event=row)
         say("Client->>PaymentService: 결제 요청", f"POST /api/v1/orders/{paid.order.id}/pay: {paid.reply.status}")
         say("PaymentService->>OrderRepository: 주문 상태 변경", f"{paid.order.status}, in transaction {transaction}")
         say(
@@ -80,7 +85,7 @@ class Seed003(Story):
         )
         wait_published(paid.event_id)
         message = completed_message(scene, _ORDERS, paid)
-        say("ApplicationEventPublisher->>Kafka: 메시지 발행", f"{position_of(message)}, acknowledged by all in sync")
+        say("ApplicationEventPublisher->>Kafka: 메시지 발행", f"{position_of(message)}, acknowledged by the brokers")
         for group in ("data-platform", "notification"):
             wait_handled(group, paid.event_id)
         say("Kafka-->>OrderListener: 주문 정보 처리", f"group data-platform has handled {message}")
@@ -105,32 +110,37 @@ class Seed003(Story):
             request_id = reply.request_id
             row, reservation = outbox_row(request_id), Reservation.objects.get(request_id=request_id)
             coupon.refresh_from_db()
-            transactions = {transaction_of(one) for one in (row, reservation, coupon)}
+            transaction = scene.expect_one_transaction(stock=coupon, reservation=reservation, request=row)
         finally:
             issuer.send_signal(signal.SIGCONT)
-        scene.expect(len(transactions) == 1, f"stock, reservation and request are of the transactions {transactions}")
         say("Client->>IssueCouponUseCase: 쿠폰 발급 요청", f"POST {_path(coupon)} of user 1")
-        say("IssueCouponUseCase->>Transaction: 트랜잭션 실행", f"transaction {transactions.pop()}")
+        say("IssueCouponUseCase->>Transaction: 트랜잭션 실행", f"transaction {transaction}")
         say("Transaction->>CouponIssueService: 쿠폰 타입 조회", f"{reply.body['couponType']}, open, {coupon.admission}")
         say(
             "Transaction->>CouponStockService: 재고 차감",
             f"reserved {coupon.reserved} of {coupon.total_quantity}, sequence {reply.body['sequence']}",
         )
-        say("Transaction-->>IssueCouponUseCase: 트랜잭션 커밋", "stock, reservation and request have one transaction")
+        say(
+            "Transaction-->>IssueCouponUseCase: 트랜잭션 커밋",
+            f"transaction {transaction} wrote stock, reservation and request",
+        )
         say("IssueCouponUseCase->>CouponQueueService: Kafka 발행", f"outbox row {row.id}, 202 requestId {request_id}")
         wait_published(request_id)
         message = scene.topics.message(_COUPONS, is_event(request_id), f"request {request_id}")
         say("CouponQueueService->>Kafka: 쿠폰 이벤트 발행", f"{position_of(message)}, after the commit")
         result = decision(request_id)
         member = wait_for_owner("issue", message)
-        say("Kafka-->>CouponListener: 메시지 수신", f"partition {message.partition} is of consumer {member}")
+        say("Kafka-->>CouponListener: 메시지 수신", f"{message} to {scene.consumer('issue', member)}")
         scene.expect(result.status == "SUCCESS", f"request {request_id} ended {decided(result)}")
         say("CouponListener->>CouponIssueService: 쿠폰 생성", decided(result))
         left = Reservation.objects.filter(request_id=request_id).count()
         coupon.refresh_from_db()
+        scene.expect(not left, f"request {request_id} is decided and still has a reservation")
+        transaction = scene.expect_one_transaction(request=result, user_coupon=user_coupon_of(result), stock=coupon)
         say(
             "CouponIssueService->>CouponDB: 쿠폰 저장",
-            f"transaction {transaction_of(result)}: issued {coupon.issued}, {left} reservations left of the request",
+            f"transaction {transaction} wrote request, user coupon and stock: issued {coupon.issued}, reserved"
+            f" {coupon.reserved}; the reservation is gone",
         )
         say("CouponListener-->>Kafka: ack", f"offset {wait_for_commit('issue', message)} committed, after the commit")
         self._same_message_again(scene, message, result)
@@ -165,29 +175,30 @@ class Seed003(Story):
             reply = scene.client.post(_FAILING_USER, _path(coupon), {})
             scene.expect_status(reply, 202, f"the request of user {_FAILING_USER}")
             result = decision(reply.request_id)
-            attempts = tries()
-        scene.expect(attempts == settings.CONSUMER_MAX_ATTEMPTS, f"the consumer tried {attempts} times")
+            times = refusals()
+        scene.expect(len(times) == settings.CONSUMER_MAX_ATTEMPTS, f"the consumer tried otherwise: {refused(times)}")
         scene.expect(result.reason == "ERROR", f"request {reply.request_id} ended {decided(result)}")
-        scene.narration.passage(
-            "new FixedBackOff(1000L, 3)",
-            f"PostgreSQL refused {attempts} inserts, {settings.CONSUMER_BACKOFF_SECONDS:g} s apart: no further try",
-        )
+        scene.narration.passage("new FixedBackOff(1000L, 3)", f"{refused(times)}: no further try")
         letter = scene.topics.message(_DEAD_LETTERS, is_event(reply.request_id), f"request {reply.request_id}")
         origin = (letter.header("x-original-topic") or b"").decode()
         scene.narration.passage("실패 → 재시도 후 DLQ 전송", f"{position_of(letter)}, from {origin}: {decided(result)}")
         reserved = Reservation.objects.filter(request_id=reply.request_id).count()
         coupon.refresh_from_db()
         scene.expect((reserved, coupon.reserved) == (0, 0), f"{coupon.reserved} units are still reserved")
-        scene.narration.passage("재고 차감", f"given back in the same transaction: {coupon.reserved} units reserved")
+        transaction = scene.expect_one_transaction(request=result, stock=coupon)
+        scene.narration.passage(
+            "재고 차감",
+            f"given back: transaction {transaction} wrote the refusal and the stock; {coupon.reserved} units reserved",
+        )
 
     def _a_broker_dies(self, scene: Scene, coupon: Coupon) -> None:
-        scene.narration.heading("a broker dies")
         reply = scene.client.post(4, _path(coupon), {})
         message = scene.topics.message(_COUPONS, is_event(reply.request_id), f"request {reply.request_id}")
         leader, _, _ = replicas_of(_COUPONS, message.partition)
         broker = self._broker(scene, leader)
         if broker is None:
             return
+        scene.narration.heading(f"a broker dies: kill -9 broker {leader}, the leader of partition {message.partition}")
         broker.kill()
         try:
             during = scene.client.post(5, _path(coupon), {})
@@ -202,23 +213,27 @@ class Seed003(Story):
         scene.expect(now != leader, f"the dead broker {leader} is still the leader of {prefixed(_COUPONS)}")
         scene.narration.passage(
             "장애 대비 데이터 복제",
-            f"kill -9 broker {leader}, leader of partition {message.partition}: broker {now} leads, in sync {in_sync};"
-            f" 202, {message}, {decided(result)}",
+            f"without broker {leader} broker {now} leads, in sync {in_sync}; 202, {message}, {decided(result)}",
         )
         wait_until(
             lambda: len(replicas_of(_COUPONS, message.partition)[2]) == _BROKERS,
             OBSERVE_SECONDS,
             f"broker {leader} does not catch up",
         )
-        scene.narration.passage("min.insync.replicas", f"broker {leader} is back: {_BROKERS} replicas in sync again")
+        scene.narration.passage(
+            "장애 대비 데이터 복제", f"broker {leader} is started again: {_BROKERS} replicas in sync again"
+        )
 
     def _broker(self, scene: Scene, number: int) -> Part | None:
         """Return a broker of devstack's cluster, None if the brokers are not devstack's to kill."""
         try:
-            return Stack(scene.stack, report=lambda line: None).part(f"kafka-{number}") if scene.stack else None
+            if scene.stack:
+                return Stack(scene.stack, report=lambda line: None).part(f"kafka-{number}")
+            reason = "the brokers are not devstack's"
         except DevstackError as error:
-            scene.narration.heading(f"not shown: {error}")
-            return None
+            reason = str(error)
+        scene.narration.heading(f"a broker dies: not shown, {reason}")
+        return None
 
 
 def _path(coupon: Coupon) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from uuid import UUID
 
-from coupons.models import IssueRequest, Notification
+from coupons.models import Coupon, IssueRequest, Notification
 from demo.stories.client import Call, Reply
 from demo.stories.receiver import Receiver
 from demo.stories.rows import (
@@ -13,6 +14,7 @@ from demo.stories.rows import (
     outbox_row,
     result_row,
     transaction_of,
+    user_coupon_of,
     user_coupons,
     wait_handled,
     wait_published,
@@ -28,6 +30,7 @@ from demo.stories.topics import (
     wait_for_consumers,
     wait_for_owner,
 )
+from demo.stories.words import counted, listed
 from devstack import wait_until
 from kafka_bridge.models import DeadLetter
 from kafka_bridge.registry import ReceivedMessage
@@ -50,22 +53,23 @@ class Seed004(Story):
 
     def tell(self, scene: Scene) -> None:
         """Follow both diagrams, with an effect that fails between them."""
+        coupon = make_coupon("FLASH_SALE", 1, percent=30)
         product = make_product()
         self._a_payment(scene, product)
         self._an_effect_fails(scene, product)
-        self._a_sale(scene)
+        self._a_sale(scene, coupon)
 
     def _a_payment(self, scene: Scene, product: Product) -> None:
         say = scene.narration.arrow
         scene.narration.diagram(1)
         before = self._sold(scene, product)
         paid = buy(scene, product, _BUYER, quantity=2)
-        transaction, row = transaction_of(paid.order), outbox_row(paid.event_id)
-        scene.expect(transaction_of(row) == transaction, "order and event are of two transactions")
+        row = outbox_row(paid.event_id)
+        transaction = scene.expect_one_transaction(order=paid.order, event=row)
         say("Client->>PaymentService: 결제 요청", f"POST /api/v1/orders/{paid.order.id}/pay of user {_BUYER}")
         say(
             "PaymentService-->>ApplicationEventManager: 결제 완료 이벤트 발행",
-            f"PaymentCompleted, paid at {paid.order.paid_at}",
+            f"PaymentCompleted stays in the process and is not observed; the order has paid_at {paid.order.paid_at}",
         )
         say(
             "OrderService->>ApplicationEventManager: 결제 완료 이벤트 수신",
@@ -120,19 +124,18 @@ class Seed004(Story):
         calls = len(scene.receiver.to(_PLATFORM, str(paid.event_id)))
         scene.narration.passage(
             "실패 시, 별도의 사후 처리 없이 로그로 남겼습니다",
-            f"the data platform answered 400 to {calls} call(s): offset {read} committed, no dead letter,"
+            f"the data platform answered 400 to {counted(calls, 'call')}: offset {read} committed, no dead letter,"
             f" the order stays {order.status}",
         )
-        scene.narration.passage("로그로", line)
+        scene.narration.passage("로그로", f"effects.log: {line['event']}")
         wait_handled("ranking", paid.event_id)
         scene.narration.passage("판매량 전송", f"group ranking has handled {message} all the same")
 
     def _is_stored(self, paid: PaidOrder) -> bool:
         return StoredOrder.objects.filter(order_id=paid.order.id).exists()
 
-    def _a_sale(self, scene: Scene) -> None:
+    def _a_sale(self, scene: Scene, coupon: Coupon) -> None:
         say = scene.narration.arrow
-        coupon = make_coupon("FLASH_SALE", 1, percent=30)
         members = wait_for_consumers("issue", 5)
         scene.narration.diagram(2)
         scene.narration.passage("컨슈머의 concurrency 를 5로", f"{len(members)} consumers share the 5 partitions")
@@ -145,13 +148,18 @@ class Seed004(Story):
         member = wait_for_owner("issue", message)
         say(
             "Kafka->>CouponService: 쿠폰 발급 요청 이벤트 수신",
-            f"partition {message.partition} is of consumer {member}",
+            f"{message} to {scene.consumer('issue', member)}",
         )
         say("CouponService->>CouponService: 쿠폰 발급 처리", f"{scene.decided_by(reply.request_id)}: {decided(result)}")
         answer = result_row(reply.request_id)
         scene.expect(result.status == "SUCCESS", f"user {_WINNER} got {decided(result)}")
-        scene.expect(transaction_of(answer) == transaction_of(result), "coupon and event are of two transactions")
-        say("CouponService->>CouponService: 커밋", f"transaction {transaction_of(result)}: result, coupon and event")
+        transaction = scene.expect_one_transaction(
+            request=result, user_coupon=user_coupon_of(result), stock=coupon, event=answer
+        )
+        say(
+            "CouponService->>CouponService: 커밋",
+            f"transaction {transaction} wrote request, user coupon, stock and event",
+        )
         say("CouponService->>ApplicationEventManager: 쿠폰 발급 완료 이벤트 발행", f"outbox row {answer.id}")
         wait_published(answer.event_id)
         say("Kafka->>ApplicationEventManager: 쿠폰 발급 완료 이벤트 수신", "the relay has read the row")
@@ -163,6 +171,7 @@ class Seed004(Story):
 
     def _a_loser(self, scene: Scene, coupon_id: int) -> None:
         say = scene.narration.arrow
+        scene.narration.heading(f"diagram 2 goes on: user {_LOSER} asks, after the last unit")
         reply, _, result = self._ask(scene, coupon_id, _LOSER)
         answer, coupons = result_row(reply.request_id), user_coupons(_LOSER, coupon_id)
         scene.expect((result.reason, coupons) == ("SOLD_OUT", 0), f"user {_LOSER} got {decided(result)}")
@@ -188,6 +197,7 @@ class Seed004(Story):
 
     def _several_coupons(self, scene: Scene) -> None:
         coupons = [make_coupon(f"FLASH_SALE_{number}", 1, won=1000) for number in range(2, 9)]
+        scene.narration.heading(f"user {_BUYER} asks for {len(coupons)} coupons at once")
         calls = [Call(_BUYER, _path(coupon.id), {}) for coupon in coupons]
         replies = scene.client.post_together(calls)
         messages = [
@@ -196,12 +206,16 @@ class Seed004(Story):
         ]
         for reply in replies:
             scene.expect(decision(reply.request_id).status == "SUCCESS", f"request {reply.request_id} failed")
-        partitions = [message.partition for message in messages]
+        partitions = Counter(message.partition for message in messages)
         owners = {str(wait_for_owner("issue", message)) for message in messages}
-        scene.expect(len(owners) == len(set(partitions)) > 1, f"{partitions} have the consumers {owners}")
+        scene.expect(len(owners) == len(partitions) > 1, f"partitions {set(partitions)} have the consumers {owners}")
+        shares = [
+            f"{number} of them share partition {partition}" for partition, number in partitions.items() if number > 1
+        ]
         scene.narration.passage(
             "여러가지 쿠폰의 요청을 동시에 처리",
-            f"{len(coupons)} coupons at once: partitions {', '.join(map(str, partitions))}, {len(owners)} consumers",
+            f"the requests for {len(coupons)} coupons are on {len(partitions)} partitions, each with a consumer of its"
+            f" own" + (f"; {listed(shares)} and wait for each other" if shares else ""),
         )
 
     def _ask(self, scene: Scene, coupon_id: int, user_id: int) -> tuple[Reply, ReceivedMessage, IssueRequest]:

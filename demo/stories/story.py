@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
+
+from django.db import models
 
 from coupons.controls import coupon_create
 from coupons.models import Coupon
 from demo.stories.client import Reply, StoryClient
 from demo.stories.narration import Narration
 from demo.stories.receiver import Receiver
-from demo.stories.topics import OBSERVE_SECONDS, TopicObserver
+from demo.stories.rows import transaction_of
+from demo.stories.topics import OBSERVE_SECONDS, GroupMember, TopicObserver
 from devstack import ManagedProcess, wait_until
+from kafka_bridge.registry import groups
 
 
 class StoryFailed(Exception):
     """Something happened otherwise than the document and the contract say."""
+
+
+class ToldBefore(StoryFailed):
+    """The story cannot be told: an earlier run has left its coupons."""
 
 
 class Role(NamedTuple):
@@ -51,6 +59,8 @@ class Scene:
     processes: Mapping[str, ManagedProcess]
     log_folder: Path
     stack: str | None
+    # Ids of the groups of which a member was named.
+    _named_groups: set[str] = field(default_factory=set, init=False)
 
     def expect(self, holds: object, what: str) -> None:
         """Raise StoryFailed with ``what`` happened unless ``holds`` is true."""
@@ -61,8 +71,28 @@ class Scene:
         """Raise StoryFailed unless a call was answered with this status."""
         self.expect(reply.status == status, f"{what} was answered {reply.status}, not {status}: {reply.text}")
 
-    def logged(self, process: str, *words: str) -> str:
-        """Wait for a line of a process's log that has all of ``words``; return it. Raises TimeoutError after 90 s."""
+    def expect_one_transaction(self, **rows: models.Model) -> int:
+        """Return the number of the transaction that wrote all rows last. Raises StoryFailed if there are several.
+
+        The names of ``rows`` are for the complaint.
+        """
+        numbers = {name: transaction_of(row) for name, row in rows.items()}
+        several = ", ".join(f"{name.replace('_', ' ')} of {number}" for name, number in numbers.items())
+        self.expect(len(set(numbers.values())) == 1, f"the rows are of several transactions: {several}")
+        return next(iter(numbers.values()))
+
+    def consumer(self, group: str, member: GroupMember) -> str:
+        """Return the name of a consumer of a group (a name of the settings); the group's first is explained."""
+        group_id = groups()[group].group_id
+        explained = group_id in self._named_groups
+        self._named_groups.add(group_id)
+        return f"consumer {member}" + ("" if explained else f" (a member of the group {group_id}, by its id in Kafka)")
+
+    def logged(self, process: str, *words: str) -> Mapping[str, Any]:
+        """Wait for a line of a process's log that has all of ``words``; return its fields, of which one is ``event``.
+
+        Raises TimeoutError after 90 s.
+        """
         path = self.log_folder / f"{process}.log"
 
         def lines() -> list[str]:
@@ -70,7 +100,7 @@ class Scene:
             return [line for line in text.splitlines() if all(word in line for word in words)]
 
         wait_until(lines, OBSERVE_SECONDS, f"{path} has no line with {', '.join(words)}")
-        return lines()[-1]
+        return _fields(lines()[-1])
 
     def decided_by(self, request_id: UUID) -> str:
         """Wait until the log of an issuer says that it decided a request, and return its name and pid."""
@@ -89,14 +119,16 @@ def _decided(path: Path, request_id: str) -> bool:
     if not path.exists():
         return False
     lines = (line for line in path.read_text(errors="replace").splitlines() if request_id in line)
-    return any(_field(line, "status") in ("SUCCESS", "FAILED") for line in lines)
+    return any(_fields(line).get("status") in ("SUCCESS", "FAILED") for line in lines)
 
 
-def _field(line: str, name: str) -> object:
+def _fields(line: str) -> Mapping[str, Any]:
+    """Return the fields of a log line; one that is no JSON object is an event without further fields."""
     try:
-        return json.loads(line).get(name)
-    except (ValueError, AttributeError):
-        return None
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"event": line}
 
 
 class Story(ABC):
@@ -116,10 +148,11 @@ class Story(ABC):
 
 
 def make_coupon(coupon_type: str, quantity: int, *, admission: str = "queue", percent: int = 0, won: int = 0) -> Coupon:
-    """Create a coupon that is open, or return it as it is if an earlier run has created it."""
-    existing = Coupon.objects.filter(coupon_type=coupon_type).first()
-    if existing is not None:
-        return existing
+    """Create a coupon that is open. Raises ToldBefore if there is one of this type."""
+    if Coupon.objects.filter(coupon_type=coupon_type).exists():
+        raise ToldBefore(
+            f"the database has the coupon {coupon_type} of an earlier run: the story needs an empty database and Redis"
+        )
     kind = Coupon.DiscountType.PERCENT if percent else Coupon.DiscountType.FIXED
     return coupon_create(
         actor="demo",

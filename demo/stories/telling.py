@@ -23,7 +23,7 @@ from demo.stories.seed_001 import Seed001
 from demo.stories.seed_002 import Seed002
 from demo.stories.seed_003 import Seed003
 from demo.stories.seed_004 import Seed004
-from demo.stories.story import Scene, Story, StoryFailed
+from demo.stories.story import Scene, Story, StoryFailed, ToldBefore
 from demo.stories.topics import TopicObserver, all_topics
 from devstack import ManagedProcess
 
@@ -40,7 +40,8 @@ class StoryRun:
         self._console = console
         self._environment = DemoEnvironment(log_folder, console)
         self._say = self._environment.say
-        self._narration = Narration(console, read_document(settings.BASE_DIR / "seeds" / f"seed-{story.number}.md"))
+        self._file = f"seeds/seed-{story.number}.md"
+        self._narration = Narration(console, read_document(settings.BASE_DIR / self._file))
 
     def run(self, *, stay: bool) -> bool:
         """Tell the story and return whether all of it happened; with ``stay`` keep serving until interrupted.
@@ -48,8 +49,8 @@ class StoryRun:
         Raises ServiceUnavailable when a service does not answer and TimeoutError when the web process does not.
         """
         # Log lines of this process, as of a broker that the story kills, would stand between the steps; what does not
-        # happen is said by a step. The other processes have log files.
-        logging.disable(logging.ERROR)
+        # happen is said by a step.
+        self._environment.log_own_lines(logging.CRITICAL)
         port = choose_web_port()
         login = self._environment.prepare()
         with Receiver() as receiver, self._environment.topics(), closing(TopicObserver(all_topics())) as topics:
@@ -64,22 +65,29 @@ class StoryRun:
                     self._narration, StoryClient(port), topics, receiver, processes, self._environment.log_folder,
                     os.environ.get(_STACK) or None,
                 )  # fmt: skip
-                held = self._tell(scene)
+                try:
+                    held = self._tell(scene)
+                except ToldBefore as error:
+                    self._say(f"FAIL {error}")
+                    return False
                 if stay:
                     self._environment.stay(port, login)
         return held
 
     def _tell(self, scene: Scene) -> bool:
         complaints = []
+        self._narration.opening(self._file)
         try:
             self._story.tell(scene)
+        except ToldBefore:
+            raise
         except (StoryFailed, TimeoutError) as error:
             complaints.append(first_line(error))
         complaints += self._narration.unseen()
         self._say("")
         for line in complaints:
             self._say(f"FAIL {line}")
-        self._say(f"{self._narration.count()} arrows of seeds/seed-{self._story.number}.md were observed")
+        self._say(f"{self._narration.count()} arrows of {self._file} were observed")
         if not self._environment.invariants_hold():
             return False
         self._say("verdict: " + ("something does not hold" if complaints else "everything holds"))

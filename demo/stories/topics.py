@@ -13,7 +13,16 @@ from uuid import UUID
 from django.conf import settings
 
 from devstack import wait_until
-from kafka_bridge.client import Consumer, KafkaException, TopicPartition, make_admin, make_consumer, make_producer
+from kafka_bridge.client import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+    make_admin,
+    make_consumer,
+    make_producer,
+    topic_configs,
+)
 from kafka_bridge.consuming.received import received
 from kafka_bridge.registry import ReceivedMessage, groups, prefixed, unprefixed
 
@@ -125,7 +134,7 @@ def group_members(group: str) -> list[GroupMember]:
 
 
 def wait_for_consumers(group: str, consumers: int) -> list[GroupMember]:
-    """Wait until the group has so many consumers and they share all partitions of its topics; return them.
+    """Wait until the group has so many consumers and they share all partitions of its topics evenly; return them.
 
     Raises TimeoutError after 90 s.
     """
@@ -135,8 +144,11 @@ def wait_for_consumers(group: str, consumers: int) -> list[GroupMember]:
     def share_all() -> bool:
         found[:] = group_members(group)
         # Groups with equal ids may share a subscription of more topics.
-        owned = [partition for member in found for partition in member.partitions & wanted]
-        return len(found) == consumers and len(owned) == len(wanted) and set(owned) == wanted
+        shares = [member.partitions & wanted for member in found]
+        sizes = [len(share) for share in shares]
+        # Of a group that is not balanced yet, partitions will change hands while the story observes them.
+        even = len(found) == consumers and max(sizes) - min(sizes) <= 1
+        return even and sum(sizes) == len(wanted) and frozenset().union(*shares) == wanted
 
     wait_until(share_all, OBSERVE_SECONDS, f"group {group} does not get {consumers} consumers", _POLL_SECONDS)
     return found
@@ -186,6 +198,12 @@ def publish(topic: str, value: bytes, *, key: bytes, headers: Mapping[str, bytes
     producer.produce(prefixed(topic), value=value, key=key, headers=list(headers.items()))
     if producer.flush(OBSERVE_SECONDS):
         raise TimeoutError(f"Kafka does not acknowledge a message to {topic}")
+
+
+def setting_of(topic: str, name: str) -> str:
+    """Return a setting of a topic (without the prefix) as the brokers have it. Raises ServiceUnavailable."""
+    config = topic_configs([prefixed(topic)])[prefixed(topic)]
+    return "" if isinstance(config, KafkaError) else config[name]
 
 
 def replicas_of(topic: str, partition: int) -> tuple[int, list[int], list[int]]:

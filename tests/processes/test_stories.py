@@ -59,7 +59,7 @@ def test_a_story_that_goes_otherwise_names_the_arrows_that_were_not_observed(
     assert code == 1, said
     failed = [line for line in said.splitlines() if line.startswith("FAIL ")]
     assert failed[0].startswith("FAIL three coupon types are on the partitions")
-    assert "FAIL diagram 3: Producer->>Topic: 메시지 전송 was not observed" in failed
+    assert "FAIL diagram 3, arrow 4: Producer->>Topic: 메시지 전송 was not observed" in failed
     assert "verdict: something does not hold" in said
     assert not _topics_left()
 
