@@ -44,7 +44,6 @@ class Narration:
         """Print what is told, ``name`` of the document, and how to read it."""
         self.heading(f"the story of {name}")
         self._console.print(Text(_READING), soft_wrap=True)
-        self._console.print()
 
     def arrow(self, line: str, observed: str, *, occurrence: int | None = None) -> None:
         """Print an arrow of the current diagram, as the document writes it, and what was observed of it.

@@ -46,6 +46,7 @@ class Seed000(Story):
         make_coupon(_TWENTY, 5, percent=20)
         make_coupon(_FIXED, 5, won=1000)
         members = wait_for_consumers("issue", _ISSUERS * _THREADS)
+        scene.narration.heading("the settings of the document")
         scene.narration.passage("병렬 처리", f"{len(members)} consumers in {_ISSUERS} processes share 6 partitions")
         self._one_request(scene, coupon)
         self._three_at_once(scene)

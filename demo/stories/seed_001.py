@@ -67,6 +67,7 @@ class Seed001(Story):
         rollout_set(RolloutChange(flag="issue-worker-WINTER_SALE", percent=50, reason="the demo", actor="demo"))
         winter = make_coupon("WINTER_SALE", 10, admission="gate", won=1000)
         members = wait_for_consumers("issue", 3)
+        scene.narration.heading("the settings of the document")
         scene.narration.passage("Consumer Count: 3 (파티션 수와 동일)", f"{len(members)} consumers share 3 partitions")
         self._auto_commit_is_refused(scene)
         with RedisObserver() as commands:

@@ -57,6 +57,7 @@ class Seed002(Story):
         """Follow both diagrams, then the effects while AlimTalk does not answer."""
         coupon = make_coupon("COUPON_002", 1, percent=10)
         (member,) = wait_for_consumers("issue", 1)
+        scene.narration.heading("the settings of the document")
         scene.narration.passage(
             "`coupon-consumer-group`", f"{scene.consumer('issue', member)} has the 3 partitions of {_COUPONS}"
         )

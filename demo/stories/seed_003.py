@@ -59,6 +59,7 @@ class Seed003(Story):
         last = make_coupon("LAST_UNIT", 1, admission="reserve", won=1000)
         leader, replicas, in_sync = replicas_of(_COUPONS, 0)
         scene.expect(len(in_sync) == _BROKERS, f"{_COUPONS}[0] has the in-sync replicas {in_sync}")
+        scene.narration.heading("the settings of the document")
         scene.narration.passage("replicas=3", f"{_COUPONS}[0]: replicas {replicas}, in sync {in_sync}, leader {leader}")
         least = setting_of(_COUPONS, "min.insync.replicas")
         scene.expect(least == str(_BROKERS - 1), f"min.insync.replicas of {_COUPONS} is {least}")

@@ -14,6 +14,8 @@ from django.conf import settings
 
 from demo.stories.document import read_document
 from devstack import ManagedProcess
+from devstack.ports import free_port
+from tests.support.factories import CouponFactory
 from tests.support.service import environment, run_command
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -28,7 +30,9 @@ def story(tmp_path: Path, redis_flushed: None) -> Iterator[Callable[..., Managed
     with ExitStack() as running:
 
         def start(number: str, *, under_its_settings: bool, **settings_of_test: str) -> ManagedProcess:
-            env = environment(KAFKA_TOPIC_PREFIX=_PREFIX, SEED=number, DEMO_EXIT="1", **settings_of_test)
+            # A port of its own: the usual one may be chosen by another lane's demo at the same moment.
+            own = {"KAFKA_TOPIC_PREFIX": _PREFIX, "PORT": str(free_port())}
+            env = environment(SEED=number, DEMO_EXIT="1", **own, **settings_of_test)
             profile = f'set -a; . "./seeds/seed-{number}.env"; ' if under_its_settings else ""
             argv = ["sh", "-c", f'{profile}exec "$0" manage.py demo --logs "$1"', sys.executable, str(tmp_path)]
             log = tmp_path / "story.log"
@@ -61,6 +65,22 @@ def test_a_story_that_goes_otherwise_names_the_arrows_that_were_not_observed(
     assert failed[0].startswith("FAIL three coupon types are on the partitions")
     assert "FAIL diagram 3, arrow 4: Producer->>Topic: 메시지 전송 was not observed" in failed
     assert "verdict: something does not hold" in said
+    assert not _topics_left()
+
+
+def test_a_story_that_was_told_before_says_only_that_it_needs_an_empty_database(
+    story: Callable[..., ManagedProcess],
+) -> None:
+    CouponFactory.create(coupon_type="FLASH_SALE")
+    process = story("004", under_its_settings=True)
+    code = process.wait(_SECONDS)
+    said = process.log_path.read_text()
+    assert code == 1, said
+    assert [line for line in said.splitlines() if line.startswith("FAIL ")] == [
+        "FAIL the database has the coupon FLASH_SALE of an earlier run: the story needs an empty database and Redis"
+    ]
+    assert "observed" not in said.replace("observed:", "")
+    assert "verdict" not in said
     assert not _topics_left()
 
 
