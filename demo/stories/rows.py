@@ -107,10 +107,9 @@ def transaction_of(row: models.Model) -> int:
 @contextmanager
 def failing_inserts(user_id: int) -> Iterator[None]:
     """Let PostgreSQL refuse every coupon of a user, as a fault that no retry cures; ``refusals`` has the attempts."""
+    times = "".join(f"CREATE SEQUENCE {name};" for name in _times_of_tries())
     with connection.cursor() as cursor:
-        cursor.execute(_FAIL.format(user_id=int(user_id)))
-        for name in _times_of_tries():
-            cursor.execute(f"CREATE SEQUENCE {name}")
+        cursor.execute(times + _FAIL.format(user_id=int(user_id)))
     try:
         yield
     finally:

@@ -123,7 +123,7 @@ class Seed001(Story):
 
     def _same_message_again(self, scene: Scene, message: ReceivedMessage) -> None:
         assert message.event_id is not None
-        scene.narration.heading("diagram 1 goes on: Kafka delivers the same message again")
+        scene.narration.heading("diagram 1 goes on: the same message is published again")
         first = decision(message.event_id)
         wait_for_commit("issue", message)
         publish(_TOPIC, message.value or b"", key=message.key or b"", headers=dict(message.headers))

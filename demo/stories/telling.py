@@ -68,6 +68,7 @@ class StoryRun:
                 try:
                     held = self._tell(scene)
                 except ToldBefore as error:
+                    self._say("")
                     self._say(f"FAIL {error}")
                     return False
                 if stay:
