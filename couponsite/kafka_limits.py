@@ -23,7 +23,7 @@ _ACCEPTED_FIELDS = (
     f'"partitions": {MOST_PARTITIONS}, "replicas": {MOST_REPLICAS}, "retentionMs": {MOST_RETENTION_MS}',
     f'"retentionMs": {LEAST_RETENTION_MS}',
     f'"topic": "{"t" * LONGEST_NAME}", "deadLetterTopic": "{"d" * LONGEST_NAME}"',
-    '"deadLetterPartitions": 1', f'"deadLetterPartitions": {MOST_PARTITIONS}',
+    '"topic": "_t"', '"deadLetterPartitions": 1', f'"deadLetterPartitions": {MOST_PARTITIONS}',
     '"key": "orderId"', '"key": "order:{orderId}"', f'"key": "{"k" * 100}{{orderId}}{"k" * 100}"',
 )  # fmt: skip
 _REFUSED_FIELDS = (
@@ -33,6 +33,7 @@ _REFUSED_FIELDS = (
     f'"retentionMs": {MOST_RETENTION_MS + 1}', f'"retentionMs": {2**64}', f'"retentionMs": {10**40}',
     f'"topic": "{"t" * (LONGEST_NAME + 1)}"', '"topic": "."', '"topic": ".."', '"topic": " "', '"topic": ""',
     '"topic": "a/b"', '"topic": {}', f'"deadLetterTopic": "{"d" * (LONGEST_NAME + 1)}"',
+    '"topic": "__transaction_state"', '"deadLetterTopic": "__consumer_offsets"',
     '"deadLetterPartitions": 0', f'"deadLetterPartitions": {MOST_PARTITIONS + 1}',
     '"key": "couponType"', '"key": "c:{couponType}"', '"key": "{orderId}{orderId}"', '"key": "{orderId"', '"key": "{}"',
     f'"key": "{"k" * 101}{{orderId}}"', '"key": "\u00e9{orderId}"', '"key": []', '"unknown": 1',
@@ -71,7 +72,10 @@ FORMER_TOPICS = Limits(
         f'{{"order.completed.v1": {json.dumps([f"t{number}" for number in range(MOST_FORMER_TOPICS)])}}}',
     ),
     (
-        *(f'{{"order.completed.v1": ["{topic}"]}}' for topic in ("", ".", "a b", "a/b", "t" * (LONGEST_NAME + 1))),
+        *(
+            f'{{"order.completed.v1": ["{topic}"]}}'
+            for topic in ("", ".", "a b", "a/b", "__t", "t" * (LONGEST_NAME + 1))
+        ),
         # Its present topic, and a dead-letter topic of the present routes.
         '{"order.completed.v1": ["order-completed"]}',
         '{"order.completed.v1": ["order-completed.DLT"]}',

@@ -264,8 +264,8 @@ KAFKA_TOPIC_PREFIX = env.regex(
     "KAFKA_TOPIC_PREFIX",
     "",
     TOPIC_PREFIX,
-    f"letters, digits, '.', '_' and '-', at most {LONGEST_PREFIX} characters",
-    limits=Limits(("a", "x" * LONGEST_PREFIX), ("x" * (LONGEST_PREFIX + 1), "a b", "a/", "가")),
+    f"letters, digits, '.', '_' and '-', at most {LONGEST_PREFIX} characters, without '__' at the beginning",
+    limits=Limits(("a", "_", "x" * LONGEST_PREFIX), ("x" * (LONGEST_PREFIX + 1), "a b", "a/", "가", "__", "__a")),
 )
 KAFKA_REPLICATION_FACTOR = env.integer("KAFKA_REPLICATION_FACTOR", default=1, minimum=1, maximum=MOST_REPLICAS)
 
@@ -292,13 +292,16 @@ KAFKA_ROUTES: dict[str, Route] = env.json_overlay(
             "order.completed.v1": Route("order-completed", key="orderId", partitions=3),
             "order.cancelled.v1": Route("order-cancelled", key="orderId", partitions=3),
         },
+        prefix=KAFKA_TOPIC_PREFIX,
         interchangeable_keys=INTERCHANGEABLE_EVENT_KEYS,
     ),
     limits=kafka_limits.ROUTES,
 )
 # By event type, topics of earlier routes: history is read from them too, consumers do not subscribe to them.
 KAFKA_FORMER_TOPICS: dict[str, tuple[str, ...]] = env.json_overlay(
-    "KAFKA_FORMER_TOPICS", partial(former_topics, KAFKA_ROUTES), limits=kafka_limits.FORMER_TOPICS
+    "KAFKA_FORMER_TOPICS",
+    partial(former_topics, KAFKA_ROUTES, prefix=KAFKA_TOPIC_PREFIX),
+    limits=kafka_limits.FORMER_TOPICS,
 )
 # The groups of a paid order. Those with equal ids are one subscription, see kafka_bridge.subscriptions.
 ORDER_EFFECTS = ("notification", "data-platform", "ranking", "monitoring")

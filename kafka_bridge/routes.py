@@ -13,7 +13,9 @@ LONGEST_PREFIX = 64
 LONGEST_NAME = 180
 
 _TOPIC_NAME = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._-]{{1,{LONGEST_NAME}}}")
-TOPIC_PREFIX = re.compile(rf"[A-Za-z0-9._-]{{1,{LONGEST_PREFIX}}}")
+TOPIC_PREFIX = re.compile(rf"(?!__)[A-Za-z0-9._-]{{1,{LONGEST_PREFIX}}}")
+# Brokers keep offsets and transactions in topics whose names begin so.
+_INTERNAL = "__"
 
 # Brokers create at most 10,000 partitions in one request, and each topic of the routes may have this many.
 MOST_PARTITIONS = 1_000
@@ -94,14 +96,18 @@ def _key_parts(key: str) -> tuple[str, str, str]:
 
 
 def overlay_routes(
-    defaults: Mapping[str, Route], overlay: object, *, interchangeable_keys: Collection[Collection[str]] = ()
+    defaults: Mapping[str, Route],
+    overlay: object,
+    *,
+    prefix: str = "",
+    interchangeable_keys: Collection[Collection[str]] = (),
 ) -> dict[str, Route]:
     """Return the routes with the ``KAFKA_ROUTES`` setting laid over them.
 
     ``overlay`` has the shape ``{"<ce_type>": {"topic", "key", "partitions", "replicas", "retentionMs",
-    "deadLetterTopic", "deadLetterPartitions"}}``, each optional. ``interchangeable_keys`` are sets of key fields: a
-    route's key may be replaced by another key of its set, alone or in a template. Raises ValueError with a message for
-    the operator.
+    "deadLetterTopic", "deadLetterPartitions"}}``, each optional; ``prefix`` is ``KAFKA_TOPIC_PREFIX``.
+    ``interchangeable_keys`` are sets of key fields: a route's key may be replaced by another key of its set, alone or
+    in a template. Raises ValueError with a message for the operator.
     """
     if not isinstance(overlay, dict):
         raise ValueError("must be a JSON object of event types")
@@ -113,18 +119,18 @@ def overlay_routes(
             raise ValueError(f"{event_type}: must be a JSON object")
         route = routes[event_type]
         keys = next((keys for keys in interchangeable_keys if route.key_field in keys), (route.key_field,))
-        routes[event_type] = _overlay_route(event_type, route, changes, keys)
+        routes[event_type] = _overlay_route(event_type, route, changes, keys, prefix)
     _refuse_disagreement(routes)
     return routes
 
 
-def _overlay_route(event_type: str, route: Route, changes: dict[str, Any], keys: Collection[str]) -> Route:
+def _overlay_route(event_type: str, route: Route, changes: dict[str, Any], keys: Collection[str], prefix: str) -> Route:
     """``keys`` are the key fields that the route may have."""
     values: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in _OVERLAY_FIELDS:
             raise ValueError(f"{event_type}: unknown field {name!r}; known: {', '.join(_OVERLAY_FIELDS)}")
-        if why := _text_refusal(name, value) if name in _TEXT_FIELDS else _number_refusal(name, value):
+        if why := _text_refusal(name, value, prefix) if name in _TEXT_FIELDS else _number_refusal(name, value):
             raise ValueError(f"{event_type}: {name} must be {why}")
         values[_OVERLAY_FIELDS[name]] = value
     try:
@@ -141,11 +147,21 @@ def _overlay_route(event_type: str, route: Route, changes: dict[str, Any], keys:
     return replace(route, **values)
 
 
-def _text_refusal(name: str, value: object) -> str | None:
+def _text_refusal(name: str, value: object, prefix: str) -> str | None:
     if not isinstance(value, str) or not value:
         return "a text"
-    if name in _TOPIC_FIELDS and not _TOPIC_NAME.fullmatch(value):
+    return _topic_refusal(value, prefix) if name in _TOPIC_FIELDS else None
+
+
+def _topic_refusal(topic: object, prefix: str) -> str | None:
+    """Return what a topic must be if ``topic`` (without ``prefix``) cannot be one."""
+    if not isinstance(topic, str) or not _TOPIC_NAME.fullmatch(topic):
         return f"letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
+    # Without the prefix too: a deployment that copies the setting may have none.
+    if topic.startswith(_INTERNAL) or f"{prefix}{topic}".startswith(_INTERNAL):
+        return (
+            f"a name that does not begin with '{_INTERNAL}', with KAFKA_TOPIC_PREFIX or without: those are Kafka's own"
+        )
     return None
 
 
@@ -219,10 +235,10 @@ def overlay_concurrency(groups: Collection[str], overlay: object) -> dict[str, i
     return {**dict.fromkeys(groups, 1), **changes}
 
 
-def former_topics(routes: Mapping[str, Route], overlay: object) -> dict[str, tuple[str, ...]]:
+def former_topics(routes: Mapping[str, Route], overlay: object, *, prefix: str = "") -> dict[str, tuple[str, ...]]:
     """Return the topics of earlier routes by event type, from the ``KAFKA_FORMER_TOPICS`` setting.
 
-    ``overlay`` has the shape ``{"<ce_type>": ["<topic>", ...]}``, names without the prefix; most types have none.
+    ``overlay`` has the shape ``{"<ce_type>": ["<topic>", ...]}``, names without ``prefix``; most types have none.
     Raises ValueError with a message for the operator.
     """
     if not isinstance(overlay, dict):
@@ -234,10 +250,8 @@ def former_topics(routes: Mapping[str, Route], overlay: object) -> dict[str, tup
         if not isinstance(topics, list) or len(topics) > MOST_FORMER_TOPICS:
             raise ValueError(f"{event_type}: must be a list of up to {MOST_FORMER_TOPICS} topics")
         for topic in topics:
-            if not isinstance(topic, str) or not _TOPIC_NAME.fullmatch(topic):
-                raise ValueError(
-                    f"{event_type}: a topic must be letters, digits, '.', '_' and '-', {LONGEST_NAME} at the most"
-                )
+            if why := _topic_refusal(topic, prefix):
+                raise ValueError(f"{event_type}: a topic must be {why}")
             if topic == routes[event_type].topic:
                 raise ValueError(f"{event_type}: {topic!r} is its topic in KAFKA_ROUTES, remove it")
             if topic in letters:

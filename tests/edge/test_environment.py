@@ -184,6 +184,23 @@ def test_a_process_does_not_start_with_a_bad_value(name: str, value: str) -> Non
     assert line.startswith(f"{name}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KAFKA_ROUTES", '{"order.completed.v1": {"topic": "_transaction_state"}}'),
+        ("KAFKA_ROUTES", '{"order.completed.v1": {"deadLetterTopic": "_consumer_offsets"}}'),
+        ("KAFKA_FORMER_TOPICS", '{"order.completed.v1": ["_consumer_offsets"]}'),
+    ],
+)
+def test_a_topic_that_the_prefix_makes_one_of_kafkas_own_is_refused(name: str, value: str) -> None:
+    assert manage("check", **{**COMPLETE, name: value}).returncode == 0
+    process = manage("check", **{**COMPLETE, "KAFKA_TOPIC_PREFIX": "_", name: value})
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith(f"{name}: order.completed.v1: ")
+    assert "a name that does not begin with '__', with KAFKA_TOPIC_PREFIX or without" in line
+
+
 def test_debug_needs_no_other_variable() -> None:
     assert manage("check", DEBUG="1").returncode == 0
 
