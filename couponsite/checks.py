@@ -7,7 +7,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.checks import CheckMessage, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from common.processes.lifecycle import check_redis, first_line
@@ -15,21 +15,6 @@ from common.processes.outages import BadRedisDatabase, ServiceUnavailable
 from orders.clients.payment import payment_gateway
 
 _SAFE_REPLICATION = 3
-
-
-@register(Tags.compatibility)
-def topics_can_be_created(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
-    """A dead-letter topic must not be an event topic: its consumers would read their own dead letters."""
-    events = {route.topic for route in settings.KAFKA_ROUTES.values()}
-    return [
-        Error(
-            f"{event_type} sends its dead letters to the event topic {route.dead_letter_topic!r}.",
-            hint="Name another deadLetterTopic in KAFKA_ROUTES.",
-            id="couponsite.E001",
-        )
-        for event_type, route in settings.KAFKA_ROUTES.items()
-        if route.dead_letter_topic in events
-    ]
 
 
 @register(Tags.compatibility)

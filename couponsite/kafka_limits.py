@@ -34,6 +34,9 @@ _REFUSED_FIELDS = (
     f'"topic": "{"t" * (LONGEST_NAME + 1)}"', '"topic": "."', '"topic": ".."', '"topic": " "', '"topic": ""',
     '"topic": "a/b"', '"topic": {}', f'"deadLetterTopic": "{"d" * (LONGEST_NAME + 1)}"',
     '"topic": "__transaction_state"', '"deadLetterTopic": "__consumer_offsets"',
+    # Topics of events cannot hold dead letters.
+    '"deadLetterTopic": "order-cancelled"', '"deadLetterTopic": "order-completed"',
+    '"topic": "order-cancelled.DLT", "deadLetterTopic": "d"',
     '"deadLetterPartitions": 0', f'"deadLetterPartitions": {MOST_PARTITIONS + 1}',
     '"key": "couponType"', '"key": "c:{couponType}"', '"key": "{orderId}{orderId}"', '"key": "{orderId"', '"key": "{}"',
     f'"key": "{"k" * 101}{{orderId}}"', '"key": "\u00e9{orderId}"', '"key": []', '"unknown": 1',

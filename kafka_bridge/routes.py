@@ -177,7 +177,7 @@ def _number_refusal(name: str, value: object) -> str | None:
 
 
 def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
-    """Raise ValueError if event types that share a topic differ in its partitions, replicas or retention."""
+    """Raise ValueError if event types differ in partitions, replicas or retention of a topic, or in what it is for."""
     by_topic: dict[str, tuple[str, Route]] = {}
     for event_type, route in routes.items():
         other_type, other = by_topic.setdefault(route.topic, (event_type, route))
@@ -192,6 +192,12 @@ def _refuse_disagreement(routes: Mapping[str, Route]) -> None:
             )
     letters: dict[str, tuple[str, int]] = {}
     for event_type, route in routes.items():
+        # The topic's consumers would read their own dead letters.
+        if route.dead_letter_topic in by_topic:
+            raise ValueError(
+                f"{event_type} sends its dead letters to the event topic {route.dead_letter_topic!r}: name another"
+                " deadLetterTopic"
+            )
         other_type, partitions = letters.setdefault(route.dead_letter_topic, (event_type, route.dead_letter_partitions))
         if route.dead_letter_partitions != partitions:
             raise ValueError(
