@@ -12,9 +12,47 @@ from django.core.exceptions import ImproperlyConfigured
 
 from common.processes.lifecycle import check_redis, first_line
 from common.processes.outages import BadRedisDatabase, ServiceUnavailable
+from kafka_bridge.operating.group_pauses import workers
+from kafka_bridge.registry import transports
 from orders.clients.payment import payment_gateway
 
 _SAFE_REPLICATION = 3
+
+
+@register(Tags.compatibility)
+def topics_are_no_transports(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
+    """A topic must not have the name of another transport: its outbox rows would never be sent to Kafka.
+
+    The apps register transports, so the settings do not know them. Raises, like ``payment_gateway_can_be_used``.
+    """
+    named = [
+        (f"KAFKA_ROUTES: {event_type}: {field}", topic)
+        for event_type, route in settings.KAFKA_ROUTES.items()
+        for field, topic in (("topic", route.topic), ("deadLetterTopic", route.dead_letter_topic))
+    ]
+    named += [
+        (f"KAFKA_FORMER_TOPICS: {event_type}: a topic", topic)
+        for event_type, topics in settings.KAFKA_FORMER_TOPICS.items()
+        for topic in topics
+    ]
+    for what, topic in named:
+        if topic in transports():
+            raise ImproperlyConfigured(f"{what} must not be {topic!r}, where the events of another transport are kept")
+    return []
+
+
+@register(Tags.compatibility)
+def group_ids_are_no_workers(app_configs: Sequence[AppConfig] | None, **_options: Any) -> list[CheckMessage]:
+    """A group's id must not be the name of a worker, which is what a pause of that name is for.
+
+    The apps register workers, so the settings do not know them. Raises, like ``payment_gateway_can_be_used``.
+    """
+    for group, group_id in settings.KAFKA_GROUPS.items():
+        if worker := workers().get(group_id):
+            raise ImproperlyConfigured(
+                f"KAFKA_GROUPS: {group}: the id must not be {group_id!r}, which names {worker.what}"
+            )
+    return []
 
 
 @register(Tags.compatibility)

@@ -56,6 +56,7 @@ GROUPS = Limits(
     (
         '{"issue": "a"}',
         f'{{"issue": "{"g" * LONGEST_NAME}"}}',
+        '{"issue": "issue"}',
         '{"notification": "a", "data-platform": "a", "ranking": "a", "monitoring": "a"}',
     ),
     (
@@ -66,6 +67,8 @@ GROUPS = Limits(
         '{"issue": "a", "results": "a"}',
         '{"results": "a", "notification": "a"}',
         '{"monitoring": "dead-letter-monitor-group"}',
+        '{"issue": "results"}',
+        '{"notification": "ranking"}',
     ),
 )
 FORMER_TOPICS = Limits(

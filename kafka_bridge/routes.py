@@ -220,6 +220,9 @@ def overlay_groups(defaults: Mapping[str, str], overlay: object, *, may_share: C
             )
     groups = {**defaults, **changes}
     for name, group_id in groups.items():
+        # Operators name a group by either.
+        if group_id in groups and group_id != name:
+            raise ValueError(f"{name}: the id must not be {group_id!r}, which is the name of another group")
         others = [other for other, other_id in groups.items() if other_id == group_id and other != name]
         if others and name not in may_share:
             sharers = f"; only these may: {', '.join(may_share)}" if may_share else ""

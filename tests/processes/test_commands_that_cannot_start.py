@@ -69,6 +69,21 @@ def test_a_setting_that_does_not_parse_is_named(command: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("KAFKA_ROUTES", '{"order.completed.v1": {"topic": "__consumer_offsets"}}', "those are Kafka's own"),
+        ("KAFKA_ROUTES", '{"order.completed.v1": {"deadLetterTopic": "order-cancelled"}}', "event topic"),
+        ("KAFKA_ROUTES", '{"coupon.issue.requested.v1": {"topic": "issue-worker"}}', "another transport"),
+        ("KAFKA_GROUPS", '{"notification": "relay"}', "names the relays"),
+        ("KAFKA_GROUPS", '{"notification": "ranking"}', "another group"),
+    ],
+)
+@pytest.mark.parametrize("command", [RELAY, TOPICS])
+def test_a_name_that_means_something_else_is_named(command: tuple[str, ...], name: str, value: str, why: str) -> None:
+    assert_one_line(run_command(*command, env=environment(**{name: value})), f"{name}: ", why)
+
+
+@pytest.mark.parametrize(
     ("command", "option"),
     [
         (("consume_coupons", "--batch-size", "2000000"), "--batch-size"),
