@@ -56,14 +56,11 @@ def workers() -> dict[str, PausableWorker]:
 
 
 def find_target(name: str, topic: str | None = None, partition: int | None = None) -> PauseTarget:
-    """Return the target of these names: the group's name or its id, the topic with or without the prefix.
+    """Return the target of these names: the group's name or its id, id and topic with or without the prefix.
 
-    ``topic`` and ``partition`` None: the whole group. Raises UnknownTarget.
+    ``topic`` and ``partition`` None: the whole group. Raises UnknownTarget, also for an id that may be that of two.
     """
-    known = groups()
-    group = known.get(name) or next((one for one in known.values() if one.group_id == name), None)
-    if group is None and name not in _workers:
-        raise UnknownTarget(f"there is no group {name!r}; known: {', '.join([*sorted(known), *sorted(_workers)])}")
+    group = None if name in _workers else _find_group(name)
     if topic is None or partition is None:
         return PauseTarget(name if group is None else group.name)
     if group is None:
@@ -75,6 +72,20 @@ def find_target(name: str, topic: str | None = None, partition: int | None = Non
     if not 0 <= partition < numbers[full_name]:
         raise UnknownTarget(f"{full_name} has no partition {partition}; it has 0 to {numbers[full_name] - 1}")
     return PauseTarget(group.name, full_name, partition)
+
+
+def _find_group(name: str) -> ConsumerGroup:
+    known = groups()
+    if group := known.get(name):
+        return group
+    # The broker has ids with the prefix, logs and alerts write them without.
+    found = [group for group in known.values() if name in (group.group_id, settings.KAFKA_GROUPS[group.name])]
+    if not found:
+        raise UnknownTarget(f"there is no group {name!r}; known: {', '.join([*sorted(known), *sorted(_workers)])}")
+    if len({group.group_id for group in found}) > 1:
+        names = " and of ".join(sorted(group.name for group in found))
+        raise UnknownTarget(f"{name!r} is the id of {names}, with the prefix and without: use the name of a group")
+    return found[0]
 
 
 def partitions_of(group: ConsumerGroup, lags: Sequence[PartitionLag]) -> dict[str, int]:

@@ -59,10 +59,24 @@ def test_two_operators_who_pause_at_the_same_moment_make_one_pause() -> None:
 def test_a_target_is_named_by_group_or_id_and_topic_with_or_without_prefix(settings: Settings) -> None:
     settings.KAFKA_TOPIC_PREFIX = "t-"
     expected = PauseTarget("issue", f"t-{TOPIC}", 4)
-    for name in ("issue", "t-coupon-issue-consumer-group"):
+    for name in ("issue", "t-coupon-issue-consumer-group", "coupon-issue-consumer-group"):
         for topic in (TOPIC, f"t-{TOPIC}"):
             assert find_target(name, topic, 4) == expected
     assert find_target("dead-letters", f"{TOPIC}.DLT", 0).topic == f"t-{TOPIC}.DLT"
+
+
+def test_an_id_that_may_be_that_of_two_groups_is_refused(settings: Settings) -> None:
+    settings.KAFKA_TOPIC_PREFIX = "t-"
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, "issue": "a", "results": "t-a"}
+    assert [find_target(name).name for name in ("a", "t-t-a")] == ["issue", "results"]
+    with pytest.raises(UnknownTarget, match="'t-a' is the id of issue and of results, with the prefix and without"):
+        find_target("t-a")
+
+
+def test_a_name_of_a_worker_means_the_worker(settings: Settings) -> None:
+    settings.KAFKA_TOPIC_PREFIX = "re"
+    settings.KAFKA_GROUPS = {**settings.KAFKA_GROUPS, "issue": "lay"}
+    assert find_target("relay") == PauseTarget("relay")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +122,16 @@ def test_groups_that_share_an_id_are_paused_and_resumed_together_by_the_name_of_
     assert resume(find_target(SHARED), actor="ted", reason="done")
     assert not GroupPause.objects.exists()
     assert not resume(find_target("monitoring"), actor="ted", reason="done")
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("name", [SHARED, f"p-{SHARED}"])
+def test_a_shared_id_is_taken_with_and_without_the_prefix(
+    name: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.KAFKA_TOPIC_PREFIX = "p-"
+    assert "they share an id) is paused, since " in run(capsys, name, "pause")
+    assert set(GroupPause.objects.values_list("consumer_group", flat=True)) == {*SHARING}
 
 
 @pytest.mark.usefixtures("shared")

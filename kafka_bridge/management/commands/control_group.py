@@ -26,10 +26,10 @@ def topic_and_number(text: str) -> tuple[str, int]:
 
 class Command(WorkerCommand):
     help = (
-        "Pauses or resumes a consumer group (by its name or id), one partition of it, the relay, or the worker of the"
-        " Redis queue. Every process obeys within two seconds, also after a restart. What is in effect already is no"
-        " error and changes nothing. A group and its partitions are paused and resumed each for themselves; groups that"
-        " share an id are paused and resumed together."
+        "Pauses or resumes a consumer group (by its name, or its id with or without the prefix), one partition of it,"
+        " the relay, or the worker of the Redis queue. Every process obeys within two seconds, also after a restart."
+        " What is in effect already is no error and changes nothing. A group and its partitions are paused and resumed"
+        " each for themselves; groups that share an id are paused and resumed together."
     )
 
     needs = (check_database,)
