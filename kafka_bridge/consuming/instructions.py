@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 
@@ -89,23 +90,47 @@ class InstructedPartitions:
             self._answer(instruction, f"nothing was done: the partition has moved on, to offset {first.offset}")
             return False
 
-        def answer(error: Exception) -> None:
-            # Within the transaction of the dead letter.
-            if not instruction.answer(
-                f"dead-lettered: {first} failed with {type(error).__name__}: {first_line(error)}"
-            ):
+        failures: dict[str, str] = {}
+        is_shared = len(self._subscription.groups) > 1
+
+        def describe(groups: Collection[str]) -> str:
+            # Names come first: a long answer is cut.
+            whose = f" for {', '.join(groups)}" if is_shared else ""
+            why = f" failed with {'; '.join(failures.values())}" if failures else ""
+            return f"dead-lettered{whose}: {first}{why}"
+
+        def answer(group: str, error: Exception) -> None:
+            # Within the transaction of the group's dead letter.
+            failures[group] = f"{type(error).__name__}: {first_line(error)}{f' (in {group})' if is_shared else ''}"
+            if len(failures) > 1:
+                instruction.correct(describe(failures))
+            elif not instruction.answer(describe(failures)):
                 raise _Replaced
 
         if not self._handler.handle_or_dead_letter(first, stop, answer):
-            is_letter = DeadLetter.objects.filter(
-                consumer_group__in=self._subscription.names,
-                topic=first.topic,
-                partition=first.partition,
-                offset=first.offset,
-                message_timestamp=first.timestamp,
-            ).exists()
-            self._answer(instruction, f"{'dead-lettered' if is_letter else 'handled, it succeeds by itself'}: {first}")
+            groups = self._groups_with_letter(first)
+            self._answer(instruction, describe(groups) if groups else f"handled, it succeeds by itself: {first}")
+        elif is_shared:
+            try:
+                # A group that refuses the message for good has dead-lettered it without an instruction.
+                if (groups := self._groups_with_letter(first)) != list(failures):
+                    instruction.correct(describe(groups))
+            except Exception as error:
+                # The message is settled all the same.
+                logger.warning("%s: answer not completed: %s", self._subscription.name, first_line(error))
+                drop_connection()
         return True
+
+    def _groups_with_letter(self, message: ReceivedMessage) -> list[str]:
+        """Return the groups of which ``message`` is a dead letter, in the order of the subscription."""
+        found = DeadLetter.objects.filter(
+            consumer_group__in=self._subscription.names,
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            message_timestamp=message.timestamp,
+        ).values_list("consumer_group", flat=True)
+        return sorted(set(found), key=self._subscription.names.index)
 
     def _answer(self, instruction: Instruction, text: str) -> bool:
         """Answer; returns False if it was answered or replaced meanwhile, or PostgreSQL does not answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from common.processes.lifecycle import StopFlag
 
@@ -64,11 +65,11 @@ class SubscriptionHandler:
             raise BatchPostponed([message for message in batch if message.offset in left], first.error)
 
     def handle_or_dead_letter(
-        self, message: ReceivedMessage, stop: StopFlag, record: Callable[[Exception], None]
+        self, message: ReceivedMessage, stop: StopFlag, record: Callable[[str, Exception], None]
     ) -> list[str]:
         """Have each group handle ``message`` by itself, or dead-letter it; returns the groups that dead-lettered it.
 
-        ``record`` gets the first error, see ``BatchHandler.handle_or_dead_letter``.
+        ``record`` gets each such group and its error, see ``BatchHandler.handle_or_dead_letter``.
         """
         settled = self._settled.setdefault(_partition(message), defaultdict(set))
         failed: list[str] = []
@@ -76,7 +77,7 @@ class SubscriptionHandler:
             if message.offset in settled[name]:
                 continue
             self._check(stop)
-            if not handler.handle_or_dead_letter(message, stop, (lambda error: None) if failed else record):
+            if not handler.handle_or_dead_letter(message, stop, partial(record, name)):
                 failed.append(name)
             settled[name].add(message.offset)
         for offsets in settled.values():

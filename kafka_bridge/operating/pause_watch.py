@@ -29,6 +29,10 @@ _ANSWER = f"""
     UPDATE {PartitionInstruction._meta.db_table} SET answered_at = statement_timestamp(), answer = %s
     WHERE consumer_group = %s AND topic = %s AND partition = %s AND instruction_id = %s AND answered_at IS NULL
 """
+_CORRECT = f"""
+    UPDATE {PartitionInstruction._meta.db_table} SET answer = %s
+    WHERE consumer_group = %s AND topic = %s AND partition = %s AND instruction_id = %s
+"""
 
 _Target = tuple[str, str | None, int | None]
 
@@ -48,6 +52,11 @@ class Instruction(NamedTuple):
         with connection.cursor() as cursor:
             cursor.execute(_ANSWER, [text[:1000], self.group, self.topic, self.partition, self.id])
             return bool(cursor.rowcount)
+
+    def correct(self, text: str) -> None:
+        """Replace its answer, within the caller's transaction if any; does nothing if it was replaced meanwhile."""
+        with connection.cursor() as cursor:
+            cursor.execute(_CORRECT, [text[:1000], self.group, self.topic, self.partition, self.id])
 
 
 class PauseWatch:

@@ -241,10 +241,35 @@ def test_an_operator_dead_letters_a_message_for_the_effect_that_fails_and_the_ot
     instruct(target, PartitionInstruction.Action.DEAD_LETTER, actor="olga", reason="its platform is gone", offset=0)
     watch.read()
     wait_until(lambda: lag() == 0, 30, "the consumer does not go on")
-    assert PartitionInstruction.objects.get().answer.startswith("dead-lettered: order-completed")
+    answer = PartitionInstruction.objects.get().answer
+    assert answer.startswith("dead-lettered for data-platform: order-completed")
     assert DeadLetter.objects.get().consumer_group == "data-platform"
     assert {effect: known(effect) for effect in EFFECTS} == {"notification": 1, "data-platform": 0, "monitoring": 1}
     assert orders_called(outside, ALIMTALK) == [1]
+
+
+@pytest.mark.parametrize("refusal", [503, 400])
+def test_the_answer_names_all_effects_for_which_the_message_was_dead_lettered(
+    refusal: int, outside: Provider, consuming: Callable[[], GroupConsumer], watch: PauseWatch
+) -> None:
+    outside.answer = lambda call: refusal if call.path == PLATFORM else 503
+    pay(1)
+    consumer = consuming()
+    wait_until(lambda: any(held.waits_at == 0 for held in consumer.report(0).partitions), 30, "it does not wait")
+    (number,) = {held.partition for held in consumer.report(0).partitions if held.waits_at == 0}
+    target = find_target("monitoring", "order-completed", number)
+    instruct(target, PartitionInstruction.Action.DEAD_LETTER, actor="olga", reason="both are gone", offset=0)
+    watch.read()
+    wait_until(lambda: lag() == 0, 30, "the consumer does not go on")
+    assert {letter.consumer_group for letter in DeadLetter.objects.all()} == {"notification", "data-platform"}
+    names, _, errors = PartitionInstruction.objects.get().answer.partition(
+        f": order-completed[{number}]@0 failed with "
+    )
+    assert names == "dead-lettered for notification, data-platform"
+    # What is refused for good is dead-lettered without the instruction, and its letter has the reason.
+    reasons = [error.endswith(f" (in {name})") for name, error in zip(EFFECTS, errors.split("; "), strict=False)]
+    assert reasons == ([True, True] if refusal == 503 else [True]), errors
+    assert known("monitoring") == 1
 
 
 def test_a_pause_of_one_of_them_stops_all(outside: Provider, watch: PauseWatch) -> None:
