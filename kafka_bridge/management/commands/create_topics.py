@@ -15,8 +15,8 @@ from ...relaying.undrained import moved_events, undrained_lines, unnamed_topics
 
 class Command(WorkerCommand):
     help = (
-        "Creates the missing topics of KAFKA_ROUTES, and checks the settings of all. Refuses while the topics of"
-        " earlier routes have work left, which no consumer of the present routes would do."
+        "Creates the missing topics of KAFKA_ROUTES, and checks the settings of all, which it never changes. Refuses"
+        " while the topics of earlier routes have work left, which no consumer of the present routes would do."
     )
 
     needs = (check_database, check_kafka)
@@ -41,7 +41,9 @@ class Command(WorkerCommand):
         for name in created:
             self.stdout.write(f"created {name}")
         if complaints:
-            self._refuse(complaints, "topics break guarantees of the service ({}); nothing was changed")
+            # A lost topic is created whatever is wrong with another: requests wait for it.
+            changed = "the missing topics were created, nothing else" if created else "nothing"
+            self._refuse(complaints, f"topics break guarantees of the service ({{}}); {changed} was changed")
         if not created:
             self.stdout.write("all topics exist")
         if former := unnamed_topics(moved):
