@@ -15,6 +15,7 @@ from common.bigint import MAX_BIGINT
 from kafka_bridge.models import HeldMessage, OutboxHold
 from kafka_bridge.operating.operator_holds import (
     PERMISSION,
+    TopicHeld,
     UnknownTopic,
     describe,
     held_retry,
@@ -131,12 +132,21 @@ def release(request: HttpRequest) -> HttpResponse:
 @require_POST
 @staff_page(VIEW_PERMISSION, PERMISSION)
 def retry(request: HttpRequest) -> HttpResponse:
-    """Have relays try the held rows of a topic now."""
+    """Have relays try the held rows of a topic now; if an operator holds it meanwhile, say so."""
     form = RetryForm(request.POST)
     if not form.is_valid():
         return _refused(request, form)
     topic = form.cleaned_data["topic"]
-    if held_retry(topic=topic, actor=request.user.get_username(), reason=form.cleaned_data["reason"]):
+    try:
+        is_tried = held_retry(topic=topic, actor=request.user.get_username(), reason=form.cleaned_data["reason"])
+    except TopicHeld as error:
+        hold = error.hold
+        messages.warning(
+            request,
+            f"Nothing is tried: {hold.actor} holds topic {topic} ({hold.reason}). Release it: its rows are then sent.",
+        )
+        return _back()
+    if is_tried:
         messages.success(request, f"The relay tries topic {topic} now. If rows stay held, the page shows the error.")
     else:
         messages.warning(request, f"No row of topic {topic} is held any more.")

@@ -24,6 +24,14 @@ class UnknownTopic(Exception):
     """The routes name no such topic, and no row of it is held: a hold of it would hold nothing."""
 
 
+class TopicHeld(Exception):
+    """An operator holds the whole topic, ``hold``: relays try none of its rows."""
+
+    def __init__(self, hold: OutboxHold) -> None:
+        super().__init__(f"topic {hold.topic} is held by {hold.actor}: {hold.reason}")
+        self.hold = hold
+
+
 def holds() -> QuerySet[OutboxHold]:
     """Select the holds in force, the oldest first."""
     return OutboxHold.objects.order_by("created_at", "pk")
@@ -68,11 +76,14 @@ def hold_release(*, hold_id: int, actor: str, reason: str) -> str | None:
 def held_retry(*, topic: str, actor: str, reason: str) -> bool:
     """Have relays try the held rows of ``topic`` (without the prefix) at once; returns whether any is held.
 
-    Rows that an operator holds stay held.
+    Rows of a key that an operator holds stay held. Raises TopicHeld.
     """
     with transaction.atomic():
         if not HeldMessage.objects.filter(topic=topic).exists():
             return False
+        hold = OutboxHold.objects.filter(topic=topic, key=None).first()
+        if hold is not None:
+            raise TopicHeld(hold)
         record_action(actor=actor, action="hold.retry", subject=describe(topic, None), reason=reason)
         look_at_held_rows()
     return True

@@ -164,6 +164,22 @@ def test_a_retry_is_for_topics_with_held_rows_and_has_a_reason(operator: Client)
     )  # fmt: skip
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_retry_from_an_old_form_says_that_the_topic_is_held_meanwhile(operator: Client) -> None:
+    keep_back(9, reason="topic")
+    hold(operator, reason="wrong price")
+    assert operator.post(f"{PATH}/retry", {"topic": TOPIC, "reason": "it is there again"}).status_code == 303
+    assert messages_of(operator.get(PATH))[-1].startswith(
+        "Nothing is tried: olga holds topic order-completed (wrong price). Release it"
+    )
+    assert not OperatorAction.objects.filter(action="hold.retry").exists()
+    # A hold of a key leaves the topic's other rows to be tried.
+    hold_release(hold_id=OutboxHold.objects.get().pk, actor="olga", reason="corrected")
+    hold(operator, key="7")
+    operator.post(f"{PATH}/retry", {"topic": TOPIC, "reason": "it is there again"})
+    assert messages_of(operator.get(PATH))[-1].startswith("The relay tries topic order-completed now")
+
+
 def test_a_viewer_sees_the_holds_and_no_form_and_is_refused(viewer: Client, db: None) -> None:
     made, _ = hold_messages(topic=TOPIC, key=None, actor="olga", reason="wrong price")
     page = html_of(viewer.get(PATH))
