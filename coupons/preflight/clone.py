@@ -21,7 +21,7 @@ from ..models import Coupon
 from ..policy import REHEARSAL_PREFIX
 
 # A copy whose rehearsal was killed closes by itself.
-_OPEN_FOR = timedelta(minutes=10)
+OPEN_FOR = timedelta(minutes=10)
 _OPEN_SINCE = timedelta(minutes=1)
 _MOST_TRIES = 1000
 _COPIED = (
@@ -44,7 +44,7 @@ def clone_create(coupon: Coupon, *, units: int, actor: str, reason: str) -> Coup
             rehearsal=True,
             # In the past: the clock of the coupon cache may be behind the database's.
             opens_at=Now() - _OPEN_SINCE,
-            closes_at=Now() + _OPEN_FOR,
+            closes_at=Now() + OPEN_FOR,
         )
         record_action(
             actor=actor, action="coupon.rehearse", subject=f"coupon {coupon.coupon_type}", reason=reason,

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from uuid import UUID
 
 from django.db import connection
+from redis.exceptions import RedisError
 
 from common.postgres import arrays
-from common.processes.lifecycle import StopFlag
+from common.processes.lifecycle import StopFlag, first_line
 from kafka_bridge.models import OutboxMessage, ProcessedEvent
-from kafka_bridge.operating.preflight import CheckLine, Verdict
+from kafka_bridge.operating.preflight import CheckLine, Verdict, outage_line
 from kafka_bridge.outbox.published import is_published_sql
 
 from .. import policy, selectors
@@ -27,7 +28,7 @@ from ..housekeeping import rehearsal_gates_delete
 from ..issuance.finish import find_decided
 from ..messages import ISSUE_FAILED, ISSUE_SUCCEEDED
 from ..models import Coupon
-from .clone import clone_close, clone_create
+from .clone import OPEN_FOR, clone_close, clone_create
 from .senders import CodeSender, Sender, SentRequest
 
 UNITS = 10
@@ -55,7 +56,8 @@ def rehearse(
     """Run the small sale and return a line per step; the first that fails or is late ends it.
 
     ``sender`` None sends the requests to the code of ``web`` in this process. What killed rehearsals left is deleted
-    first. The copy is closed in any case. Raises database errors and RedisError.
+    first. The copy is closed in any case; if it cannot be, a line says so, and an outage during the sale is a line too.
+    Raises database errors and RedisError of what comes before the copy.
     """
     coupon = selectors.coupons().filter(coupon_type=coupon_type).first()
     if coupon is None:
@@ -63,15 +65,37 @@ def rehearse(
     rehearsal_gates_delete(stop)
     clone = clone_create(coupon, units=UNITS, actor=actor, reason=reason)
     lines = [CheckLine("copy", Verdict.GO, f"{clone.coupon_type} with {UNITS} units")]
+    closed: list[CheckLine] = []
     try:
         for line in _Sale(clone, sender or CodeSender(), stop, step_seconds).steps():
             lines.append(line)
             if line.verdict is not Verdict.GO:
                 break
+    except Exception as error:
+        # It drops a broken session, so that the cleanup has another one.
+        lines.append(outage_line("sale", error))
     finally:
+        closed.append(_cleanup(clone))
+    return lines + closed
+
+
+def _cleanup(clone: Coupon) -> CheckLine:
+    """Close the copy; an outage must not take the lines of the sale with it."""
+    name = clone.coupon_type
+    try:
         clone_close(clone)
-    lines.append(CheckLine("cleanup", Verdict.GO, f"{clone.coupon_type} is closed; its rows stay hidden"))
-    return lines
+    except RedisError as error:
+        found = f"{name} is closed, but its gate is still in Redis: {first_line(error)}"
+        remedy = "start Redis: the housekeeper deletes the gate, or the next rehearsal"
+        return CheckLine("cleanup", Verdict.NO_GO, found, remedy)
+    except Exception as error:
+        # Raises what is no outage. The line itself would not name the copy.
+        outage_line("cleanup", error)
+        minutes = round(OPEN_FOR.total_seconds() / 60)
+        found = f"the copy {name} stays open until {minutes} minutes after it was made: {first_line(error)}"
+        close = f"UPDATE {Coupon._meta.db_table} SET closes_at = now() WHERE coupon_type = '{name}'"
+        return CheckLine("cleanup", Verdict.NO_GO, found, f"it closes by itself; to close it at once, in psql: {close}")
+    return CheckLine("cleanup", Verdict.GO, f"{name} is closed; its rows stay hidden")
 
 
 class _Sale:

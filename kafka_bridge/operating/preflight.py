@@ -41,13 +41,18 @@ def run_check(name: str, check: Callable[[], Iterable[CheckLine]]) -> list[Check
     try:
         return list(check())
     except Exception as error:
-        if not is_transient(error) and not isinstance(error, RedisError):
-            raise
-        if not connection.in_atomic_block:
-            # A broken session would fail the checks after this one too.
-            connection.close()
-        remedy = "start the service that the line names, or correct its address"
-        return [CheckLine(name, Verdict.NO_GO, f"cannot be checked: {first_line(error)}", remedy)]
+        return [outage_line(name, error)]
+
+
+def outage_line(name: str, error: Exception) -> CheckLine:
+    """Return the no-go line of a check that ended with ``error``; raises an error that is no outage of a service."""
+    if not is_transient(error) and not isinstance(error, RedisError):
+        raise error
+    if not connection.in_atomic_block:
+        # A broken session would fail the checks after this one too.
+        connection.close()
+    remedy = "start the service that the line names, or correct its address"
+    return CheckLine(name, Verdict.NO_GO, f"cannot be checked: {first_line(error)}", remedy)
 
 
 def is_go(lines: Iterable[CheckLine]) -> bool:

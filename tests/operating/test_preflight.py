@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,20 +12,25 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from django.conf import settings as project
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import InterfaceError, connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils.timezone import now
 from django_redis import get_redis_connection
 from pytest_django import Settings
+from redis.exceptions import RedisError
 
 from common.chunks import chunks
 from common.postgres.clock import database_time
+from common.processes.lifecycle import StopFlag
 from coupons.admission.gate.store import GateStore
 from coupons.issuance.accept_bulk import BulkIssue, bulk_accept
 from coupons.models import Coupon, IssueRequest, UserCoupon
+from coupons.preflight import rehearsal
 from coupons.preflight.capacity import BYTES_PER_REQUEST
+from coupons.preflight.rehearsal import rehearse
 from coupons.preflight.run import gate_warm, preflight
+from coupons.preflight.senders import SentRequest
 from devstack import Part
 from devstack.ports import free_port
 from kafka_bridge.client import delete_topics, ensure_topics
@@ -381,6 +386,59 @@ def test_a_test_alert_counts_once_the_webhook_has_accepted_it(ready: Coupon, set
     assert Alert.objects.filter(ended_at=None).count() == 0
     recorded = OperatorAction.objects.order_by("-id").values_list("action", "actor")
     assert list(recorded)[:2] == [("test_alert.deliver", "the sender of notifications"), ("test_alert.send", "olga")]
+
+
+class _EndsTheSession:
+    """A sender whose session PostgreSQL ends during the sale."""
+
+    way = "not at all"
+
+    def send(self, clone: Coupon, users: Iterable[int]) -> list[SentRequest]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        raise AssertionError("the session goes on")
+
+    def statuses(self, sent: Sequence[SentRequest]) -> list[str | None]:
+        return []
+
+
+def _steps_of_a_rehearsal() -> dict[str, CheckLine]:
+    lines = rehearse(TYPE, actor="olga", stop=StopFlag(), sender=_EndsTheSession())
+    return {line.name: line for line in lines}
+
+
+def test_a_rehearsal_whose_session_is_ended_closes_its_copy_in_another(ready: Coupon) -> None:
+    steps = _steps_of_a_rehearsal()
+    assert [(name, line.verdict) for name, line in steps.items()] == [
+        ("copy", "go"), ("sale", "no-go"), ("cleanup", "go"),
+    ]  # fmt: skip
+    assert steps["sale"].found.startswith("cannot be checked: ")
+    closes_at = Coupon.objects.get(rehearsal=True).closes_at
+    assert closes_at is not None
+    assert closes_at <= database_time()
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "remedy"),
+    [
+        (InterfaceError("connection already closed"), "stays open until 10 minutes after it was made", "SET closes_at"),
+        (RedisError("away"), "is closed, but its gate is still in Redis: away", "start Redis"),
+    ],
+)
+def test_a_rehearsal_keeps_its_steps_when_its_copy_cannot_be_closed(
+    ready: Coupon, monkeypatch: pytest.MonkeyPatch, error: Exception, found: str, remedy: str
+) -> None:
+    def fail(clone: Coupon) -> None:
+        raise error
+
+    monkeypatch.setattr(rehearsal, "clone_close", fail)
+    steps = _steps_of_a_rehearsal()
+    assert [(name, line.verdict) for name, line in steps.items()] == [
+        ("copy", "go"), ("sale", "no-go"), ("cleanup", "no-go"),
+    ]  # fmt: skip
+    name = Coupon.objects.get(rehearsal=True).coupon_type
+    assert f"{name} {found}" in steps["cleanup"].found
+    assert remedy in steps["cleanup"].remedy
 
 
 def test_the_bytes_of_a_request_are_those_of_the_real_tables(gate_coupon: Coupon) -> None:
