@@ -289,7 +289,8 @@ class GroupConsumer:
     def _obey_instructions(self, consumer: Consumer, stop: StopFlag) -> None:
         for partition, instruction in self._paused.instructions(self._assigned):
             first = self._first_of(partition)
-            if not self._instructed.obey(partition, instruction, first, stop) or first is None:
+            is_at_end = partition in self._at_end
+            if not self._instructed.obey(partition, instruction, first, stop, is_at_end=is_at_end) or first is None:
                 continue
             self._uncommitted[partition] = self._next_offsets[partition] = self._end_of(partition, [first])
             if first.offset == self._postponed.get(partition, (-1, 0))[0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from uuid import UUID
 
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 
@@ -39,16 +40,28 @@ class InstructedPartitions:
         self._handler = handler
         self._retrying = retrying
         self._paused = paused
+        # By group and partition: the instruction that waits for a first try, and the offset that it is for.
+        self._awaited: dict[tuple[str, Partition], tuple[UUID, int]] = {}
 
     def obey(
-        self, partition: Partition, instruction: Instruction, first: ReceivedMessage | None, stop: StopFlag
+        self,
+        partition: Partition,
+        instruction: Instruction,
+        first: ReceivedMessage | None,
+        stop: StopFlag,
+        *,
+        is_at_end: bool,
     ) -> bool:
         """Obey ``instruction``; ``first`` is the message that the partition waits at, None if it has none.
 
+        ``is_at_end``: whether the partition was read to its end. As long as the partition was not tried at the message
+        of the instruction, which is given while it has no consumer, nothing happens and there is no answer.
         Returns whether ``first`` was handled or dead-lettered, so that the partition moves on behind it. Raises
         nothing: a failure becomes the answer.
         """
         try:
+            if self._is_early(partition, instruction, first, is_at_end=is_at_end):
+                return False
             return self._obey(partition, instruction, first, stop)
         except BatchInterrupted:
             return False
@@ -63,14 +76,36 @@ class InstructedPartitions:
         self._paused.forget_instruction(instruction)
         return False
 
+    def _is_early(
+        self, partition: Partition, instruction: Instruction, first: ReceivedMessage | None, *, is_at_end: bool
+    ) -> bool:
+        """Whether the partition may still come to wait at the message that the instruction is for.
+
+        An instruction of no message is for the one that the partition is at when it is first seen.
+        """
+        if partition in self._retrying or self._paused.is_wanted(partition):
+            return False
+        if first is None:
+            # Until the end is known, its first message may be under way.
+            return not is_at_end
+        key = instruction.group, partition
+        known, offset = self._awaited.get(key, (None, 0))
+        if known != instruction.id:
+            offset = first.offset if instruction.offset is None else instruction.offset
+            self._awaited[key] = instruction.id, offset
+        return first.offset <= offset
+
     def _obey(
         self, partition: Partition, instruction: Instruction, first: ReceivedMessage | None, stop: StopFlag
     ) -> bool:
         is_settled = False
         if self._paused.is_wanted(partition):
             self._answer(instruction, "nothing was done: the partition is paused")
-        elif partition not in self._retrying or first is None:
+        elif first is None:
             self._answer(instruction, "nothing was done: the partition does not wait any more")
+        elif partition not in self._retrying:
+            # Whether it will wait at this message is not known.
+            self._answer(instruction, f"nothing was done: the partition has moved on, to offset {first.offset}")
         elif instruction.action == Action.DEAD_LETTER:
             is_settled = self._settle(instruction, first, stop)
         elif self._answer(instruction, f"obeyed: {first} is tried again"):

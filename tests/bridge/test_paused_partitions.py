@@ -45,9 +45,9 @@ def _retries_follow_at_once(settings: Settings) -> None:
 class Running:
     """A consumer in the background; ``watch`` is what its process's heartbeat would read once a second."""
 
-    def __init__(self, group: ConsumerGroup) -> None:
-        self.watch = PauseWatch([group.name])
-        self._consumer = GroupConsumer(group, pauses=self.watch)
+    def __init__(self, *groups: ConsumerGroup) -> None:
+        self.watch = PauseWatch([group.name for group in groups])
+        self._consumer = GroupConsumer(*groups, pauses=self.watch)
         self._stop = StopFlag()
         self._run = in_another_session(lambda: self._consumer.run(self._stop))
 
@@ -72,8 +72,8 @@ class Running:
 
 
 @contextmanager
-def running(group: ConsumerGroup) -> Iterator[Running]:
-    consumer = Running(group)
+def running(*groups: ConsumerGroup) -> Iterator[Running]:
+    consumer = Running(*groups)
     try:
         yield consumer
     finally:
@@ -324,6 +324,62 @@ def test_a_partition_that_has_moved_on_dead_letters_nothing() -> None:
         )
     assert answer() == "nothing was done: the partition does not wait any more"
     assert not DeadLetter.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("action", "offset", "expected"),
+    [
+        (Action.DEAD_LETTER, 0, "dead-lettered: "),
+        (Action.RETRY, None, "obeyed: "),
+        (Action.CONTINUE, None, "obeyed: "),
+    ],
+)
+def test_an_instruction_given_without_a_consumer_waits_for_the_first_try_of_the_next(
+    action: Action, offset: int | None, expected: str
+) -> None:
+    handler = Handler(lambda user_id: OperationalError("locked"))
+    produce(REQUESTS, requests(2), key=KEY)
+    instruct(target(), action, offset=offset, **OLGA)
+    with running(handler.group) as consumer:
+        wait_until(
+            lambda: consumer.states() and PartitionInstruction.objects.exclude(answer="").exists(), 30, "not obeyed"
+        )
+    assert answer().startswith(expected)
+    assert handler.tries
+    assert DeadLetter.objects.count() == (action == Action.DEAD_LETTER)
+
+
+@pytest.mark.parametrize(("action", "offset"), [(Action.DEAD_LETTER, 0), (Action.RETRY, None)])
+def test_an_instruction_given_without_a_consumer_is_answered_when_the_message_is_handled_after_all(
+    action: Action, offset: int | None
+) -> None:
+    handler = Handler()
+    produce(REQUESTS, requests(2), key=KEY)
+    instruct(target(), action, offset=offset, **OLGA)
+    with running(handler.group) as consumer:
+        wait_until(
+            lambda: consumer.states() and PartitionInstruction.objects.exclude(answer="").exists(), 30, "not answered"
+        )
+        assert handler.handled == [2]
+    assert answer() == "nothing was done: the partition does not wait any more"
+    assert not DeadLetter.objects.exists()
+
+
+def test_of_two_instructions_on_a_shared_id_the_second_waits_for_the_next_message(settings: Settings) -> None:
+    settings.KAFKA_GROUPS = settings.KAFKA_GROUPS | dict.fromkeys(("bookings", "notices"), BOOKINGS.group_id)
+    handler = Handler(lambda user_id: OperationalError("locked") if user_id < 3 else None)
+    produce(REQUESTS, requests(1, 2, 3), key=KEY)
+    beside = replace(BOOKINGS, name="notices", inbox=True, handle=lambda values: None)
+    with running(replace(handler.group, inbox=True), beside) as consumer:
+        consumer.when(partition(KEY), "retrying", at=0)
+        instruct(target(), Action.DEAD_LETTER, offset=0, **OLGA)
+        instruct(target()._replace(name="notices"), Action.RETRY, **OLGA)
+        consumer.when(partition(KEY), "retrying", at=1)
+        unanswered = PartitionInstruction.objects.filter(answer="")
+        wait_until(lambda: consumer.states() and not unanswered.exists(), 30, "not obeyed")
+    answers = {row.consumer_group: row.answer for row in last_instructions().values()}
+    assert answers["bookings"].startswith("dead-lettered for bookings: ")
+    assert answers["notices"].startswith("obeyed: ")
 
 
 def test_a_paused_partition_obeys_no_instruction() -> None:
