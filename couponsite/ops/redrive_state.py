@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 from common.postgres.clock import database_time
-from kafka_bridge.models import Redrive
-from kafka_bridge.redriving.redrives import ENDED, MOST_RATE, PREVIEW_VALID, TYPED_ABOVE
+from kafka_bridge.models import MOST_RATE, Redrive
+from kafka_bridge.redriving.redrives import ENDED, PREVIEW_VALID, STOPPED_BY, TYPED_ABOVE, results_of
 from kafka_bridge.redriving.replay import ReplayResult
 
 _MOST_EXAMPLES = 5
@@ -41,6 +43,18 @@ _WORDS = {
 }
 
 
+_T = TypeVar("_T")
+
+
+class _Preview(msgspec.Struct, frozen=True):
+    """What the page shows of a ``kafka_bridge.redriving.preview.Preview``."""
+
+    counts: dict[str, int]
+    kinds: dict[str, int]
+    examples: dict[str, list[tuple[int, str]]]
+    notes: list[str]
+
+
 class ResultLine(NamedTuple):
     """Letters with one result: how many, and examples as (letter, detail)."""
 
@@ -50,11 +64,16 @@ class ResultLine(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Letters of a redrive: those replayed, those of them that are closed now, and those that stay open."""
+    """Letters of a redrive: those replayed, those of them that are closed now, and those that stay open.
+
+    ``fault`` says why an error has stopped it or its row cannot be read; empty: neither.
+    """
 
     redrive: Redrive
     replayed: int
     closed: int
+    fault: str
+    counts: dict[str, int]
 
     @property
     def failed(self) -> int:
@@ -75,15 +94,23 @@ class Progress(NamedTuple):
     @property
     def look(self) -> str:
         """The state's class in ops.css."""
-        if self.redrive.state == _State.DONE and self.failed:
+        if self.fault or (self.redrive.state == _State.DONE and self.failed):
             return "is-critical"
         return _LOOKS[_State(self.redrive.state)]
 
 
 def progress_of(redrive: Redrive) -> Progress:
-    """Return the progress of a redrive, from its counts."""
-    closed = sum(number for result, number in redrive.counts.items() if result in _CLOSED)
-    return Progress(redrive, sum(redrive.counts.values()), closed)
+    """Return the progress of a redrive, from its counts. A row that cannot be read has no letters and a fault."""
+    faults = [redrive.waits_for] if redrive.state == _State.PAUSED and redrive.waits_for.startswith(STOPPED_BY) else []
+    if redrive.state not in _LOOKS:
+        faults.append(f"there is no state {redrive.state!r}")
+    try:
+        counts = results_of(redrive.counts)
+    except ValueError as error:
+        counts = {}
+        faults.append(str(error))
+    closed = sum(number for result, number in counts.items() if result in _CLOSED)
+    return Progress(redrive, sum(counts.values()), closed, "; ".join(faults), counts)
 
 
 def redrive_state(redrive: Redrive) -> dict[str, Any]:
@@ -91,23 +118,40 @@ def redrive_state(redrive: Redrive) -> dict[str, Any]:
     now = database_time()
     age = None if redrive.previewed_at is None else now - redrive.previewed_at
     has_ended = redrive.state in ENDED
+    # What something else than this service wrote is left out, and named.
+    unread: list[str] = []
+    preview = None if redrive.preview is None else _read("preview", redrive.preview, _Preview, unread)
+    progress = progress_of(redrive)
     return {
         "redrive": redrive,
-        "progress": progress_of(redrive),
+        "progress": progress,
+        "unread": unread,
+        "selection": list((_read("selection", redrive.selection, dict[str, str | int], unread) or {}).items()),
+        "histogram": _read("histogram", redrive.histogram, list[tuple[str, int]], unread) or [],
         "actions": _ACTIONS.get(redrive.state, frozenset()),
         "is_unattended": not has_ended and _is_unattended(redrive, now),
         "results": [
             ResultLine(_WORDS.get(result, result), number, _examples(redrive, result))
-            for result, number in sorted(redrive.counts.items())
+            for result, number in sorted(progress.counts.items())
         ],
         "waiting": _postponed(redrive),
-        "preview": redrive.preview and _preview_lines(redrive.preview),
+        "preview": preview and _preview_lines(preview),
+        "preview_notes": preview.notes if preview else [],
         "preview_age": age,
         "is_old": age is not None and age > PREVIEW_VALID,
         "needs_count": redrive.total > TYPED_ABOVE,
         "has_ended": has_ended,
         "most_rate": MOST_RATE,
     }
+
+
+def _read(name: str, value: object, kind: type[_T], unread: list[str]) -> _T | None:
+    """Return a JSON column as ``kind``; None if it is anything else, with its name in ``unread``."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        unread.append(name)
+        return None
 
 
 def _is_unattended(redrive: Redrive, now: datetime) -> bool:
@@ -131,10 +175,10 @@ def _postponed(redrive: Redrive) -> list[tuple[int, str, datetime]]:
     return list(rows.values_list("letter_id", "detail", "due_at")[:_MOST_EXAMPLES])
 
 
-def _preview_lines(preview: dict[str, Any]) -> list[ResultLine]:
-    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(preview["kinds"].items()))
+def _preview_lines(preview: _Preview) -> list[ResultLine]:
+    kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(preview.kinds.items()))
     words = {**_WORDS, "applied": f"would be applied: {kinds}", "done_already": "are done already"}
     return [
-        ResultLine(words.get(result, result), number, [(item[0], item[1]) for item in preview["examples"][result]])
-        for result, number in sorted(preview["counts"].items())
+        ResultLine(words.get(result, result), number, preview.examples.get(result, []))
+        for result, number in sorted(preview.counts.items())
     ]

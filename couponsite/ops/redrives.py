@@ -15,13 +15,12 @@ from django.views.decorators.http import require_POST, require_safe
 
 from common.admin_base import number_in
 from kafka_bridge.consuming.dead_letters import FOREIGN, RELAY
-from kafka_bridge.models import Redrive
+from kafka_bridge.models import MOST_RATE, Redrive
 from kafka_bridge.operating.audit import LONGEST_REASON
 from kafka_bridge.operating.dead_letter_counts import open_dead_letters
 from kafka_bridge.redriving.letter_filter import LetterFilter
 from kafka_bridge.redriving.redrives import (
     DEFAULT_RATE,
-    MOST_RATE,
     REDRIVE_PERMISSION,
     RedriveRefused,
     redrive_cancel,

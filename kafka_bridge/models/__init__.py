@@ -7,9 +7,10 @@ from .consuming import MOST_REPLAYS, DeadLetter, ProcessedEvent
 from .operators import GroupPause, OperatorAction, PartitionInstruction, target_name
 from .outbox import SHARDS, HeldMessage, OutboxHold, OutboxMessage, RelayLease, RelayMember
 from .processes import BrokerState, HousekeepingRun, ProcessHeartbeat, Sample, SweptPartition
-from .redrives import Redrive, RedriveItem
+from .redrives import MOST_RATE, Redrive, RedriveItem
 
 __all__ = [
+    "MOST_RATE",
     "MOST_REPLAYS",
     "SHARDS",
     "AlarmLease",

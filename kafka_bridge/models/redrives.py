@@ -6,6 +6,9 @@ from django.db import models
 from django.db.models import Q, Value
 from django.db.models.functions import Now
 
+# Letters a second.
+MOST_RATE = 1000
+
 
 class Redrive(models.Model):
     """A frozen set of dead letters that an operator has replayed, see ``redriving.redrives``; times are the database's.
@@ -45,7 +48,9 @@ class Redrive(models.Model):
     accepts_delay = models.BooleanField(
         db_default=False, help_text="the preview may delay a running sale by two seconds"
     )
-    waits_for = models.TextField(db_default="", help_text="the outage that it waits for; empty: none")
+    waits_for = models.TextField(
+        db_default="", help_text="the outage that it waits for, or the error that stopped it; empty: none"
+    )
     lease_owner = models.UUIDField(null=True)
     leased_until = models.DateTimeField(null=True)
     created_at = models.DateTimeField(db_default=Now())
@@ -53,6 +58,10 @@ class Redrive(models.Model):
     ended_at = models.DateTimeField(null=True)
 
     class Meta:
+        constraints = [
+            # The executor divides by it.
+            models.CheckConstraint(condition=Q(rate__range=(1, MOST_RATE)), name="redrive_rate_in_range"),
+        ]
         indexes = [
             # For the processes that look for work.
             models.Index(fields=["id"], name="redrive_with_work", condition=Q(state="running") | Q(wants_preview=True)),

@@ -1,11 +1,12 @@
 """Execution of redrives: a thread of the housekeeper, or a command, makes previews and replays letters.
 
 A redrive has a lease, by the database's clock: one process replays its letters. A result is written in the transaction
-that closes the letter, so a killed process loses none.
+that closes the letter, so a killed process loses none. An error that is no outage pauses its own redrive, no other.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
-from django.db import DataError, connection
+from django.db import DataError, connection, transaction
 
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.log_limit import LogLimit
@@ -27,6 +28,7 @@ from common.throttling import CallPostponed
 from ..errors import ReplayPostponed
 from ..models import Redrive, RedriveItem
 from .preview import Preview, PreviewBusy, preview_letters, redrive_letters
+from .redrives import STOPPED_BY, results_of
 from .replay import Replayed, ReplayInterrupted, ReplayResult, replay_letter
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ END_SECONDS = 5.0
 _REDRIVES = Redrive._meta.db_table
 _ITEM_TABLE = RedriveItem._meta.db_table
 
-_RUNNING = f"SELECT id, rate FROM {_REDRIVES} WHERE state = 'running' ORDER BY id"
+_RUNNING = f"SELECT id, rate, counts::text FROM {_REDRIVES} WHERE state = 'running' ORDER BY id"
 _WANTED = f"SELECT id, accepts_delay FROM {_REDRIVES} WHERE wants_preview ORDER BY id"
 _LEASE = f"""
     UPDATE {_REDRIVES} SET lease_owner = %(owner)s,
@@ -88,6 +90,10 @@ _END = f"""
     WHERE id = %s AND state = 'running'
       AND NOT EXISTS (SELECT FROM {_ITEM_TABLE} WHERE redrive_id = redrive.id AND done_at IS NULL)
 """
+_PAUSE = f"""
+    UPDATE {_REDRIVES} SET state = 'paused', waits_for = %(why)s, lease_owner = NULL, leased_until = NULL
+    WHERE id = %(id)s AND state = 'running'
+"""
 _IS_SAME = """
     starts_after_preview AND preview -> 'counts' = %(preview)s::jsonb -> 'counts'
     AND preview -> 'kinds' = %(preview)s::jsonb -> 'kinds'
@@ -107,6 +113,8 @@ _PREVIEWED = f"""
 class _Running(NamedTuple):
     id: int
     rate: int
+    # JSON.
+    counts: str
 
 
 @dataclass(slots=True)
@@ -118,6 +126,8 @@ class _Progress:
     failures: int = 0
     # By item: how often its letter was postponed.
     postponed: Counter[int] = field(default_factory=Counter)
+    # The error for which the redrive is to be paused; empty: none.
+    fault: str = ""
 
 
 class RedriveExecutor:
@@ -129,11 +139,12 @@ class RedriveExecutor:
         self._progress: dict[int, _Progress] = {}
         # The redrive whose preview was made last.
         self._previewed = 0
+        self._log_limit = LogLimit(60.0)
 
     def step(self, stop: StopFlag) -> bool:
         """Make one of the previews that are wanted, and replay letters of each running redrive for half a second.
 
-        Returns whether there is more to do at once. Raises what the database raises.
+        Returns whether there is more to do at once. Raises an outage; another error is of one redrive, which it stops.
         """
         failure: Exception | None = None
         wanted = self._rows(_WANTED)
@@ -146,10 +157,13 @@ class RedriveExecutor:
                 is_previewed = self._make_preview(redrive_id, accepts_delay)
             except Exception as error:
                 # Running redrives go on meanwhile.
-                failure = error
+                if is_transient(error) and not is_contention(error):
+                    failure = error
+                elif self._log_limit.due(("preview", redrive_id)):
+                    logger.warning("redrive %d waits for its preview: %s", redrive_id, first_line(error))
         running = [_Running(*row) for row in self._rows(_RUNNING)]
         self._progress = {item.id: self._progress.get(item.id, _Progress()) for item in running}
-        busy = [self._run(redrive, stop) for redrive in running]
+        busy = [self._run_alone(redrive, stop) for redrive in running]
         if failure is not None:
             raise failure
         return any(busy) or (is_previewed and len(wanted) > 1)
@@ -188,12 +202,42 @@ class RedriveExecutor:
             _store_preview(redrive_id, Preview(preview.total, 0, {}, {}, {}, [note], preview.seconds))
         return True
 
-    def _run(self, redrive: _Running, stop: StopFlag) -> bool:
-        """Replay letters for half a second; returns whether the next one is due."""
+    def _run_alone(self, redrive: _Running, stop: StopFlag) -> bool:
+        """Run a redrive; returns whether its next letter is due. An error of its own pauses it, and no other.
+
+        Raises an outage of PostgreSQL.
+        """
         progress = self._progress[redrive.id]
+        try:
+            if not progress.fault:
+                return self._run(redrive, progress, stop)
+        except Exception as error:
+            if _is_outage(error):
+                raise
+            if is_transient(error):
+                progress.next_at = time.monotonic() + _RETRY_SECONDS
+                if self._log_limit.due(redrive.id):
+                    logger.warning("redrive %d waits, the others go on: %s", redrive.id, first_line(error))
+                return False
+            logger.exception("redrive %d is paused by an error, the others go on", redrive.id)
+            progress.fault = f"{type(error).__name__}: {first_line(error)}"
+        try:
+            _pause(redrive.id, progress.fault)
+        except Exception as error:
+            # It is tried again at the next step, and nothing is replayed before.
+            if _is_outage(error):
+                raise
+            if self._log_limit.due(("pause", redrive.id)):
+                logger.warning("redrive %d cannot be paused: %s", redrive.id, first_line(error))
+        return False
+
+    def _run(self, redrive: _Running, progress: _Progress, stop: StopFlag) -> bool:
+        """Replay letters for half a second; returns whether the next one is due. Raises what stops this redrive."""
         ends_at = time.monotonic() + _SLICE_SECONDS
         if progress.next_at > ends_at or not self._lease(redrive.id, progress):
             return False
+        # Before a letter is replayed whose result could not be counted.
+        results_of(json.loads(redrive.counts))
         items = self._due(redrive.id)
         if not items:
             self._end(redrive.id)
@@ -240,8 +284,14 @@ class RedriveExecutor:
 
         def record(replayed: Replayed) -> None:
             nonlocal is_recorded
-            _finish(item_id, replayed)
-            is_recorded = True
+            try:
+                # In a savepoint: the effect that the letter has had stays if the result cannot be written.
+                with transaction.atomic():
+                    _finish(item_id, replayed)
+                is_recorded = True
+            except Exception as error:
+                if _is_outage(error):
+                    raise
 
         try:
             replayed = replay_letter(letter_id, stop, record)
@@ -252,7 +302,7 @@ class RedriveExecutor:
             self._postpone(item_id, letter_id, error, progress)
             return True
         except Exception as error:
-            if is_database_outage(error) and not is_contention(error):
+            if _is_outage(error):
                 raise
             if is_transient(error):
                 self._back_off(redrive, item_id, error, progress)
@@ -261,6 +311,7 @@ class RedriveExecutor:
             replayed = Replayed(letter_id, ReplayResult.FAILED, f"{type(error).__name__}: {first_line(error)}")
             is_recorded = False
         if not is_recorded:
+            # An error of it stops the redrive; the letter, if it is closed, has no effect again.
             _finish(item_id, replayed)
         progress.failures = 0
         progress.postponed.pop(item_id, None)
@@ -283,6 +334,16 @@ class RedriveExecutor:
         detail = first_line(error)
         _delay(item_id, _RETRY_SECONDS, detail, detail)
         logger.warning("redrive %d waits %.1f s: %s", redrive.id, seconds, detail)
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Whether PostgreSQL is away: for all redrives."""
+    return is_database_outage(error) and not is_contention(error)
+
+
+def _pause(redrive_id: int, fault: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_PAUSE, {"id": redrive_id, "why": f"{STOPPED_BY}{fault}"})
 
 
 def _delay(item_id: int, seconds: float, detail: str, waits_for: str) -> None:

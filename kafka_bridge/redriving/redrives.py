@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from django.db import transaction
 from django.db.models.functions import Now
 
+from common.bigint import MAX_BIGINT
 from common.postgres.clock import database_time
 
 from ..errors import BridgeError
-from ..models import Redrive
+from ..models import MOST_RATE, Redrive
 from ..operating.audit import record_action
 from .letter_filter import LetterFilter, TooManyLetters, error_classes, freeze_matching, freeze_selected
 
 REDRIVE_PERMISSION = "kafka_bridge.redrive_dead_letters"
-MOST_RATE = 1000
 DEFAULT_RATE = 50
 # An older preview is made again before the start.
 PREVIEW_VALID = timedelta(seconds=60)
 # Above so many letters the operator types their number.
 TYPED_ABOVE = 100
+# Before an error in ``waits_for``, of a redrive that the executor has paused because of it.
+STOPPED_BY = "stopped by an error: "
 
 _State = Redrive.State
 ENDED = frozenset({_State.DONE, _State.CANCELLED})
@@ -34,6 +37,14 @@ class RedriveRefused(BridgeError):
 
 class NoLetters(RedriveRefused):
     """No open dead letter matches, or none of the selected ones is open."""
+
+
+def results_of(counts: object) -> dict[str, int]:
+    """Return the letters by result from a redrive's ``counts``. Raises ValueError if they are anything else."""
+    try:
+        return msgspec.convert(counts, dict[str, Annotated[int, msgspec.Meta(ge=0, le=MAX_BIGINT)]])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its counts are not numbers by result: {error}") from error
 
 
 def redrive_create(

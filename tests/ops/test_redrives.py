@@ -228,3 +228,46 @@ def test_the_errors_of_the_open_letters_fill_the_form_of_a_new_redrive(operator:
     assert '<option value="monitoring" selected>' in filled
     error = DeadLetter.objects.values_list("error_class", flat=True)[0]
     assert f'name="error" value="{error}"' in filled
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"counts": {"failed": "x"}}, "its counts are not numbers by result"),
+        ({"counts": []}, "its counts are not numbers by result"),
+        ({"state": "foo"}, "there is no state &#x27;foo&#x27;"),
+        ({"state": "paused", "waits_for": "stopped by an error: KeyError: a"}, "stopped by an error: KeyError: a"),
+    ],
+)
+def test_a_broken_redrive_is_named_in_the_list_beside_the_others(
+    operator: Client, values: dict[str, Any], said: str
+) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    good, bad = create(), create()
+    Redrive.objects.filter(pk=bad.pk).update(**values)
+    page = operator.get("/ops/redrives").content.decode()
+    assert page.count(said) == 1
+    assert f"/ops/redrives/{good.pk}" in page
+    for path in (f"/ops/redrives/{bad.pk}", f"/ops/redrives/{bad.pk}/panels"):
+        response = operator.get(path)
+        assert (response.status_code, said in response.content.decode()) == (200, True)
+
+
+@pytest.mark.parametrize(
+    ("column", "junk"),
+    [
+        ("preview", "x"), ("preview", [1]), ("preview", {"counts": {"applied": "x"}}), ("preview", {"notes": 5}),
+        ("selection", {"items": [1]}), ("selection", [1]), ("histogram", [1]), ("histogram", {"a": 1}),
+    ],
+)  # fmt: skip
+def test_the_page_of_a_redrive_leaves_out_what_it_cannot_read_and_names_it(
+    operator: Client, column: str, junk: object
+) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrive = create()
+    step()
+    Redrive.objects.filter(pk=redrive.pk).update(**{column: junk})
+    page = operator.get(f"/ops/redrives/{redrive.pk}")
+    assert (page.status_code, page.context["unread"]) == (200, [column])
+    assert f"which is not shown: {column}." in html_of(page)
+    assert operator.get("/ops/redrives").status_code == 200

@@ -8,6 +8,9 @@ import pytest
 from django.db import OperationalError, ProgrammingError, connection
 from django.db.migrations.executor import MigrationExecutor
 
+from kafka_bridge.models import Redrive
+from tests.effects.cast import many_completed
+from tests.redriving.letters import create, dead_letters
 from tests.support.threads import lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -90,6 +93,16 @@ def test_fields_are_added_all_or_none() -> None:
     migrate("kafka_bridge")
     assert columns("kafka_bridge_deadletter", *names) == len(names)
     assert indexes(BRIDGE) == dict.fromkeys(BRIDGE, True)
+
+
+def test_a_rate_that_no_redrive_can_have_comes_into_range() -> None:
+    dead_letters("monitoring", many_completed([1]))
+    redrives = [create(), create(), create()]
+    migrate("kafka_bridge", "0013_indexes_for_redrives")
+    for redrive, rate in zip(redrives, (0, 50, 2_000_000), strict=True):
+        Redrive.objects.filter(pk=redrive.pk).update(rate=rate)
+    migrate("kafka_bridge")
+    assert list(Redrive.objects.order_by("id").values_list("rate", flat=True)) == [1, 50, 1000]
 
 
 def test_a_database_with_the_indexes_comes_through() -> None:

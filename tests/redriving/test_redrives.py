@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection
 from django.db.models.functions import Now
 
 from common.postgres.clock import database_time, isoformat_z
@@ -17,6 +17,7 @@ from common.processes.lifecycle import StopFlag
 from devstack import wait_until
 from kafka_bridge.errors import ReplayPostponed
 from kafka_bridge.models import DeadLetter, OperatorAction, Redrive, RedriveItem
+from kafka_bridge.redriving import executor as executor_module
 from kafka_bridge.redriving import letter_filter
 from kafka_bridge.redriving.executor import RedriveExecutor, RedriveThread
 from kafka_bridge.redriving.letter_filter import LetterFilter
@@ -360,6 +361,97 @@ def test_a_letter_that_can_be_replayed_only_later_is_tried_after_growing_pauses(
     RedriveItem.objects.update(due_at=Now())
     to_the_end(redrive, executor)
     assert (redrive.counts, redrive.waits_for) == ({"applied": 1}, "")
+
+
+# A redrive that is broken
+
+
+def two_started() -> tuple[Redrive, Redrive]:
+    """Two redrives of two letters each: the first is to be broken."""
+    ids = dead_letters("monitoring", many_completed([1, 2, 3, 4]))
+    first, second = create(ids[:2]), create(ids[2:])
+    step(executor := RedriveExecutor())
+    step(executor)
+    for redrive in (first, second):
+        redrive_start(redrive.pk, actor="olga")
+    return first, second
+
+
+def test_a_redrive_whose_counts_cannot_be_read_pauses_itself_alone_before_it_replays_a_letter(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = two_started()
+    junk: tuple[object, ...] = ({"failed": "x"}, [], "x", {"failed": -1}, {"failed": 1.5})
+    for counts in junk:
+        Redrive.objects.filter(pk=first.pk).update(counts=counts, state="running", waits_for="")
+        caplog.clear()
+        step()
+        first.refresh_from_db()
+        assert first.state == "paused"
+        assert first.waits_for.startswith("stopped by an error: ValueError: its counts are not numbers by result")
+        assert f"redrive {first.pk} is paused by an error" in caplog.text
+        assert not first.items.exclude(done_at=None).exists()
+    assert to_the_end(second).counts == {"applied": 2}
+    Redrive.objects.filter(pk=first.pk).update(counts={})
+    first = redrive_resume(first.pk, actor="olga", reason="its counts are mended")
+    assert to_the_end(first).counts == {"applied": 2}
+    assert first.waits_for == ""
+
+
+def test_an_unforeseen_error_of_a_redrive_pauses_it_and_no_other_even_if_it_cannot_be_paused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = two_started()
+    due, pause, executor = RedriveExecutor._due, executor_module._pause, RedriveExecutor()
+    tries = 0
+
+    def fail(self: RedriveExecutor, redrive_id: int) -> list[tuple[int, int]]:
+        nonlocal tries
+        if redrive_id == first.pk:
+            tries += 1
+            raise LookupError("a fault of ours")
+        return due(self, redrive_id)
+
+    def not_paused(redrive_id: int, fault: str) -> None:
+        raise LookupError("another fault")
+
+    monkeypatch.setattr(RedriveExecutor, "_due", fail)
+    monkeypatch.setattr(executor_module, "_pause", not_paused)
+    assert to_the_end(second, executor).counts == {"applied": 2}
+    assert tries == 1
+    monkeypatch.setattr(executor_module, "_pause", pause)
+    step(executor)
+    first.refresh_from_db()
+    assert (first.state, first.waits_for, tries) == ("paused", "stopped by an error: LookupError: a fault of ours", 1)
+
+
+def test_a_letter_whose_result_cannot_be_written_is_replayed_once(alimtalk: Provider) -> None:
+    (letter,) = dead_letters("notification", many_completed([1]))
+    redrive = start(create())
+
+    def answer(call: Call) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("""UPDATE kafka_bridge_redrive SET counts = '{"applied": "x"}'""")
+        return 200
+
+    alimtalk.answer = answer
+    executor = RedriveExecutor()
+    for _ in range(3):
+        step(executor)
+    redrive.refresh_from_db()
+    assert redrive.state == "paused"
+    assert (len(alimtalk.calls), DeadLetter.objects.get(pk=letter).closed_at is None) == (1, False)
+    Redrive.objects.update(counts={})
+    assert to_the_end(redrive_resume(redrive.pk, actor="olga"), executor).counts == {"done_already": 1}
+    assert len(alimtalk.calls) == 1
+
+
+@pytest.mark.parametrize("rate", [0, 1001])
+def test_a_rate_out_of_range_is_not_stored(rate: int) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    create()
+    with pytest.raises(IntegrityError, match="redrive_rate_in_range"):
+        Redrive.objects.update(rate=rate)
 
 
 def test_letters_that_wait_are_not_read_to_find_those_that_are_due() -> None:

@@ -9,6 +9,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from kafka_bridge.models import DeadLetter, OperatorAction, Redrive
+from kafka_bridge.redriving.executor import RedriveExecutor
 from orders.models import OrderMinute
 from tests.effects.cast import completed, many_completed
 from tests.redriving.letters import Refused, dead_letters
@@ -52,6 +53,18 @@ def test_letters_that_still_fail_are_named_and_the_command_fails() -> None:
         call_command("replay_dead_letters", stdout=out)
     assert f"failed: letter {bad}: PoisonMessage" in out.getvalue()
     assert "1 applied, 1 failed" in out.getvalue()
+
+
+def test_a_redrive_that_an_error_stopped_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead_letters("monitoring", many_completed([1]))
+
+    def fail(self: RedriveExecutor, redrive_id: int) -> list[tuple[int, int]]:
+        raise LookupError("a fault of ours")
+
+    monkeypatch.setattr(RedriveExecutor, "_due", fail)
+    with pytest.raises(CommandError, match="was stopped by an error: LookupError: a fault of ours; mend it"):
+        replay()
+    assert Redrive.objects.get().state == "paused"
 
 
 def test_without_a_letter_there_is_nothing_to_do() -> None:

@@ -13,7 +13,7 @@ from common.processes.lifecycle import StopFlag, check_database, drop_connection
 from common.processes.outages import is_transient
 
 from ...consuming.dead_letters import FOREIGN, RELAY
-from ...models import Redrive
+from ...models import MOST_RATE, Redrive
 from ...operating.audit import LONGEST_REASON
 from ...operating.worker_command import WorkerCommand, idempotent, shell_user, whole
 from ...redriving.executor import POLL_SECONDS, RedriveExecutor
@@ -22,7 +22,7 @@ from ...redriving.preview import Preview
 from ...redriving.redrives import (
     DEFAULT_RATE,
     ENDED,
-    MOST_RATE,
+    STOPPED_BY,
     NoLetters,
     RedriveRefused,
     redrive_cancel,
@@ -103,6 +103,9 @@ class Command(WorkerCommand):
                 try:
                     is_busy = executor.step(stop)
                     redrive.refresh_from_db()
+                    if redrive.state == Redrive.State.PAUSED and redrive.waits_for.startswith(STOPPED_BY):
+                        where = f"/ops/redrives/{redrive.pk}"
+                        raise CommandError(f"{redrive} was {redrive.waits_for}; mend it, then resume it at {where}")
                     if redrive.state == Redrive.State.PREVIEWED and not redrive.wants_preview:
                         self._show_preview(redrive)
                         if is_dry:
