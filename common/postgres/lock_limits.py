@@ -8,7 +8,7 @@ from django.db import connection
 LOCK_SECONDS = 2.0
 
 
-def limit_lock_waits() -> None:
-    """Let each wait for a lock in this transaction fail after ``LOCK_SECONDS``, with an error that is transient."""
+def limit_lock_waits(seconds: float = LOCK_SECONDS) -> None:
+    """Let each wait for a lock in this transaction fail after ``seconds``, with an error that is transient."""
     with connection.cursor() as cursor:
-        cursor.execute(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
+        cursor.execute(f"SET LOCAL lock_timeout = {round(seconds * 1000)}")

@@ -1,7 +1,8 @@
 """Execution of redrives: a thread of the housekeeper, or a command, makes previews and replays letters.
 
 A redrive has a lease, by the database's clock: one process replays its letters. A result is written in the transaction
-that closes the letter, so a killed process loses none. An error that is no outage pauses its own redrive, no other.
+that closes the letter, so a killed process loses none. An error that is no outage pauses its own redrive, no other,
+and a redrive whose row another session has locked waits alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from uuid import uuid4
 import msgspec
 from django.db import DataError, connection, transaction
 
+from common.postgres.lock_limits import limit_lock_waits
 from common.processes.lifecycle import StopFlag, drop_connection, first_line
 from common.processes.log_limit import LogLimit
 from common.processes.outages import is_contention, is_database_outage, is_transient
@@ -50,19 +52,29 @@ _RETRY_SECONDS = 1.0
 # Of a letter that can be replayed only later, doubled with each further time.
 LONGEST_POSTPONED_SECONDS = 300.0
 END_SECONDS = 5.0
+# For the row of a redrive that another session has locked: the other redrives wait as long.
+_LOCK_SECONDS = 0.2
 
 _REDRIVES = Redrive._meta.db_table
 _ITEM_TABLE = RedriveItem._meta.db_table
 
 _RUNNING = f"SELECT id, rate, counts::text FROM {_REDRIVES} WHERE state = 'running' ORDER BY id"
-_WANTED = f"SELECT id, accepts_delay FROM {_REDRIVES} WHERE wants_preview ORDER BY id"
+# A row that another session has locked is passed over, here and below: the redrive has its turn later.
+_IF_FREE = "FOR NO KEY UPDATE SKIP LOCKED"
+_WANTED = f"SELECT id, accepts_delay FROM {_REDRIVES} WHERE wants_preview ORDER BY id {_IF_FREE}"
 _LEASE = f"""
     UPDATE {_REDRIVES} SET lease_owner = %(owner)s,
         leased_until = statement_timestamp() + interval '{LEASE_SECONDS} seconds'
-    WHERE id = %(id)s AND state = 'running'
-      AND (lease_owner IS NULL OR lease_owner = %(owner)s OR leased_until <= statement_timestamp())
+    WHERE id = (
+        SELECT id FROM {_REDRIVES} WHERE id = %(id)s AND state = 'running'
+          AND (lease_owner IS NULL OR lease_owner = %(owner)s OR leased_until <= statement_timestamp())
+        {_IF_FREE}
+    )
 """
-_RELEASE = f"UPDATE {_REDRIVES} SET lease_owner = NULL, leased_until = NULL WHERE lease_owner = %(owner)s"
+_RELEASE = f"""
+    UPDATE {_REDRIVES} SET lease_owner = NULL, leased_until = NULL
+    WHERE id = ANY(ARRAY(SELECT id FROM {_REDRIVES} WHERE lease_owner = %(owner)s {_IF_FREE}))
+"""
 _DUE = f"""
     SELECT id, letter_id FROM {_ITEM_TABLE}
     WHERE redrive_id = %s AND done_at IS NULL AND due_at <= statement_timestamp()
@@ -85,14 +97,17 @@ _DELAY = f"""
     UPDATE {_REDRIVES} AS redrive SET waits_for = %(waits_for)s FROM delayed WHERE redrive.id = delayed.redrive_id
 """
 _END = f"""
-    UPDATE {_REDRIVES} AS redrive
+    UPDATE {_REDRIVES}
     SET state = 'done', ended_at = statement_timestamp(), lease_owner = NULL, leased_until = NULL, waits_for = ''
-    WHERE id = %s AND state = 'running'
-      AND NOT EXISTS (SELECT FROM {_ITEM_TABLE} WHERE redrive_id = redrive.id AND done_at IS NULL)
+    WHERE id = (
+        SELECT id FROM {_REDRIVES} AS redrive WHERE id = %s AND state = 'running'
+          AND NOT EXISTS (SELECT FROM {_ITEM_TABLE} WHERE redrive_id = redrive.id AND done_at IS NULL)
+        {_IF_FREE}
+    )
 """
 _PAUSE = f"""
     UPDATE {_REDRIVES} SET state = 'paused', waits_for = %(why)s, lease_owner = NULL, leased_until = NULL
-    WHERE id = %(id)s AND state = 'running'
+    WHERE id = (SELECT id FROM {_REDRIVES} WHERE id = %(id)s AND state = 'running' {_IF_FREE})
 """
 _IS_SAME = """
     starts_after_preview AND preview -> 'counts' = %(preview)s::jsonb -> 'counts'
@@ -126,6 +141,8 @@ class _Progress:
     failures: int = 0
     # By item: how often its letter was postponed.
     postponed: Counter[int] = field(default_factory=Counter)
+    # By item: the result of a replay that could not be written, because of a lock.
+    unwritten: dict[int, Replayed] = field(default_factory=dict)
     # The error for which the redrive is to be paused; empty: none.
     fault: str = ""
 
@@ -216,6 +233,8 @@ class RedriveExecutor:
                 raise
             if is_transient(error):
                 progress.next_at = time.monotonic() + _RETRY_SECONDS
+                # Its row may be locked: the next lease shows whether it is free.
+                progress.leased_at = float("-inf")
                 if self._log_limit.due(redrive.id):
                     logger.warning("redrive %d waits, the others go on: %s", redrive.id, first_line(error))
                 return False
@@ -238,6 +257,7 @@ class RedriveExecutor:
             return False
         # Before a letter is replayed whose result could not be counted.
         results_of(json.loads(redrive.counts))
+        _write_results(progress.unwritten)
         items = self._due(redrive.id)
         if not items:
             self._end(redrive.id)
@@ -285,11 +305,10 @@ class RedriveExecutor:
         def record(replayed: Replayed) -> None:
             nonlocal is_recorded
             try:
-                # In a savepoint: the effect that the letter has had stays if the result cannot be written.
-                with transaction.atomic():
-                    _finish(item_id, replayed)
+                _finish(item_id, replayed)
                 is_recorded = True
             except Exception as error:
+                # The effect that the letter has had stays: ``_finish`` has a savepoint.
                 if _is_outage(error):
                     raise
 
@@ -312,7 +331,8 @@ class RedriveExecutor:
             is_recorded = False
         if not is_recorded:
             # An error of it stops the redrive; the letter, if it is closed, has no effect again.
-            _finish(item_id, replayed)
+            progress.unwritten[item_id] = replayed
+            _write_results(progress.unwritten)
         progress.failures = 0
         progress.postponed.pop(item_id, None)
         return True
@@ -348,17 +368,32 @@ def _pause(redrive_id: int, fault: str) -> None:
 
 def _delay(item_id: int, seconds: float, detail: str, waits_for: str) -> None:
     values: dict[str, Any] = {"item": item_id, "seconds": seconds, "detail": detail, "waits_for": waits_for}
-    with connection.cursor() as cursor:
+    with _short_lock_waits(), connection.cursor() as cursor:
         cursor.execute(_DELAY, values)
 
 
 def _finish(item_id: int, replayed: Replayed) -> None:
-    with connection.cursor() as cursor:
+    with _short_lock_waits(), connection.cursor() as cursor:
         cursor.execute(_FINISH, {"item": item_id, "result": str(replayed.result), "detail": replayed.detail})
 
 
+def _write_results(unwritten: dict[int, Replayed]) -> None:
+    """Write results of replays and remove them from ``unwritten``."""
+    for item_id, replayed in list(unwritten.items()):
+        _finish(item_id, replayed)
+        del unwritten[item_id]
+
+
+@contextmanager
+def _short_lock_waits() -> Iterator[None]:
+    """A transaction, or a savepoint of one, that does not wait for the row of a redrive, or of an item, for long."""
+    with transaction.atomic():
+        limit_lock_waits(_LOCK_SECONDS)
+        yield
+
+
 def _store_preview(redrive_id: int, preview: Preview) -> None:
-    with connection.cursor() as cursor:
+    with _short_lock_waits(), connection.cursor() as cursor:
         cursor.execute(_PREVIEWED, {"id": redrive_id, "preview": msgspec.json.encode(preview).decode()})
 
 

@@ -48,6 +48,7 @@ from tests.redriving.letters import (
 from tests.support.messages import message
 from tests.support.plans import queries_of, reads_of
 from tests.support.provider import Call, Provider
+from tests.support.threads import OpenTransaction, lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -444,6 +445,104 @@ def test_a_letter_whose_result_cannot_be_written_is_replayed_once(alimtalk: Prov
     Redrive.objects.update(counts={})
     assert to_the_end(redrive_resume(redrive.pk, actor="olga"), executor).counts == {"done_already": 1}
     assert len(alimtalk.calls) == 1
+
+
+# A redrive whose row is locked
+
+ROW = "SELECT FROM kafka_bridge_redrive WHERE id = %s FOR UPDATE"
+
+
+def test_a_redrive_whose_row_is_locked_waits_alone() -> None:
+    first, second = two_started()
+    executor = RedriveExecutor()
+    with lock(ROW, first.pk):
+        began_at = time.monotonic()
+        assert to_the_end(second, executor).counts == {"applied": 2}
+        step(executor)
+        executor.release_if_possible()
+        assert time.monotonic() - began_at < 5
+        first.refresh_from_db()
+        assert (first.state, first.counts) == ("running", {})
+    assert to_the_end(first, executor).counts == {"applied": 2}
+
+
+def test_a_row_that_is_locked_before_the_end_or_the_preview_delays_no_other() -> None:
+    first, second = two_started()
+    RedriveItem.objects.filter(redrive=first).update(done_at=Now())
+    third, fourth = create(), create()
+    executor = RedriveExecutor()
+    # Its lease is new, so that it is not asked for again.
+    step(executor)
+    Redrive.objects.filter(pk=first.pk).update(state="running", wants_preview=False)
+    Redrive.objects.filter(pk__in=[third.pk, fourth.pk]).update(wants_preview=True)
+    with lock(ROW, first.pk), lock(ROW, third.pk):
+        began_at = time.monotonic()
+        for _ in range(3):
+            step(executor)
+        assert time.monotonic() - began_at < 5
+        assert list(Redrive.objects.filter(wants_preview=True)) == [third]
+        assert to_the_end(second, executor).state == "done"
+    assert to_the_end(first, executor).state == "done"
+
+
+@pytest.mark.parametrize("answer", [200, 400])
+def test_the_outcome_of_a_call_during_which_the_row_is_locked_is_kept_and_written_later(
+    alimtalk: Provider, answer: int
+) -> None:
+    dead_letters("notification", many_completed([1]))
+    dead_letters("monitoring", many_completed([2, 3]))
+    first, second = create(LetterFilter(group="notification")), create(LetterFilter(group="monitoring"))
+    step(executor := RedriveExecutor())
+    step(executor)
+    for redrive in (first, second):
+        redrive_start(redrive.pk, actor="olga")
+    held: list[OpenTransaction] = []
+
+    def hold(call: Call) -> int:
+        held.append(lock(ROW, first.pk))
+        held[0].__enter__()
+        return answer
+
+    alimtalk.answer = hold
+    began_at = time.monotonic()
+    assert to_the_end(second, executor).counts == {"applied": 2}
+    step(executor)
+    assert time.monotonic() - began_at < 5
+    first.refresh_from_db()
+    assert (len(alimtalk.calls), first.counts) == (1, {})
+    held[0].__exit__(None, None, None)
+    assert to_the_end(first, executor).counts == {"applied" if answer == 200 else "failed": 1}
+    assert len(alimtalk.calls) == 1
+    letter = DeadLetter.objects.get(consumer_group="notification")
+    assert (letter.replays, letter.closed_at is None) == (1, answer == 400)
+
+
+def test_a_letter_that_is_postponed_while_the_row_is_locked_delays_no_other_redrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead_letters("monitoring", many_completed([1]))
+    dead_letters("data-platform", many_completed([2]))
+    first, second = create(LetterFilter(group="monitoring")), create(LetterFilter(group="data-platform"))
+    held: list[OpenTransaction] = []
+
+    def replay(replayed: ReplayedMessage) -> str:
+        if not held:
+            held.append(lock(ROW, first.pk))
+            held[0].__enter__()
+        raise ReplayPostponed("no unit is free", 5.0)
+
+    step(executor := RedriveExecutor())
+    step(executor)
+    for redrive in (first, second):
+        redrive_start(redrive.pk, actor="olga")
+    for name in ("monitoring", "data-platform"):
+        changed(dataclasses.replace(groups()[name], replay=replay, call=None), monkeypatch)
+    began_at = time.monotonic()
+    for _ in range(3):
+        step(executor)
+    assert time.monotonic() - began_at < 5
+    assert [redrive.waits_for != "" for redrive in Redrive.objects.order_by("id")] == [False, True]
+    held[0].__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("rate", [0, 1001])
