@@ -232,7 +232,7 @@ class RedriveExecutor:
             if _is_outage(error):
                 raise
             if is_transient(error):
-                progress.next_at = time.monotonic() + _RETRY_SECONDS
+                progress.next_at = max(progress.next_at, time.monotonic() + _RETRY_SECONDS)
                 # Its row may be locked: the next lease shows whether it is free.
                 progress.leased_at = float("-inf")
                 if self._log_limit.due(redrive.id):
@@ -241,7 +241,9 @@ class RedriveExecutor:
             logger.exception("redrive %d is paused by an error, the others go on", redrive.id)
             progress.fault = f"{type(error).__name__}: {first_line(error)}"
         try:
-            _pause(redrive.id, progress.fault)
+            if _pause(redrive.id, progress.fault):
+                # Resumed, it is tried anew.
+                progress.fault = ""
         except Exception as error:
             # It is tried again at the next step, and nothing is replayed before.
             if _is_outage(error):
@@ -361,9 +363,11 @@ def _is_outage(error: BaseException) -> bool:
     return is_database_outage(error) and not is_contention(error)
 
 
-def _pause(redrive_id: int, fault: str) -> None:
+def _pause(redrive_id: int, fault: str) -> bool:
+    """Pause a redrive; returns False while another session has locked its row, or if it does not run any more."""
     with connection.cursor() as cursor:
         cursor.execute(_PAUSE, {"id": redrive_id, "why": f"{STOPPED_BY}{fault}"})
+        return bool(cursor.rowcount)
 
 
 def _delay(item_id: int, seconds: float, detail: str, waits_for: str) -> None:

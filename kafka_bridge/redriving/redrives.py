@@ -142,7 +142,9 @@ def redrive_resume(redrive_id: int, *, actor: str, reason: str = "") -> Redrive:
     with transaction.atomic():
         redrive = _locked(redrive_id)
         _require(redrive, "resumed", {_State.PAUSED})
-        return _change(redrive, "resume", actor, reason, state=_State.RUNNING)
+        # What it waited for, or was stopped by, is seen anew.
+        changes = {"waits_for": ""} if redrive.waits_for else {}
+        return _change(redrive, "resume", actor, reason, state=_State.RUNNING, **changes)
 
 
 def redrive_cancel(redrive_id: int, *, actor: str, reason: str = "") -> Redrive:

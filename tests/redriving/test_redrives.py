@@ -395,8 +395,8 @@ def test_a_redrive_whose_counts_cannot_be_read_pauses_itself_alone_before_it_rep
     assert to_the_end(second).counts == {"applied": 2}
     Redrive.objects.filter(pk=first.pk).update(counts={})
     first = redrive_resume(first.pk, actor="olga", reason="its counts are mended")
-    assert to_the_end(first).counts == {"applied": 2}
     assert first.waits_for == ""
+    assert to_the_end(first).counts == {"applied": 2}
 
 
 def test_an_unforeseen_error_of_a_redrive_pauses_it_and_no_other_even_if_it_cannot_be_paused_at_once(
@@ -413,7 +413,7 @@ def test_an_unforeseen_error_of_a_redrive_pauses_it_and_no_other_even_if_it_cann
             raise LookupError("a fault of ours")
         return due(self, redrive_id)
 
-    def not_paused(redrive_id: int, fault: str) -> None:
+    def not_paused(redrive_id: int, fault: str) -> bool:
         raise LookupError("another fault")
 
     monkeypatch.setattr(RedriveExecutor, "_due", fail)
