@@ -50,10 +50,12 @@ class EffectsCheck:
 
     def _check_effect(self, event: TrackedEvent, effect: str, findings: Findings, *, repair: bool) -> None:
         until = database_time() - self._patience
-        # What is missed at first may be in transit: it has arrived once the lag was 0.
-        if self._missed(event, effect, until) and self._lag(*read_by(event, effect)) != 0:
-            return
         missed = self._missed(event, effect, until)
+        if missed:
+            if self._lag(*read_by(event, effect)) != 0:
+                return
+            # What was in transit has arrived since the lag was 0.
+            missed = self._missed(event, effect, until)
         if not missed:
             self._complete_until[event.event_type, effect] = until
             return

@@ -81,13 +81,17 @@ class TopicIds:
         return bool(anew)
 
     def has_changed(self) -> bool:
-        """Whether a topic was made anew. Asks the brokers every 5 s, and waits for nothing."""
+        """Whether a topic was made anew, as far as the brokers answer. Asks every 5 s, and waits for nothing."""
+        with suppress(KafkaException):
+            self._ask_and_learn()
+        return self._is_changed
+
+    def _ask_and_learn(self) -> None:
         if self._asked and all(answer.done() for answer in self._asked.values()):
             answered, self._asked = self._asked, {}
             self._compare(_ids(answered, 0.0))
         elif not self._asked and time.monotonic() >= self._ask_at:
             self._asked = self._describe()
-        return self._is_changed
 
     def _compare(self, now: Mapping[str, str]) -> None:
         """Learn ids. One that has changed is not learned: offsets of partitions that are held would get it."""
