@@ -143,12 +143,12 @@ def wait_for_consumers(group: str, consumers: int) -> list[GroupMember]:
 
     def share_all() -> bool:
         found[:] = group_members(group)
-        # Groups with equal ids may share a subscription of more topics.
-        shares = [member.partitions & wanted for member in found]
-        sizes = [len(share) for share in shares]
-        # Of a group that is not balanced yet, partitions will change hands while the story observes them.
+        # Of a group that is not balanced yet, partitions will change hands while the story observes them. What is
+        # balanced is the whole: groups with equal ids share a subscription, which may have more topics.
+        sizes = [len(member.partitions) for member in found]
         even = len(found) == consumers and max(sizes) - min(sizes) <= 1
-        return even and sum(sizes) == len(wanted) and frozenset().union(*shares) == wanted
+        shares = [member.partitions & wanted for member in found]
+        return even and sum(map(len, shares)) == len(wanted) and frozenset().union(*shares) == wanted
 
     wait_until(share_all, OBSERVE_SECONDS, f"group {group} does not get {consumers} consumers", _POLL_SECONDS)
     return found
