@@ -1,7 +1,7 @@
 """Find events of orders that never reached an effect, and have them sent again.
 
 A group has read its topic to the end and an effect misses an event: its offsets moved on without the effect, because
-the effect joined an id that was ahead of it, or because somebody set the offsets. The inbox tells it, since an effect
+the effect joined an id that was ahead of it, or because an operator set the offsets. The inbox shows it: an effect
 enters there what it has handled. The event is sent again under its id, and repeats nothing for those that have it.
 """
 

@@ -11,8 +11,7 @@ from common.processes.lifecycle import StopFlag
 from ..registry import ReceivedMessage, prefixed
 from ..subscriptions import Subscription
 from .batch import BatchHandler, BatchInterrupted, BatchPostponed
-
-Partition = tuple[str, int]
+from .retrying_partitions import Partition
 
 
 class SubscriptionHandler:

@@ -63,7 +63,7 @@ _READ = f"""
     WHERE total - size < %(bytes)s
     ORDER BY message_id
 """
-# A row of which somebody changed the topic goes on waiting, under that topic.
+# A row whose topic was changed by SQL stays held, under its new topic.
 _FOLLOW_TOPIC = """
     UPDATE kafka_bridge_heldmessage AS held SET topic = message.topic
     FROM kafka_bridge_outboxmessage AS message
